@@ -1,0 +1,25 @@
+"""The errors a user can cause. A command prints any of them as one line and exits with code 2."""
+
+
+class TransformerLMError(ValueError):
+    """The root: something given from outside is wrong, and the message says what to do about it."""
+
+
+class ConfigError(TransformerLMError):
+    """A setting is unknown, has the wrong type, or does not fit the others."""
+
+
+class DataError(TransformerLMError):
+    """A text source, a token file or its sidecar is missing, damaged or does not fit."""
+
+
+class TokenizerError(TransformerLMError):
+    """A vocabulary or merges file is malformed, or a text or an id does not fit the vocabulary."""
+
+
+class CheckpointError(TransformerLMError):
+    """A checkpoint is missing, damaged or does not fit the model it is loaded into."""
+
+
+class MissingDependencyError(TransformerLMError):
+    """An optional package is not installed; the message is the command that installs it."""

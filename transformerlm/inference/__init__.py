@@ -1,0 +1,18 @@
+"""From a model and a prompt of token ids to new tokens.
+
+`sampling` turns logits into a token, `generate` is the plain loop without a cache, and `decode` the fast
+one with it, for prompts of different lengths. Ids only: text lives in `predictor`.
+"""
+
+from transformerlm.inference.decode import decode_steps
+from transformerlm.inference.generate import generate
+from transformerlm.inference.sampling import sample_token, softmax, top_k_filter, top_p_filter
+
+__all__ = [
+    "softmax",
+    "top_p_filter",
+    "top_k_filter",
+    "sample_token",
+    "generate",
+    "decode_steps",
+]

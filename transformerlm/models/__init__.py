@@ -1,0 +1,26 @@
+"""The model: layers, attention, the Transformer language model and its key-value cache.
+
+Pure math on tensors. Nothing here chooses a device, casts, compiles, shards, logs or prints; `training`,
+`inference` and `distributed` do that from outside.
+"""
+
+from transformerlm.models.attention import MultiheadSelfAttentionRoPE, scaled_dot_product_attention
+from transformerlm.models.flops import flops_per_token, num_parameters
+from transformerlm.models.kv_cache import KVCache
+from transformerlm.models.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SwiGLU
+from transformerlm.models.transformer import TransformerBlock, TransformerLM
+
+__all__ = [
+    "Linear",
+    "Embedding",
+    "RMSNorm",
+    "SwiGLU",
+    "RotaryPositionalEmbedding",
+    "scaled_dot_product_attention",
+    "MultiheadSelfAttentionRoPE",
+    "TransformerBlock",
+    "TransformerLM",
+    "KVCache",
+    "flops_per_token",
+    "num_parameters",
+]

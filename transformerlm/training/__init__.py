@@ -1,0 +1,29 @@
+"""Training from scratch: loss, AdamW, schedule, batches, checkpoints, one step, and the loop over them.
+
+Everything here sees token ids only. `Trainer` takes one step, `TrainingRun` loops over steps and yields records;
+neither prints nor logs.
+"""
+
+from transformerlm.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
+from transformerlm.training.data import BatchLoader, TokenDataset, get_batch
+from transformerlm.training.loop import TrainingRun
+from transformerlm.training.loss import cross_entropy
+from transformerlm.training.optim import AdamW, gradient_clipping
+from transformerlm.training.schedule import lr_cosine_schedule
+from transformerlm.training.trainer import Trainer
+
+__all__ = [
+    "AdamW",
+    "BatchLoader",
+    "Checkpoint",
+    "CheckpointStore",
+    "TokenDataset",
+    "Trainer",
+    "TrainingRun",
+    "cross_entropy",
+    "get_batch",
+    "gradient_clipping",
+    "load_checkpoint",
+    "lr_cosine_schedule",
+    "save_checkpoint",
+]

@@ -1,0 +1,1 @@
+"""Errors, atomic files, token files, dtypes and devices: what every other part stands on."""

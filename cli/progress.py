@@ -1,0 +1,63 @@
+"""Words and bars for people, on stderr: a live bar on a terminal, else a plain line now and then."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+Update = Callable[[float, str], None]
+"""Called with the share done, 0 to 1, and a few words about the work."""
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Update]:
+    """Show the progress of the work in the context; yields the function that moves it."""
+    if not enabled:
+        yield lambda _share, _words: None
+    elif sys.stderr.isatty():
+        with _live_bar(label) as update:
+            yield update
+    else:
+        yield _lines(label)
+
+
+@contextlib.contextmanager
+def _live_bar(label: str) -> Iterator[Update]:
+    from rich.console import Console  # imported here: it takes as long as the rest of a command's start
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[words]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # stdout is data, and rich would move it to its own console
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
+        task = progress.add_task(label, total=1.0, words="")
+        yield lambda share, words: progress.update(task, completed=share, words=words)
+
+
+def _lines(label: str) -> Update:
+    start = time.monotonic()
+    last = start
+
+    def update(share: float, words: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - start) * (1 - share) / share if share > 0 else 0.0
+            say(f"  {label} {share:4.0%}  {words}  {left:.0f} s left")
+
+    return update

@@ -1,0 +1,42 @@
+"""The configuration of `transformerlm-bench-infer`."""
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from config.schemas import Config, ExecutionSection
+from transformerlm.hparams import Integers, ModelHparams, PathSetting, Problem
+
+
+class BenchInferSection(ExecutionSection):
+    """The measurement."""
+
+    checkpoint: PathSetting | None = Field(
+        None,
+        description="Checkpoint or run folder (unset: the shape of [model] with random weights).",
+        json_schema_extra={"flag": "--checkpoint"},
+    )
+    batch_sizes: Integers = Field((1, 8), min_length=1, description="Prompts decoded together; one row each.")
+    prompt_tokens: int = Field(64, gt=0, description="Tokens of each prompt.")
+    new_tokens: int = Field(64, gt=1, description="Tokens decoded after it.")
+    warmup: int = Field(2, ge=0, description="Runs before the measurement.")
+    repeats: int = Field(7, gt=0, description="Measured runs.")
+    seed: int = Field(0, ge=0, description="Seed of the prompts and of random weights.")
+
+
+class BenchInferConfig(Config):
+    """Measure prefill and decode latency."""
+
+    benchmark: BenchInferSection = Field(default_factory=BenchInferSection)
+    model: ModelHparams = Field(default_factory=lambda: ModelHparams(vocab_size=10_000))
+
+    def problems(self) -> Iterator[Problem]:
+        total = self.benchmark.prompt_tokens + self.benchmark.new_tokens
+        if self.benchmark.checkpoint is None and total > self.model.context_length:
+            yield Problem(
+                "benchmark.new_tokens",
+                f"prompt_tokens + new_tokens = {total} must fit in model.context_length = {self.model.context_length}",
+                self.benchmark.new_tokens,
+            )
+        if self.benchmark.checkpoint is None and self.model.vocab_size is None:
+            yield Problem("model.vocab_size", "must be given when there is no checkpoint", None)

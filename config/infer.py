@@ -1,0 +1,29 @@
+"""The configuration of `transformerlm-infer`."""
+
+from pydantic import Field
+
+from config.schemas import Config, ExecutionSection
+from transformerlm.hparams import LoggingHparams, PathSetting, SamplingHparams, Strings, WandbHparams
+
+
+class InferenceSection(ExecutionSection):
+    """Which model, and what to continue."""
+
+    checkpoint: PathSetting = Field(
+        description="Checkpoint folder, or a run folder (its newest checkpoint).",
+        json_schema_extra={"flag": "--checkpoint"},
+    )
+    prompts: Strings = Field(
+        (),
+        description="Texts to continue, all in one batch; an empty one starts a new document.",
+        json_schema_extra={"flag": "--prompt"},
+    )
+
+
+class InferConfig(Config):
+    """Continue prompts with a trained model."""
+
+    inference: InferenceSection
+    sampling: SamplingHparams = Field(default_factory=SamplingHparams)
+    logging: LoggingHparams = Field(default_factory=LoggingHparams)
+    wandb: WandbHparams = Field(default_factory=WandbHparams)

@@ -1,0 +1,147 @@
+"""Read a configuration, check all of it, write it back.
+
+Everything that is wrong is collected before anything is said: unknown keys and wrong types of every
+table, then what is impossible within a table, then, if the tables stand, what is impossible between them.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from config.schemas import Config
+from transformerlm.hparams import Section
+from transformerlm.utils.errors import ConfigError
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+COMMAND_LINE = "command line"
+
+
+def load_config(
+    schema: type[ConfigType], path: Path | None, overrides: Mapping[tuple[str, str], Any] | None = None
+) -> ConfigType:
+    """Return the configuration of `path` (all defaults if None) with `overrides` by (table, key).
+
+    Raises `ConfigError` with one line per problem, `file: table.key: message (got …)`.
+    """
+    tables = read_toml(path) if path is not None else {}
+    overrides = overrides or {}
+    for (table, key), value in overrides.items():
+        section = tables.setdefault(table, {})
+        if isinstance(section, dict):
+            section[key] = value
+
+    def origin(table: str, key: str) -> str:
+        return COMMAND_LINE if path is None or (table, key) in overrides else str(path)
+
+    sections, problems = _check_tables(schema, tables)
+    if not problems:
+        config = schema(**sections)
+        problems = [
+            (*problem.key.split(".", 1), _with_value(problem.message, problem.got)) for problem in config.problems()
+        ]
+        if not problems:
+            return config
+    raise ConfigError("\n".join(f"{origin(table, key)}: {_dotted(table, key)}: {text}" for table, key, text in problems))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file; `ConfigError` says why it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; the shipped ones are in config/resources") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+
+
+def to_toml(config: BaseModel) -> str:
+    """Return the configuration as TOML; what is unset (None), TOML leaves out."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def to_json(config: BaseModel) -> str:
+    """Return the configuration as indented JSON."""
+    return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+_Problems = list[tuple[str, str, str]]
+
+
+def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict[str, Section], _Problems]:
+    """Validate each table by itself, so that one table's mistakes do not hide another's."""
+    sections: dict[str, Section] = {}
+    problems: _Problems = [
+        (name, "", f"unknown table{_suggestion(name, schema.model_fields)}")
+        for name in tables
+        if name not in schema.model_fields
+    ]
+    for name, field in schema.model_fields.items():
+        section_type = field.annotation
+        assert isinstance(section_type, type) and issubclass(section_type, Section)
+        if name not in tables and not field.is_required():
+            sections[name] = field.get_default(call_default_factory=True)
+            continue
+        values = tables.get(name, {})
+        if not isinstance(values, dict):
+            problems.append((name, "", f"should be a table (got {values!r})"))
+            continue
+        values = _with_table_defaults(field, values)
+        try:
+            section = section_type.model_validate(values)
+        except ValidationError as error:
+            problems.extend((name, key, text) for key, text in _describe(error, section_type))
+            continue
+        sections[name] = section
+        problems.extend((name, p.key, _with_value(p.message, p.got)) for p in section.problems())
+    return sections, problems
+
+
+def _with_table_defaults(field: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Add the values that a schema sets for a table beyond the section's own defaults."""
+    if field.is_required():
+        return values
+    default = field.get_default(call_default_factory=True)
+    return {**default.model_dump(exclude_unset=True), **values}
+
+
+def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[str, str]]:
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "default_factory_not_called":  # follows from another key's error
+            continue
+        if item["type"] == "extra_forbidden":
+            yield key, f"unknown key (got {item['input']!r}){_suggestion(key, section.model_fields)}"
+        elif item["type"] == "missing":
+            description = section.model_fields[key].description
+            yield key, f"is missing: {description}"
+        else:
+            message = item["msg"].removeprefix("Input ").replace("tuple", "list")
+            yield key, _with_value(message, item["input"])
+
+
+def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
+
+
+def _with_value(message: str, got: object) -> str:
+    return f"{message} (got {'nothing' if got is None else repr(got)})"
+
+
+def _dotted(table: str, key: str) -> str:
+    return f"{table}.{key}" if key else table
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

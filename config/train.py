@@ -1,0 +1,41 @@
+"""The configuration of `transformerlm-train`."""
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from config.schemas import Config
+from transformerlm.hparams import (
+    CheckpointHparams,
+    DataHparams,
+    ModelHparams,
+    OptimizerHparams,
+    Problem,
+    ScheduleHparams,
+    TrainingHparams,
+    TrainLoggingHparams,
+    ValidationHparams,
+    WandbHparams,
+)
+
+
+class TrainConfig(Config):
+    """Train a model on token files."""
+
+    data: DataHparams
+    model: ModelHparams = Field(default_factory=ModelHparams)
+    optimizer: OptimizerHparams = Field(default_factory=OptimizerHparams)
+    schedule: ScheduleHparams = Field(default_factory=ScheduleHparams)
+    training: TrainingHparams = Field(default_factory=TrainingHparams)
+    validation: ValidationHparams = Field(default_factory=ValidationHparams)
+    checkpoint: CheckpointHparams = Field(default_factory=CheckpointHparams)
+    logging: TrainLoggingHparams = Field(default_factory=TrainLoggingHparams)
+    wandb: WandbHparams = Field(default_factory=WandbHparams)
+
+    def problems(self) -> Iterator[Problem]:
+        if self.schedule.cosine_cycle_iters is None and self.schedule.warmup_iters > self.training.steps:
+            yield Problem(
+                "schedule.warmup_iters",
+                f"must not exceed the cosine cycle, which is training.steps = {self.training.steps}",
+                self.schedule.warmup_iters,
+            )

@@ -1,0 +1,55 @@
+"""Which text files a list of names means: files, globs, folders, and the corpus that is built in."""
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from config.schemas import BUILTIN_STORIES
+from databuilder.stories import write_corpus
+from transformerlm.utils.errors import DataError
+
+BUILTIN_FOLDER = Path("data/builtin")
+BUILTIN_NUM_STORIES = 20_000
+BUILTIN_SEED = 0
+TEXT_SUFFIXES = (".txt", ".md", ".text")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+
+
+def resolve_sources(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """Return the files that `names` stand for, in order, each once; the files of a glob or folder are sorted.
+
+    `builtin:stories` is generated on first use; `progress` is told stories done and to do. Raises `DataError`
+    if a name matches nothing.
+    """
+    paths: list[Path] = []
+    for name in names:
+        paths += [builtin_corpus(progress)] if name == BUILTIN_STORIES else _matching(name)
+    return list(dict.fromkeys(paths))
+
+
+def builtin_corpus(progress: Callable[[int, int], None] | None = None) -> Path:
+    """Return the file of the built-in corpus, which is written if it is not there."""
+    path = BUILTIN_FOLDER / f"stories-{BUILTIN_NUM_STORIES}-seed{BUILTIN_SEED}.txt"
+    if not path.exists():
+        write_corpus(path, BUILTIN_NUM_STORIES, BUILTIN_SEED, progress)
+    return path
+
+
+def _matching(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _is_text(file))
+        if not files:
+            raise DataError(f"{name}: the folder holds no text file ({', '.join(TEXT_SUFFIXES)}, also .gz or .zst)")
+        return files
+    files = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+    if not files:
+        raise DataError(f"{name}: there is no such file, folder or match; give a path, or '{BUILTIN_STORIES}'")
+    return files
+
+
+def _is_text(path: Path) -> bool:
+    suffixes = [suffix for suffix in path.suffixes[-2:] if suffix not in COMPRESSED_SUFFIXES]
+    return bool(suffixes) and suffixes[-1] in TEXT_SUFFIXES and not path.name.startswith(".")

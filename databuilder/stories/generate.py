@@ -1,0 +1,65 @@
+"""From a seed to stories, and to a corpus file."""
+
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from databuilder.stories.cast import SCENES, Scene, Slots
+from databuilder.stories.grammar import polish
+from databuilder.stories.lexicon import load_lexicon
+from databuilder.stories.plots import Plot, load_plots
+from databuilder.stories.templates import expand
+from transformerlm.utils.files import atomic_write
+
+END_OF_TEXT = "<|endoftext|>"
+
+_PROGRESS_INTERVAL = 500
+
+
+def generate_stories(num_stories: int, seed: int = 0) -> Iterator[str]:
+    """Yield `num_stories` stories. Story i depends on `(seed, i)` only, so a longer corpus begins with a shorter one."""
+    for index in range(num_stories):
+        yield write_story(seed, index)
+
+
+def write_story(seed: int, index: int) -> str:
+    """Write story `index` of the corpus `seed`: paragraphs separated by blank lines, no newline at the end.
+
+    Only `Random.random` is drawn on, whose sequence for a string seed is the same in every version of Python.
+    """
+    draw = random.Random(f"{seed}:{index}").random
+    plots = load_plots()
+    plot = plots[int(draw() * len(plots))]
+    scenes = _scenes(plot.title)
+    scene = scenes[int(draw() * len(scenes))]
+    parts: list[str] = []
+    expand(plot.text, draw, parts)
+    text = "".join(parts) % Slots(load_lexicon(), draw, scene, plot.cast)
+    return polish(text.replace("\n ", "\n\n").lstrip("\n"))
+
+
+def write_corpus(
+    path: Path | str, num_stories: int, seed: int, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write `num_stories` stories to the UTF-8 file `path`, atomically, each followed by the line `<|endoftext|>`.
+
+    `progress(done, total)` is called now and then, and at the end.
+    """
+    with atomic_write(path) as file:
+        for done, story in enumerate(generate_stories(num_stories, seed), start=1):
+            file.write(f"{story}\n{END_OF_TEXT}\n".encode())
+            if progress is not None and (done % _PROGRESS_INTERVAL == 0 or done == num_stories):
+                progress(done, num_stories)
+
+
+@cache
+def _scenes(title: str) -> tuple[Scene, ...]:
+    plot = _plot(title)
+    return tuple(
+        scene for scene in SCENES if scene.kind in plot.heroes and (not plot.worlds or scene.world in plot.worlds)
+    )
+
+
+def _plot(title: str) -> Plot:
+    return next(plot for plot in load_plots() if plot.title == title)

@@ -1,0 +1,235 @@
+"""Typed settings of the library's parts: one frozen class a table of a TOML file.
+
+Defaults, meanings and limits live here and nowhere else. A part receives its own section
+(`Trainer` a `TrainingHparams`, say), never a whole configuration. Single values are checked by
+pydantic; what only shows in combination is listed by `problems`, so that a loader can report
+everything that is wrong at once. Importing this module does not import torch.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+END_OF_TEXT = "<|endoftext|>"
+"""The special token that ends a document, spelled as in GPT-2."""
+
+PathSetting = Annotated[Path, Strict(False)]
+"""A path: TOML has only strings."""
+
+Strings = Annotated[tuple[str, ...], Strict(False)]
+"""A list of strings: TOML arrays arrive as `list`."""
+
+Integers = Annotated[tuple[Annotated[int, Strict(), Field(gt=0)], ...], Strict(False)]
+"""A list of positive integers."""
+
+NamesSetting = Annotated[
+    tuple[str, ...], Strict(False), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
+"""One name or a list of names."""
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+class Problem(NamedTuple):
+    """A combination of settings that cannot work: where, what to do, and the value found."""
+
+    key: str
+    message: str
+    got: object
+
+
+class Section(BaseModel):
+    """A table of settings: immutable, typed strictly, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is impossible in combination; keys are the section's field names."""
+        return iter(())
+
+
+def swiglu_width(d_model: int) -> int:
+    """Return 8/3 of `d_model`, rounded up to a multiple of 64 (Shazeer 2020, GLU Variants, section 3)."""
+    return math.ceil(8 * d_model / 3 / 64) * 64
+
+
+class ModelHparams(Section):
+    """The shape of the Transformer."""
+
+    vocab_size: int | None = Field(None, gt=0, description="Vocabulary entries (unset: as many as the data's tokenizer has).")
+    context_length: int = Field(256, gt=0, description="Longest sequence of tokens that the model sees.")
+    d_model: int = Field(192, gt=0, description="Width of the residual stream.")
+    num_layers: int = Field(4, gt=0, description="Number of Transformer blocks.")
+    num_heads: int = Field(6, gt=0, description="Attention heads; divides d_model.")
+    num_kv_heads: int = Field(
+        default_factory=lambda data: data["num_heads"],
+        gt=0,
+        description="Heads of keys and values, for grouped-query attention (unset: num_heads).",
+    )
+    d_ff: int = Field(
+        default_factory=lambda data: swiglu_width(data["d_model"]),
+        gt=0,
+        description="Width of the feed-forward layer (unset: 8/3 of d_model, rounded up to a multiple of 64).",
+    )
+    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position angles.")
+    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of RMSNorm.")
+    tie_embeddings: bool = Field(False, description="Use the token embeddings as the output layer's weights.")
+    qk_norm: bool = Field(False, description="Normalise queries and keys per head before the rotation.")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.d_model % self.num_heads:
+            yield Problem("d_model", f"must be divisible by num_heads = {self.num_heads}", self.d_model)
+        elif (self.d_model // self.num_heads) % 2:
+            yield Problem(
+                "d_model",
+                f"d_model / num_heads = {self.d_model // self.num_heads} must be even for rotary positions",
+                self.d_model,
+            )
+        if self.num_heads % self.num_kv_heads:
+            yield Problem("num_kv_heads", f"must divide num_heads = {self.num_heads}", self.num_kv_heads)
+
+
+class DataHparams(Section):
+    """What to train on."""
+
+    train: PathSetting = Field(description="Token file to train on (made by transformerlm-make-data).")
+    valid: PathSetting = Field(description="Token file to validate on.")
+    tokenizer: PathSetting = Field(description="Folder of the tokenizer that made the token files.")
+
+
+class OptimizerHparams(Section):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, on matrices only.")
+
+
+class ScheduleHparams(Section):
+    """Learning rate: linear warm-up, then a cosine down to the minimum, then constant."""
+
+    max_learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the end of the warm-up.")
+    min_learning_rate: float = Field(1e-4, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_iters: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    cosine_cycle_iters: int | None = Field(
+        None, gt=0, description="Step at which the cosine ends (unset: training.steps)."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.min_learning_rate > self.max_learning_rate:
+            yield Problem(
+                "min_learning_rate",
+                f"must not exceed max_learning_rate = {self.max_learning_rate}",
+                self.min_learning_rate,
+            )
+        if self.cosine_cycle_iters is not None and self.warmup_iters > self.cosine_cycle_iters:
+            yield Problem(
+                "warmup_iters",
+                f"must not exceed cosine_cycle_iters = {self.cosine_cycle_iters}",
+                self.warmup_iters,
+            )
+
+
+class TrainingHparams(Section):
+    """The run: how long, how many sequences a step, where, and with what numbers."""
+
+    steps: int = Field(1000, gt=0, description="Optimizer steps.")
+    batch_size: int = Field(16, gt=0, description="Sequences an optimizer step.")
+    micro_batch_size: int | None = Field(
+        None,
+        gt=0,
+        description="Sequences a forward pass; divides batch_size, gradients are accumulated (unset: batch_size).",
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
+    max_nonfinite_steps: int = Field(
+        5, gt=0, description="Stop after this many steps in a row with a loss or gradient that is not finite."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the order of the data.")
+    device: DeviceName = Field("auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
+    dtype: DtypeName = Field(
+        "auto",
+        description="auto | float32 | bfloat16: numbers of the forward pass (autocast; weights stay float32). "
+        "auto is bfloat16 on CUDA and float32 elsewhere.",
+    )
+    threads: int = Field(0, ge=0, description="CPU threads (0: torch's own choice).")
+    runs_dir: PathSetting = Field(Path("runs"), description="The run folder is runs_dir / logging.run_name.")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: continue from the newest checkpoint of the run folder. never: refuse a used folder."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            yield Problem(
+                "micro_batch_size", f"must divide batch_size = {self.batch_size}", self.micro_batch_size
+            )
+
+
+class ValidationHparams(Section):
+    """Loss on a fixed set of windows of the validation data."""
+
+    interval: int = Field(250, gt=0, description="Steps between validations; one more follows the last step.")
+    windows: int = Field(64, gt=0, description="Windows of context_length tokens, spread evenly over the file.")
+    batch_size: int = Field(16, gt=0, description="Windows a forward pass.")
+
+
+class CheckpointHparams(Section):
+    """When to save, and what to keep."""
+
+    interval: int = Field(500, gt=0, description="Steps between checkpoints; one more follows the last step.")
+    keep_last: int = Field(2, gt=0, description="Checkpoints kept, newest first; the best one is kept besides.")
+
+
+class LoggingHparams(Section):
+    """Where records go."""
+
+    backend: NamesSetting = Field(("console",), description="console | wandb | noop, or a list of them.")
+    run_name: str = Field("run", min_length=1, description="Name of the run and of its folder.")
+    architecture: str = Field("transformer", description="Free text, kept with the run.")
+    dataset: str = Field("", description="Free text, kept with the run.")
+
+    def problems(self) -> Iterator[Problem]:
+        for name in self.backend:
+            if name not in ("console", "wandb", "noop"):
+                yield Problem("backend", "must be console, wandb, noop or a list of them", name)
+        if Path(self.run_name).name != self.run_name or self.run_name.startswith("."):
+            yield Problem("run_name", "must be a plain folder name", self.run_name)
+
+
+class TrainLoggingHparams(LoggingHparams):
+    """Where records go, and how often."""
+
+    interval: int = Field(10, gt=0, description="Steps between records.")
+    activation_norm_interval: int = Field(
+        0, ge=0, description="Steps between records of the blocks' output norms (0: never)."
+    )
+    weight_norm_interval: int = Field(0, ge=0, description="Steps between records of the weights' norms (0: never).")
+
+
+class WandbHparams(Section):
+    """Weights & Biases, used when logging.backend names wandb."""
+
+    entity: str | None = Field(None, description="User or team (unset: the account's default).")
+    project: str = Field("transformerlm", min_length=1, description="Project.")
+    mode: Literal["online", "offline"] = Field("online", description="online | offline.")
+
+
+class SamplingHparams(Section):
+    """How the next token is chosen, and when to stop."""
+
+    max_new_tokens: int = Field(256, gt=0, description="Stop after this many tokens.")
+    temperature: float = Field(0.8, ge=0, description="Divides the logits; 0 takes the most likely token.")
+    top_k: int | None = Field(None, gt=0, description="Sample among the k most likely tokens (unset: all).")
+    top_p: float = Field(
+        0.95, ge=0, le=1, description="Sample among the fewest tokens whose probabilities reach p (1: all)."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the sampling.")
+    stop: Strings = Field((), description="Strings that end a text; they are not part of it.")
+
+    def problems(self) -> Iterator[Problem]:
+        if "" in self.stop:
+            yield Problem("stop", "must not hold an empty string", list(self.stop))

@@ -1,0 +1,28 @@
+"""From settings to a model."""
+
+import torch
+
+from transformerlm.hparams import ModelHparams
+from transformerlm.models.transformer import TransformerLM
+from transformerlm.utils.errors import ConfigError
+
+
+def build_model(
+    hparams: ModelHparams,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int | None = None,
+) -> TransformerLM:
+    """Return the model that `hparams` describe; its weights are a function of `seed` (on any device) if given.
+
+    Raises `ConfigError` if `vocab_size` is unset or the sizes do not fit together.
+    """
+    if hparams.vocab_size is None:
+        raise ConfigError("model.vocab_size: is not set, and no data or checkpoint gives it")
+    values = hparams.model_dump()
+    if seed is None:
+        return TransformerLM(**values, device=device, dtype=dtype)
+    model = TransformerLM(**values, dtype=dtype)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model.to(device)

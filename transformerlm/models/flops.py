@@ -1,0 +1,31 @@
+"""How large a model is and how much arithmetic a token costs: the numbers behind "FLOP utilisation"."""
+
+from transformerlm.models.transformer import TransformerLM
+
+
+def num_parameters(model: TransformerLM, non_embedding: bool = False) -> int:
+    """Count the parameters; with `non_embedding` without the embedding table and the output projection.
+
+    The latter is the N of Kaplan et al. 2020, "Scaling Laws", section 2.1.
+    """
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if non_embedding:
+        count -= model.token_embeddings.weight.numel()
+        count -= 0 if model.lm_head is None else model.lm_head.weight.numel()
+    return count
+
+
+def flops_per_token(model: TransformerLM, seq_len: int | None = None) -> int:
+    """Return the floating-point operations that training on one token takes, forward and backward.
+
+    6 N + 12 · layers · d_model · seq_len (Chowdhery et al. 2022, PaLM, appendix B): a weight costs one
+    multiplication and one addition forward and twice that backward; attention scores and sums cost the
+    second term, counted in full although causality halves what is needed, as is customary. N holds every
+    matrix a token is multiplied with: the output projection (tied or not), not the embedding look-up.
+    `seq_len` defaults to the context length. A forward alone costs a third.
+    """
+    seq_len = model.context_length if seq_len is None else seq_len
+    d_model = model.token_embeddings.embedding_dim
+    matrices = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
+    matrices += model.vocab_size * d_model
+    return 6 * matrices + 12 * len(model.layers) * d_model * seq_len

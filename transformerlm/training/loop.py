@@ -1,0 +1,218 @@
+"""The training loop: a generator of records.
+
+It trains, validates and saves; whoever iterates over it writes the records to a log and draws the progress. So
+the library neither prints nor logs, and a caller may stop at any record.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, ValidationHparams
+from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
+from transformerlm.training.data import BatchLoader
+from transformerlm.training.diagnostics import activation_norms, weight_norms
+from transformerlm.training.trainer import Batch, StepResult, Trainer
+from transformerlm.utils.devices import fingerprint, peak_flops, peak_memory_bytes
+from transformerlm.utils.errors import CheckpointError, TransformerLMError
+
+Record = dict[str, Any]
+
+
+class DivergenceError(TransformerLMError):
+    """Several steps in a row had a loss or gradient that was not finite."""
+
+
+class OtherRunError(CheckpointError):
+    """A run folder holds checkpoints of a run with other data, another shape or another seed."""
+
+
+@dataclass
+class Progress:
+    """Where the run stands; saved in every checkpoint."""
+
+    step: int = 0
+    nonfinite_steps: int = 0
+    """Skipped steps in a row."""
+    valid_loss: float | None = None
+    valid_step: int | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class TrainingRun:
+    """The parts of a run, and the loop over them. Build it, `resume` if wished, then iterate over `run`."""
+
+    trainer: Trainer
+    loader: BatchLoader
+    valid_batches: list[Batch]
+    valid_bytes_per_token: float
+    store: CheckpointStore
+    identity: Mapping[str, Any]
+    """What must be the same for a run to be continued: data, tokenizer, shape, seed."""
+    logging: TrainLoggingHparams
+    validation: ValidationHparams
+    checkpoint: CheckpointHparams
+    flops_per_token: float
+    should_stop: Callable[[], bool] = lambda: False
+    progress: Progress = field(default_factory=Progress)
+    _saved_step: int = 0
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`; raise `OtherRunError` listing what differs if it is of another run."""
+        state = checkpoint.run_state()
+        saved = state["identity"]
+        differing = [
+            f"{key} was {saved.get(key)!r} and is {value!r}"
+            for key, value in self.identity.items()
+            if saved.get(key) != value
+        ]
+        if differing:
+            raise OtherRunError(
+                f"{checkpoint.path}: is of another run: {'; '.join(differing)}; "
+                "choose another logging.run_name, or restore those settings"
+            )
+        self.trainer.load(checkpoint)
+        self.progress = Progress(**state["progress"])
+        self._saved_step = self.progress.step
+
+    def run(self) -> Iterator[Record]:
+        """Train to the last step; yield a record of everything worth logging.
+
+        Raises `DivergenceError` after `max_nonfinite_steps` skipped steps in a row.
+        """
+        steps = self.trainer.training.steps
+        clock = _Clock(self.progress.step)
+        while self.progress.step < steps and not self.should_stop():
+            step = self.progress.step + 1
+            result, norms = self._step(step)
+            self.progress.step = step
+            if not result.applied:
+                yield self._skipped(result)
+            self.progress.nonfinite_steps = 0 if result.applied else self.progress.nonfinite_steps + 1
+            if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
+                raise DivergenceError(
+                    f"step {step}: loss or gradient was not finite {self.progress.nonfinite_steps} times in a row; "
+                    "lower schedule.max_learning_rate or lengthen the warm-up, then resume from the last checkpoint"
+                )
+            if step == 1 or step % self.logging.interval == 0 or step == steps or norms:
+                yield self._train_record(result, clock) | norms
+            if step % self.validation.interval == 0 and step != steps:
+                with clock.paused():
+                    yield self._validate()
+            if step % self.checkpoint.interval == 0 and step != steps:
+                with clock.paused():
+                    yield from self._save()
+        if self.progress.step != self._saved_step:
+            yield from self._save()
+        finished = self.progress.step >= steps
+        yield {"event": "train_end", "step": self.progress.step, "finished": finished}
+
+    def _step(self, step: int) -> tuple[StepResult, Record]:
+        """Take a step, with the norms that are due."""
+        batch = self.loader.batch(step - 1)
+        with contextlib.ExitStack() as stack:
+            activations = {}
+            if _due(step, self.logging.activation_norm_interval):
+                activations = stack.enter_context(activation_norms(self.trainer.model))
+            result = self.trainer.step(step, batch)
+        record = {f"metrics.activation_norm.{name}": value.item() for name, value in activations.items()}
+        if _due(step, self.logging.weight_norm_interval):
+            weights = weight_norms(self.trainer.model)
+            record |= {f"metrics.weight_norm.{name}": value.item() for name, value in weights.items()}
+        return result, record
+
+    def _train_record(self, result: StepResult, clock: "_Clock") -> Record:
+        seconds_per_step = clock.seconds_per_step(self.progress.step)
+        tokens_per_second = self.loader.batch_size * self.loader.context_length / seconds_per_step
+        device = self.trainer.device
+        record = {
+            "event": "train_step",
+            "step": self.progress.step,
+            "metrics.loss": result.loss,
+            "metrics.lr": result.learning_rate,
+            "metrics.grad_l2_norm": result.grad_norm,
+            "metrics.epoch": self.loader.epoch(self.progress.step),
+            "metrics.tokens_per_second": tokens_per_second,
+            "metrics.peak_memory_mb": peak_memory_bytes(device) / 1e6,
+            "metrics.seconds_left": (self.trainer.training.steps - self.progress.step) * seconds_per_step,
+        }
+        peak = peak_flops(device)
+        if peak is not None:
+            record["metrics.mfu"] = tokens_per_second * self.flops_per_token / peak
+        return record
+
+    def _validate(self) -> Record:
+        loss = self.trainer.evaluate(self.valid_batches)
+        self.progress.valid_loss = loss if math.isfinite(loss) else None
+        self.progress.valid_step = self.progress.step
+        return {
+            "event": "validation",
+            "step": self.progress.step,
+            "metrics.valid_loss": loss,
+            "metrics.valid_perplexity": math.exp(min(loss, 700.0)),
+            "metrics.valid_bits_per_byte": loss / math.log(2) / self.valid_bytes_per_token,
+        }
+
+    def _save(self) -> Iterator[Record]:
+        """Save this step once, with its validation loss, so that the best checkpoint is known."""
+        progress = self.progress
+        if progress.valid_step != progress.step:
+            yield self._validate()
+        loss = progress.valid_loss
+        if loss is not None and (progress.best_loss is None or loss < progress.best_loss):
+            progress.best_loss, progress.best_step = loss, progress.step
+        path = self.store.save(
+            model=self.trainer.model.state_dict(),
+            optimizer=self.trainer.state(),
+            state={
+                "step": progress.step,
+                "best_step": progress.best_step,
+                "progress": vars(progress),
+                "identity": dict(self.identity),
+                "data": {"next_sample": progress.step * self.loader.batch_size, "seed": self.loader.seed},
+                "schedule": {"learning_rate": self.trainer.learning_rate(max(1, progress.step))},
+                "environment": fingerprint(self.trainer.device),
+            },
+        )
+        self._saved_step = progress.step
+        yield {"event": "checkpoint", "step": progress.step, "path": str(path), "best_step": progress.best_step}
+
+    def _skipped(self, result: StepResult) -> Record:
+        return {
+            "event": "skipped_step",
+            "step": self.progress.step,
+            "metrics.loss": result.loss,
+            "metrics.grad_l2_norm": result.grad_norm,
+        }
+
+
+class _Clock:
+    """Seconds per step over the time spent in steps since the last reading, smoothed over readings."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._time = time.perf_counter()
+        self._smoothed: float | None = None
+
+    def seconds_per_step(self, step: int) -> float:
+        now = time.perf_counter()
+        current = (now - self._time) / max(1, step - self._step)
+        self._smoothed = current if self._smoothed is None else 0.7 * self._smoothed + 0.3 * current
+        self._step, self._time = step, now
+        return max(self._smoothed, 1e-9)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that the context takes."""
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0

@@ -1,0 +1,67 @@
+"""Devices: which one to use, what it can do at best, how much memory is in use."""
+
+import os
+import resource
+import sys
+
+import torch
+
+from transformerlm.utils.errors import ConfigError
+
+# Dense bf16 peak, FLOP/s, from the vendor's data sheets, by a part of the device's name.
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises `ConfigError` for a device that this machine does not have.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available[name]:
+        raise ConfigError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def set_threads(threads: int) -> None:
+    """Let torch use `threads` CPU threads; 0 leaves its own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the device's dense bf16 peak in FLOP/s, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory used so far: allocated on a CUDA device, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def fingerprint(device: torch.device) -> dict[str, str | int]:
+    """Return what a bit-exact repetition depends on, for people to compare."""
+    return {
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 1,
+    }

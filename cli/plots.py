@@ -25,7 +25,8 @@ def plot_loss(run_dir: Path) -> Path:
         ("validation", "metrics.valid_loss", "validation", {"linewidth": 2, "marker": "o"}),
     ):
         chosen = [record for record in records if record.get("event") == event]
-        axes.plot([record["step"] for record in chosen], [record[key] for record in chosen], label=label, **style)
+        losses = [float(record[key]) for record in chosen]  # of the text "NaN" too: it leaves a gap
+        axes.plot([record["step"] for record in chosen], losses, label=label, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=run_dir.name)
     axes.grid(alpha=0.3)
     axes.legend()

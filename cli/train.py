@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.progress import Update, progress_bar, say
 from cli.plots import plot_loss
+from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command, stop_on_signals
 from config.io import to_toml
 from config.train import TrainConfig
 from transformerlm.hparams import ModelHparams
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
+from transformerlm.utils.files import atomic_write_text
 
 if TYPE_CHECKING:
     from transformerlm.training import TokenDataset, TrainingRun
@@ -38,10 +39,21 @@ def train(config: TrainConfig, *, show_bar: bool) -> int:
 
     Returns the exit code.
     """
+    with stop_on_signals() as exit_code:
+        run, first_step, config = prepare(config, should_stop=lambda: exit_code() is not None)
+        code = _train_logged(run, first_step, config, exit_code, show_bar=show_bar)
+    say(f"loss curve: {plot_loss(config.training.runs_dir / config.logging.run_name)}")
+    if run.progress.step < config.training.steps:
+        say(f"stopped after step {run.progress.step} of {config.training.steps}; the same command continues")
+    return code
+
+
+def _train_logged(
+    run: "TrainingRun", first_step: int, config: TrainConfig, exit_code: Callable[[], int | None], *, show_bar: bool
+) -> int:
+    """Create the run folder, train, and send the records to the logging backends; return the exit code."""
     from logger import make_logger
 
-    exit_code = stop_on_signals()
-    run, checkpoint_step, config = prepare(config, should_stop=lambda: exit_code() is not None)
     run_dir = config.training.runs_dir / config.logging.run_name
     log = make_logger(
         backends=config.logging.backend,
@@ -52,8 +64,9 @@ def train(config: TrainConfig, *, show_bar: bool) -> int:
         project=config.wandb.project,
         wandb_mode=config.wandb.mode,
         run_dir=run_dir,
-        resume_step=checkpoint_step,
+        resume_step=first_step,
     )
+    atomic_write_text(run_dir / "config.toml", to_toml(config))
     code = 1  # what the logger is told if an exception ends the run
     try:
         log.start(config.model_dump(mode="json"))
@@ -68,16 +81,13 @@ def train(config: TrainConfig, *, show_bar: bool) -> int:
         code = EXIT_OK if finished else exit_code() or EXIT_OK
     finally:
         log.finish(code)
-    say(f"loss curve: {plot_loss(run_dir)}")
-    if not finished:
-        say(f"stopped after step {run.progress.step} of {config.training.steps}; the same command continues")
     return code
 
 
 def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[TrainingRun, int, TrainConfig]":
     """Check the inputs and build the run; return it, the step it continues from, and the resolved config.
 
-    Nothing is created on disk but the run folder with its configuration, and that only if all fits.
+    Nothing is created on disk.
     """
     from transformerlm.models.build import build_model
     from transformerlm.models.flops import flops_per_token, num_parameters
@@ -123,8 +133,6 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
         should_stop=should_stop,
     )
     step = _resume(run, config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
     tokens = settings.steps * settings.batch_size * model_settings.context_length
     say(
         f"training {num_parameters(model):,} parameters for {settings.steps:,} steps, {tokens:,} tokens "

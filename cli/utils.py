@@ -6,12 +6,13 @@ Importing this module loads neither torch nor numpy, so that `--help` and `--pri
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
@@ -90,7 +91,8 @@ def parse_command_line(
     Raises `ConfigError` listing every problem of the file and of the command line.
     """
     parser = make_parser(schema, prog=prog, epilog=epilog)
-    arguments = [_with_dashes(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    arguments = [_with_dashes(argument, flags) for argument in (sys.argv[1:] if argv is None else argv)]
     known, unknown = parser.parse_known_args(arguments)
     values = vars(known)
     path, print_config = values.pop("config"), values.pop("print_config")
@@ -123,10 +125,11 @@ def make_parser(schema: type[Config], *, prog: str, epilog: str = "") -> argpars
     return parser
 
 
-def stop_on_signals() -> Callable[[], int | None]:
-    """Turn Ctrl-C and SIGTERM into a request; return a function that gives the exit code asked for, or None.
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], int | None]]:
+    """Turn Ctrl-C and SIGTERM into a request while the context is open.
 
-    A second Ctrl-C interrupts at once.
+    Yields a function that gives the exit code asked for, or None. A second Ctrl-C interrupts at once.
     """
     requested: list[int] = []
 
@@ -137,9 +140,12 @@ def stop_on_signals() -> Callable[[], int | None]:
         # os.write, since a handler may interrupt a print to the same stream
         os.write(2, b"\nstopping after this step (Ctrl-C again: at once, without saving)\n")
 
-    signal.signal(signal.SIGINT, request)
-    signal.signal(signal.SIGTERM, request)
-    return lambda: 128 + requested[0] if requested else None
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: 128 + requested[0] if requested else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _add_option(group: Any, name: str, field: FieldInfo, default: str) -> None:
@@ -209,12 +215,11 @@ def _default_text(field: FieldInfo, key: str, defaults: Any) -> str:
     return f"(default: {text.lower() if isinstance(value, bool) else text})"
 
 
-def _with_dashes(argument: str) -> str:
-    """Accept `--training.batch_size` as well as `--training.batch-size`."""
-    if not argument.startswith("--"):
-        return argument
+def _with_dashes(argument: str, flags: Set[str]) -> str:
+    """Accept `--training.batch_size` as well as `--training.batch-size`; leave other words alone."""
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    dashed = name.replace("_", "-")
+    return dashed + equals + value if dashed in flags else argument
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -12,16 +12,27 @@ class BenchInferSection(ExecutionSection):
     """The measurement."""
 
     checkpoint: PathSetting | None = Field(
-        None,
+        default=None,
         description="Checkpoint or run folder (unset: the shape of [model] with random weights).",
         json_schema_extra={"flag": "--checkpoint"},
     )
-    batch_sizes: Integers = Field((1, 8), min_length=1, description="Prompts decoded together; one row each.")
-    prompt_tokens: int = Field(64, gt=0, description="Tokens of each prompt.")
-    new_tokens: int = Field(64, gt=1, description="Tokens decoded after it.")
-    warmup: int = Field(2, ge=0, description="Runs before the measurement.")
-    repeats: int = Field(7, gt=0, description="Measured runs.")
-    seed: int = Field(0, ge=0, description="Seed of the prompts and of random weights.")
+    batch_sizes: Integers = Field(default=(1, 8), min_length=1, description="Prompts decoded together; one row each.")
+    prompt_tokens: int = Field(default=64, gt=0, description="Tokens of each prompt.")
+    new_tokens: int = Field(
+        default=64, gt=1, description="Tokens after it: the first ends the prefill, each other one is a decode step."
+    )
+    uncached_tokens: int = Field(
+        default=8, ge=0, description="As many of them are generated without a cache too, to compare (0: none)."
+    )
+    temperature: float = Field(default=0.8, ge=0, description="Of the sampling; 0 takes the most likely token.")
+    top_p: float = Field(default=0.95, ge=0, le=1, description="Of the sampling; 1 leaves the filter out.")
+    warmup: int = Field(default=2, ge=0, description="Runs before the measurement.")
+    repeats: int = Field(default=7, gt=0, description="Measured runs.")
+    seed: int = Field(default=0, ge=0, description="Seed of the prompts and of random weights.")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.uncached_tokens > self.new_tokens:
+            yield Problem("uncached_tokens", f"must not exceed new_tokens = {self.new_tokens}", self.uncached_tokens)
 
 
 class BenchInferConfig(Config):

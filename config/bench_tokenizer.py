@@ -10,18 +10,20 @@ class BenchTokenizerSection(Section):
     """The measurement."""
 
     sources: Strings = Field(
-        (BUILTIN_STORIES,),
+        default=(BUILTIN_STORIES,),
         min_length=1,
         description=f"Text files, globs or folders; '{BUILTIN_STORIES}' is the built-in corpus.",
     )
-    megabytes: float = Field(4.0, gt=0, description="Text measured, in MB (10^6 bytes): the first of the sources.")
-    tokenizer: PathSetting | None = Field(
-        None, description="Folder of the tokenizer to measure (unset: the one that the training run makes)."
+    megabytes: float = Field(
+        default=4.0, gt=0, description="Text measured, in MB (10^6 bytes): the first of the sources."
     )
-    vocab_size: int = Field(4096, ge=257, description="Entries of the tokenizer that is trained.")
-    workers: int = Field(0, ge=0, description="Processes in training (0: one a core).")
-    warmup: int = Field(1, ge=0, description="Runs before the measurement.")
-    repeats: int = Field(3, gt=0, description="Measured runs.")
+    tokenizer: PathSetting | None = Field(
+        default=None, description="Folder of the tokenizer to measure (unset: the one that the training run makes)."
+    )
+    vocab_size: int = Field(default=4096, ge=257, description="Entries of the tokenizer that is trained.")
+    workers: int = Field(default=0, ge=0, description="Processes in training (0: one a core).")
+    warmup: int = Field(default=1, ge=0, description="Runs before the measurement.")
+    repeats: int = Field(default=3, gt=0, description="Measured runs.")
 
 
 class BenchTokenizerConfig(Config):

@@ -14,7 +14,7 @@ class InferenceSection(ExecutionSection):
         json_schema_extra={"flag": "--checkpoint"},
     )
     prompts: Strings = Field(
-        (),
+        default=(),
         description="Texts to continue, all in one batch; an empty one starts a new document.",
         json_schema_extra={"flag": "--prompt"},
     )

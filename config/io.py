@@ -31,6 +31,7 @@ def load_config(
     Raises `ConfigError` with one line per problem, `file: table.key: message (got …)`.
     """
     tables = read_toml(path) if path is not None else {}
+    tables_of_file = set(tables)
     overrides = overrides or {}
     for (table, key), value in overrides.items():
         section = tables.setdefault(table, {})
@@ -38,7 +39,9 @@ def load_config(
             section[key] = value
 
     def origin(table: str, key: str) -> str:
-        return COMMAND_LINE if path is None or (table, key) in overrides else str(path)
+        setting = (table, key.partition(".")[0])  # of a list, the key goes on with the item's number
+        typed = setting in overrides if key else table not in tables_of_file
+        return COMMAND_LINE if path is None or typed else str(path)
 
     sections, problems = _check_tables(schema, tables)
     if not problems:
@@ -48,7 +51,9 @@ def load_config(
         ]
         if not problems:
             return config
-    raise ConfigError("\n".join(f"{origin(table, key)}: {_dotted(table, key)}: {text}" for table, key, text in problems))
+    raise ConfigError(
+        "\n".join(f"{origin(table, key)}: {_dotted(table, key)}: {text}" for table, key, text in problems)
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -13,12 +13,14 @@ RESOURCES = Path(__file__).parent / "resources"
 class QuickstartSection(Section):
     """The configurations of the four stages."""
 
-    tokenizer: PathSetting = Field(RESOURCES / "train_tokenizer.toml", description="Stage 1: train a tokenizer.")
-    data: PathSetting = Field(RESOURCES / "make_data.toml", description="Stage 2: build the token files.")
-    train: PathSetting = Field(RESOURCES / "train.toml", description="Stage 3: train a model.")
-    infer: PathSetting = Field(RESOURCES / "infer.toml", description="Stage 4: generate.")
-    prompts: Strings = Field((), description="Texts to continue at the end (unset: those of stage 4).")
-    force: bool = Field(False, description="Run every stage, also those whose outputs are up to date.")
+    tokenizer: PathSetting = Field(
+        default=RESOURCES / "train_tokenizer.toml", description="Stage 1: train a tokenizer."
+    )
+    data: PathSetting = Field(default=RESOURCES / "make_data.toml", description="Stage 2: build the token files.")
+    train: PathSetting = Field(default=RESOURCES / "train.toml", description="Stage 3: train a model.")
+    infer: PathSetting = Field(default=RESOURCES / "infer.toml", description="Stage 4: generate.")
+    prompts: Strings = Field(default=(), description="Texts to continue at the end (unset: those of stage 4).")
+    force: bool = Field(default=False, description="Run every stage, also those whose outputs are up to date.")
 
 
 class QuickstartConfig(Config):

@@ -33,11 +33,11 @@ class TokenizerTrainingSection(Section):
     """Byte-level BPE."""
 
     vocab_size: int = Field(
-        4096, gt=0, description="Entries: 256 bytes, the merges and the special tokens together."
+        default=4096, gt=0, description="Entries: 256 bytes, the merges and the special tokens together."
     )
-    special_tokens: Strings = Field((END_OF_TEXT,), description="Tokens that are never split or merged.")
+    special_tokens: Strings = Field(default=(END_OF_TEXT,), description="Tokens that are never split or merged.")
     output: PathSetting = Field(description="Folder for vocab.json and merges.txt.")
-    workers: int = Field(0, ge=0, description="Processes that count pre-tokens (0: one a core).")
+    workers: int = Field(default=0, ge=0, description="Processes that count pre-tokens (0: one a core).")
 
     def problems(self) -> Iterator[Problem]:
         smallest = 256 + len(self.special_tokens)
@@ -55,13 +55,13 @@ class DatasetInputSection(InputSection):
     """The text, and how it falls into documents."""
 
     valid_sources: Strings = Field(
-        (), description="Text for validation (unset: valid_fraction of the documents of `sources`)."
+        default=(), description="Text for validation (unset: valid_fraction of the documents of `sources`)."
     )
     valid_fraction: float = Field(
-        0.01, ge=0, lt=1, description="Share of documents for validation, chosen by a hash of the document."
+        default=0.01, ge=0, lt=1, description="Share of documents for validation, chosen by a hash of the document."
     )
     separator: str = Field(
-        END_OF_TEXT, min_length=1, description="Text that stands between two documents of a file."
+        default=END_OF_TEXT, min_length=1, description="Text that stands between two documents of a file."
     )
 
 
@@ -70,8 +70,8 @@ class DatasetOutputSection(Section):
 
     tokenizer: PathSetting = Field(description="Folder of the tokenizer (made by transformerlm-train-tokenizer).")
     train: PathSetting = Field(description="Token file for training; its sidecar is this name with .json added.")
-    valid: PathSetting | None = Field(None, description="Token file for validation.")
-    workers: int = Field(0, ge=0, description="Processes that encode (0: one a core).")
+    valid: PathSetting | None = Field(default=None, description="Token file for validation.")
+    workers: int = Field(default=0, ge=0, description="Processes that encode (0: one a core).")
 
     def problems(self) -> Iterator[Problem]:
         if self.valid is not None and self.valid == self.train:
@@ -81,12 +81,10 @@ class DatasetOutputSection(Section):
 class ExecutionSection(Section):
     """Where a model runs."""
 
-    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$", description="auto | cpu | cuda | mps.")
+    device: str = Field(default="auto", pattern="^(auto|cpu|cuda|mps)$", description="auto | cpu | cuda | mps.")
     dtype: str = Field(
-        "auto",
+        default="auto",
         pattern="^(auto|float32|bfloat16)$",
         description="auto | float32 | bfloat16: type of the weights; auto is bfloat16 on CUDA, float32 elsewhere.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads (0: torch's own choice).")
-
-
+    threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")

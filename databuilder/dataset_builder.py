@@ -71,6 +71,7 @@ def build_dataset(
     their text; of a single document, its end. Raises `DataError` before anything is replaced if the tokenizer
     has no end-of-text token, the disk is too full, or one side would be empty.
     """
+    assert valid is not None or not valid_sources, "valid_sources need a file to go to"
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer has no {END_OF_TEXT} token; train it with that special token")
     fraction = valid_fraction if valid is not None and not valid_sources else 0.0
@@ -94,7 +95,7 @@ def build_dataset(
                 batch.ids, num_documents=batch.num_documents, num_text_bytes=batch.num_text_bytes
             )
             meter.tokens = sum(writer.num_tokens for writer in writers.values())
-        _check_filled(writers, sources, fraction)
+        _check_filled(writers, sources, valid_sources, fraction)
     described = {
         side: writer.write_sidecar(
             sources=_describe(valid_sources if side and valid_sources else sources),
@@ -141,9 +142,7 @@ def _batches(labelled: Iterable[tuple[str, bool]]) -> Iterator[_Batch]:
 def _encode(batches: Iterable[_Batch], tokenizer: Tokenizer, workers: int) -> Iterator[_Encoded]:
     if workers == 1:
         return (_encode_batch(batch, tokenizer) for batch in batches)
-    return ordered_map(
-        _encode_in_worker, batches, workers=workers, initializer=_start_worker, initargs=(tokenizer,)
-    )
+    return ordered_map(_encode_in_worker, batches, workers=workers, initializer=_start_worker, initargs=(tokenizer,))
 
 
 def _encode_batch(batch: _Batch, tokenizer: Tokenizer) -> _Encoded:
@@ -179,15 +178,22 @@ def _writer(path: Path, tokenizer: Tokenizer) -> TokenFileWriter:
     )
 
 
-def _check_filled(writers: dict[bool, TokenFileWriter], sources: Sequence[Path], fraction: float) -> None:
-    named = ", ".join(map(str, sources[:3])) + (" …" if len(sources) > 3 else "")
+def _check_filled(
+    writers: dict[bool, TokenFileWriter], sources: Sequence[Path], valid_sources: Sequence[Path], fraction: float
+) -> None:
     if not writers[False].num_tokens:
-        raise DataError(f"{named}: no document is left for training; is the text empty?")
+        raise DataError(f"{_named(sources)}: no document is left for training; is the text empty?")
     if True in writers and not writers[True].num_tokens:
+        if valid_sources:
+            raise DataError(f"{_named(valid_sources)}: holds no document for validation; is the text empty?")
         raise DataError(
-            f"{named}: none of {writers[False].num_documents} documents fell to validation at valid_fraction = "
-            f"{fraction}; raise it, or name other files as valid_sources"
+            f"{_named(sources)}: none of {writers[False].num_documents} documents fell to validation "
+            f"at valid_fraction = {fraction}; raise it, or name other files as valid_sources"
         )
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:3])) + (" …" if len(paths) > 3 else "")
 
 
 def _text_size(path: Path) -> int:

@@ -40,11 +40,12 @@ def _matching(name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _is_text(file))
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _is_text(file.relative_to(path)))
         if not files:
             raise DataError(f"{name}: the folder holds no text file ({', '.join(TEXT_SUFFIXES)}, also .gz or .zst)")
         return files
-    files = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+    matches = glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    files = sorted(Path(match) for match in matches if Path(match).is_file())
     if not files:
         raise DataError(f"{name}: there is no such file, folder or match; give a path, or '{BUILTIN_STORIES}'")
     return files
@@ -52,4 +53,5 @@ def _matching(name: str) -> list[Path]:
 
 def _is_text(path: Path) -> bool:
     suffixes = [suffix for suffix in path.suffixes[-2:] if suffix not in COMPRESSED_SUFFIXES]
-    return bool(suffixes) and suffixes[-1] in TEXT_SUFFIXES and not path.name.startswith(".")
+    hidden = any(part.startswith(".") for part in path.parts)
+    return bool(suffixes) and suffixes[-1] in TEXT_SUFFIXES and not hidden

@@ -141,8 +141,7 @@ def _import_wandb() -> ModuleType:
         import wandb.sdk  # a folder `wandb` in the working directory imports as well, but has no sdk
     except ImportError as error:
         raise MissingDependencyError(
-            "the wandb backend needs the package wandb: uv sync --extra wandb "
-            "(or: pip install 'transformerlm[wandb]')"
+            "the wandb backend needs the package wandb: uv sync --extra wandb (or: pip install 'transformerlm[wandb]')"
         ) from error
     return wandb
 

@@ -56,12 +56,7 @@ def attach_nvtx(model: "nn.Module") -> NvtxHandle:
 def _named_modules(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
     from torch import nn
 
-    blocks = {
-        child
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        for child in module.children()
-    }
+    blocks = {child for module in model.modules() if isinstance(module, nn.ModuleList) for child in module.children()}
     fine, verbose = nvtx.enabled("fine"), nvtx.enabled("verbose")
     for path, module in model.named_modules():
         is_leaf = not any(True for _ in module.children())

@@ -60,11 +60,13 @@ def swiglu_width(d_model: int) -> int:
 class ModelHparams(Section):
     """The shape of the Transformer."""
 
-    vocab_size: int | None = Field(None, gt=0, description="Vocabulary entries (unset: as many as the data's tokenizer has).")
-    context_length: int = Field(256, gt=0, description="Longest sequence of tokens that the model sees.")
-    d_model: int = Field(192, gt=0, description="Width of the residual stream.")
-    num_layers: int = Field(4, gt=0, description="Number of Transformer blocks.")
-    num_heads: int = Field(6, gt=0, description="Attention heads; divides d_model.")
+    vocab_size: int | None = Field(
+        default=None, gt=0, description="Vocabulary entries (unset: as many as the data's tokenizer has)."
+    )
+    context_length: int = Field(default=256, gt=0, description="Longest sequence of tokens that the model sees.")
+    d_model: int = Field(default=192, gt=0, description="Width of the residual stream.")
+    num_layers: int = Field(default=4, gt=0, description="Number of Transformer blocks.")
+    num_heads: int = Field(default=6, gt=0, description="Attention heads; divides d_model.")
     num_kv_heads: int = Field(
         default_factory=lambda data: data["num_heads"],
         gt=0,
@@ -75,10 +77,10 @@ class ModelHparams(Section):
         gt=0,
         description="Width of the feed-forward layer (unset: 8/3 of d_model, rounded up to a multiple of 64).",
     )
-    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position angles.")
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of RMSNorm.")
-    tie_embeddings: bool = Field(False, description="Use the token embeddings as the output layer's weights.")
-    qk_norm: bool = Field(False, description="Normalise queries and keys per head before the rotation.")
+    rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary position angles.")
+    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of RMSNorm.")
+    tie_embeddings: bool = Field(default=False, description="Use the token embeddings as the output layer's weights.")
+    qk_norm: bool = Field(default=False, description="Normalise queries and keys per head before the rotation.")
 
     def problems(self) -> Iterator[Problem]:
         if self.d_model % self.num_heads:
@@ -104,20 +106,20 @@ class DataHparams(Section):
 class OptimizerHparams(Section):
     """AdamW (Loshchilov and Hutter 2019)."""
 
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, on matrices only.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled weight decay, on matrices only.")
 
 
 class ScheduleHparams(Section):
     """Learning rate: linear warm-up, then a cosine down to the minimum, then constant."""
 
-    max_learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the end of the warm-up.")
-    min_learning_rate: float = Field(1e-4, ge=0, description="Learning rate at the end of the cosine.")
-    warmup_iters: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    max_learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at the end of the warm-up.")
+    min_learning_rate: float = Field(default=1e-4, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_iters: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
     cosine_cycle_iters: int | None = Field(
-        None, gt=0, description="Step at which the cosine ends (unset: training.steps)."
+        default=None, gt=0, description="Step at which the cosine ends (unset: training.steps)."
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -138,59 +140,58 @@ class ScheduleHparams(Section):
 class TrainingHparams(Section):
     """The run: how long, how many sequences a step, where, and with what numbers."""
 
-    steps: int = Field(1000, gt=0, description="Optimizer steps.")
-    batch_size: int = Field(16, gt=0, description="Sequences an optimizer step.")
+    steps: int = Field(default=1000, gt=0, description="Optimizer steps.")
+    batch_size: int = Field(default=16, gt=0, description="Sequences an optimizer step.")
     micro_batch_size: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Sequences a forward pass; divides batch_size, gradients are accumulated (unset: batch_size).",
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
     max_nonfinite_steps: int = Field(
-        5, gt=0, description="Stop after this many steps in a row with a loss or gradient that is not finite."
+        default=5, gt=0, description="Stop after this many steps in a row with a loss or gradient that is not finite."
     )
-    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the order of the data.")
-    device: DeviceName = Field("auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of the order of the data.")
+    device: DeviceName = Field(default="auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
     dtype: DtypeName = Field(
-        "auto",
+        default="auto",
         description="auto | float32 | bfloat16: numbers of the forward pass (autocast; weights stay float32). "
         "auto is bfloat16 on CUDA and float32 elsewhere.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads (0: torch's own choice).")
-    runs_dir: PathSetting = Field(Path("runs"), description="The run folder is runs_dir / logging.run_name.")
+    threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")
+    runs_dir: PathSetting = Field(default=Path("runs"), description="The run folder is runs_dir / logging.run_name.")
     resume: Literal["auto", "never"] = Field(
-        "auto", description="auto: continue from the newest checkpoint of the run folder. never: refuse a used folder."
+        default="auto",
+        description="auto: continue from the newest checkpoint of the run folder. never: refuse a used folder.",
     )
 
     def problems(self) -> Iterator[Problem]:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            yield Problem(
-                "micro_batch_size", f"must divide batch_size = {self.batch_size}", self.micro_batch_size
-            )
+            yield Problem("micro_batch_size", f"must divide batch_size = {self.batch_size}", self.micro_batch_size)
 
 
 class ValidationHparams(Section):
     """Loss on a fixed set of windows of the validation data."""
 
-    interval: int = Field(250, gt=0, description="Steps between validations; one more follows the last step.")
-    windows: int = Field(64, gt=0, description="Windows of context_length tokens, spread evenly over the file.")
-    batch_size: int = Field(16, gt=0, description="Windows a forward pass.")
+    interval: int = Field(default=250, gt=0, description="Steps between validations; one more follows the last step.")
+    windows: int = Field(default=64, gt=0, description="Windows of context_length tokens, spread evenly over the file.")
+    batch_size: int = Field(default=16, gt=0, description="Windows a forward pass.")
 
 
 class CheckpointHparams(Section):
     """When to save, and what to keep."""
 
-    interval: int = Field(500, gt=0, description="Steps between checkpoints; one more follows the last step.")
-    keep_last: int = Field(2, gt=0, description="Checkpoints kept, newest first; the best one is kept besides.")
+    interval: int = Field(default=500, gt=0, description="Steps between checkpoints; one more follows the last step.")
+    keep_last: int = Field(default=2, gt=0, description="Checkpoints kept, newest first; the best one is kept besides.")
 
 
 class LoggingHparams(Section):
     """Where records go."""
 
-    backend: NamesSetting = Field(("console",), description="console | wandb | noop, or a list of them.")
-    run_name: str = Field("run", min_length=1, description="Name of the run and of its folder.")
-    architecture: str = Field("transformer", description="Free text, kept with the run.")
-    dataset: str = Field("", description="Free text, kept with the run.")
+    backend: NamesSetting = Field(default=("console",), description="console | wandb | noop, or a list of them.")
+    run_name: str = Field(default="run", min_length=1, description="Name of the run and of its folder.")
+    architecture: str = Field(default="transformer", description="Free text, kept with the run.")
+    dataset: str = Field(default="", description="Free text, kept with the run.")
 
     def problems(self) -> Iterator[Problem]:
         for name in self.backend:
@@ -203,32 +204,34 @@ class LoggingHparams(Section):
 class TrainLoggingHparams(LoggingHparams):
     """Where records go, and how often."""
 
-    interval: int = Field(10, gt=0, description="Steps between records.")
+    interval: int = Field(default=10, gt=0, description="Steps between records.")
     activation_norm_interval: int = Field(
-        0, ge=0, description="Steps between records of the blocks' output norms (0: never)."
+        default=0, ge=0, description="Steps between records of the blocks' output norms (0: never)."
     )
-    weight_norm_interval: int = Field(0, ge=0, description="Steps between records of the weights' norms (0: never).")
+    weight_norm_interval: int = Field(
+        default=0, ge=0, description="Steps between records of the weights' norms (0: never)."
+    )
 
 
 class WandbHparams(Section):
     """Weights & Biases, used when logging.backend names wandb."""
 
-    entity: str | None = Field(None, description="User or team (unset: the account's default).")
-    project: str = Field("transformerlm", min_length=1, description="Project.")
-    mode: Literal["online", "offline"] = Field("online", description="online | offline.")
+    entity: str | None = Field(default=None, description="User or team (unset: the account's default).")
+    project: str = Field(default="transformerlm", min_length=1, description="Project.")
+    mode: Literal["online", "offline"] = Field(default="online", description="online | offline.")
 
 
 class SamplingHparams(Section):
     """How the next token is chosen, and when to stop."""
 
-    max_new_tokens: int = Field(256, gt=0, description="Stop after this many tokens.")
-    temperature: float = Field(0.8, ge=0, description="Divides the logits; 0 takes the most likely token.")
-    top_k: int | None = Field(None, gt=0, description="Sample among the k most likely tokens (unset: all).")
+    max_new_tokens: int = Field(default=256, gt=0, description="Stop after this many tokens.")
+    temperature: float = Field(default=0.8, ge=0, description="Divides the logits; 0 takes the most likely token.")
+    top_k: int | None = Field(default=None, gt=0, description="Sample among the k most likely tokens (unset: all).")
     top_p: float = Field(
-        0.95, ge=0, le=1, description="Sample among the fewest tokens whose probabilities reach p (1: all)."
+        default=0.95, ge=0, le=1, description="Sample among the fewest tokens whose probabilities reach p (1: all)."
     )
-    seed: int = Field(0, ge=0, description="Seed of the sampling.")
-    stop: Strings = Field((), description="Strings that end a text; they are not part of it.")
+    seed: int = Field(default=0, ge=0, description="Seed of the sampling.")
+    stop: Strings = Field(default=(), description="Strings that end a text; they are not part of it.")
 
     def problems(self) -> Iterator[Problem]:
         if "" in self.stop:

@@ -1,16 +1,15 @@
 """Who is in a story: the scene, its characters and its things, drawn when they are first named.
 
-Forms of a character: `{hero}` the name, `.he .him .his .himself`, `.kind` ("girl", "fox", "baker"), `.trait` ("brave"),
-`.the` ("the girl", "the little fox"), `.hand .hands` ("paw", "paws"), `.home` ("house", "den"). An elder has `.kin`
-("grandma") as well.
+Forms of a character: `{hero}` the name, `.he .him .his .himself`, `.kind` ("girl", "fox", "baker"), `.trait`
+("brave"), `.the` ("the girl", "the little fox"), `.hand .hands` ("paw", "paws"), `.home` ("house", "den"). An elder
+has `.kin` ("grandma") and no kind, trait or home; neither has a neighbor, who has `.intro` ("Mrs. Finch the baker")
+for the first time that the story names them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
-from databuilder.stories.grammar import plural
-from databuilder.stories.lexicon import Entry, Lexicon
+from databuilder.stories.lexicon import Entry, load_lexicon, resolve
 
 _PRONOUNS: dict[str, Entry] = {
     "she": {".he": "she", ".him": "her", ".his": "her", ".himself": "herself"},
@@ -26,11 +25,6 @@ class Scene:
 
     world: str
     kind: str
-
-    @property
-    def tags(self) -> tuple[str, str]:
-        """The suffixes of the categories that hold here, as in `place@wood`."""
-        return (self.world, self.kind)
 
 
 SCENES = (
@@ -53,11 +47,12 @@ class Slots(dict[str, str]):
     again only when half of the category has been used.
     """
 
-    def __init__(self, lexicon: Lexicon, random: Callable[[], float], scene: Scene, cast: dict[str, str]) -> None:
+    def __init__(self, random: Callable[[], float], scene: Scene, cast: dict[str, str]) -> None:
         super().__init__()
-        self._lexicon = lexicon
+        self._lexicon = load_lexicon()
         self._random = random
-        self._scene = scene
+        self._kind = scene.kind
+        self._tags = (scene.world, scene.kind)
         self._cast = cast
         self._used: dict[str, set[int]] = {}
 
@@ -74,13 +69,13 @@ class Slots(dict[str, str]):
             return self[key]
         if role in self:
             raise ValueError(f"stories: {role!r} has no form {form!r}")
-        category = _resolved(self._lexicon, role, self._scene)
+        category = resolve(role, self._tags)
         text = self._lexicon.forms[category + dot + form][self._index(category)]
         return text % self if "%(" in text else text
 
     def draw(self, category: str) -> Entry:
         """Draw an entry of a category with all its forms."""
-        category = _resolved(self._lexicon, category, self._scene)
+        category = resolve(category, self._tags)
         return self._lexicon.entries[category][self._index(category)]
 
     def chance(self, share: float) -> bool:
@@ -90,7 +85,7 @@ class Slots(dict[str, str]):
     @property
     def kind(self) -> str:
         """The kind of the hero."""
-        return self._scene.kind
+        return self._kind
 
     def _bind(self, role: str, entry: Entry) -> None:
         for form, text in entry.items():
@@ -108,17 +103,6 @@ class Slots(dict[str, str]):
         return index
 
 
-@cache
-def _resolved_name(category: str, scene: Scene) -> str:
-    from databuilder.stories.lexicon import load_lexicon
-
-    return load_lexicon().resolve(category, scene.tags)
-
-
-def _resolved(lexicon: Lexicon, category: str, scene: Scene) -> str:
-    return category if category in lexicon.entries else _resolved_name(category, scene)
-
-
 def _hero(slots: Slots) -> Entry:
     return _peer(slots, "she" if slots.chance(0.5) else "he", slots.kind)
 
@@ -127,7 +111,11 @@ def _companion(slots: Slots) -> Entry:
     hero_is = slots["hero.he"]
     other = "he" if hero_is == "she" else "she"
     kind = "child" if slots.kind == "grownup" else slots.kind
-    return _peer(slots, other if slots.chance(_OTHER_SEX_SHARE) else hero_is, kind)
+    pronoun = other if slots.chance(_OTHER_SEX_SHARE) else hero_is
+    companion = _peer(slots, pronoun, kind)
+    if kind == slots.kind == "child":
+        companion[".the"] = companion[""]  # "the girl" is the hero
+    return companion
 
 
 def _peer(slots: Slots, pronoun: str, kind: str) -> Entry:
@@ -135,39 +123,43 @@ def _peer(slots: Slots, pronoun: str, kind: str) -> Entry:
     trait = slots["trait"]
     if kind == "beast":
         beast = slots.draw("beast")
-        body = {".kind": beast[""], ".the": f"the little {beast['']}", ".hand": beast[".hand"], ".home": beast[".home"]}
+        body = {**beast, ".kind": beast[""], ".the": f"the little {beast['']}"}
         name = slots["beastname"]
     else:
         noun = slots["job"] if kind == "grownup" else {"she": "girl", "he": "boy"}[pronoun]
-        body = {".kind": noun, ".the": f"the {noun}", ".hand": "hand", ".home": "house"}
+        body = {".kind": noun, ".the": f"the {noun}", ".hand": "hand", ".hands": "hands", ".home": "house"}
         name = slots["girlname" if pronoun == "she" else "boyname"]
-    return {"": name, ".trait": trait, ".hands": plural(body[".hand"]), **body, **_PRONOUNS[pronoun]}
+    return {**body, "": name, ".trait": trait, **_PRONOUNS[pronoun]}
 
 
 def _elder(slots: Slots) -> Entry:
+    """Make a grown-up of the hero's family; the next one has another place in it."""
     pronoun = "she" if slots.chance(0.5) else "he"
     kin = slots["kinshe" if pronoun == "she" else "kinhe"]
+    name = kin.capitalize()
     if slots.kind == "beast":
-        kind, hand = slots["hero.kind"], slots["hero.hand"]
-        name = f"{kin.capitalize()} {kind.title()}"
-    else:
-        hand = "hand"
-        aunt = {"aunt": "girlname", "uncle": "boyname"}.get(kin)
-        name = f"{kin.capitalize()} {slots[aunt]}" if aunt else kin.capitalize()
-    return {"": name, ".kin": kin, ".hand": hand, ".hands": plural(hand), **_PRONOUNS[pronoun]}
+        name = f"{name} {slots['hero.adult'].title()}"
+    elif kin in ("aunt", "uncle"):
+        name = f"{name} {slots['girlname' if pronoun == 'she' else 'boyname']}"
+    return {"": name, ".kin": kin, ".the": f"{slots['hero.his']} {kin}", **_hands(slots), **_PRONOUNS[pronoun]}
+
+
+def _hands(slots: Slots) -> Entry:
+    return {form: slots[f"hero{form}"] for form in (".hand", ".hands")}
 
 
 def _neighbor(slots: Slots) -> Entry:
+    """Make a grown-up from next door: an old animal, or somebody with a job."""
     pronoun = "she" if slots.chance(0.5) else "he"
     if slots.kind == "beast":
         beast = slots.draw("beast")
-        kind, hand, name = beast[""], beast[".hand"], f"Old {beast[''].title()}"
-        the = f"the old {kind}"
+        name = intro = f"Old {beast['.adult'].title()}"
+        body = {form: beast[form] for form in (".hand", ".hands")}
     else:
-        kind, hand = slots["job"], "hand"
         name = f"{'Mrs.' if pronoun == 'she' else 'Mr.'} {slots['surname']}"
-        the = f"the {kind}"
-    return {"": name, ".kind": kind, ".the": the, ".hand": hand, ".hands": plural(hand), **_PRONOUNS[pronoun]}
+        intro = f"{name} the {slots['job']}"
+        body = {".hand": "hand", ".hands": "hands"}
+    return {"": name, ".intro": intro, ".the": name, **body, **_PRONOUNS[pronoun]}
 
 
 def _pet(slots: Slots) -> Entry:
@@ -181,6 +173,7 @@ _CHARACTERS: dict[str, Callable[[Slots], Entry]] = {
     "friend": _companion,
     "rival": _companion,
     "elder": _elder,
+    "guest": _elder,
     "neighbor": _neighbor,
     "pet": _pet,
 }

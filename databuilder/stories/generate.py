@@ -2,13 +2,11 @@
 
 import random
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
-from databuilder.stories.cast import SCENES, Scene, Slots
+from databuilder.stories.cast import Slots
 from databuilder.stories.grammar import polish
-from databuilder.stories.lexicon import load_lexicon
-from databuilder.stories.plots import Plot, load_plots
+from databuilder.stories.plots import load_plots
 from databuilder.stories.templates import expand
 from transformerlm.utils.files import atomic_write
 
@@ -18,7 +16,7 @@ _PROGRESS_INTERVAL = 500
 
 
 def generate_stories(num_stories: int, seed: int = 0) -> Iterator[str]:
-    """Yield `num_stories` stories. Story i depends on `(seed, i)` only, so a longer corpus begins with a shorter one."""
+    """Yield `num_stories` stories. Story i depends on `(seed, i)` only: a longer corpus begins with a shorter."""
     for index in range(num_stories):
         yield write_story(seed, index)
 
@@ -31,11 +29,10 @@ def write_story(seed: int, index: int) -> str:
     draw = random.Random(f"{seed}:{index}").random
     plots = load_plots()
     plot = plots[int(draw() * len(plots))]
-    scenes = _scenes(plot.title)
-    scene = scenes[int(draw() * len(scenes))]
+    scene = plot.scenes[int(draw() * len(plot.scenes))]
     parts: list[str] = []
     expand(plot.text, draw, parts)
-    text = "".join(parts) % Slots(load_lexicon(), draw, scene, plot.cast)
+    text = "".join(parts) % Slots(draw, scene, plot.cast)
     return polish(text.replace("\n ", "\n\n").lstrip("\n"))
 
 
@@ -51,15 +48,3 @@ def write_corpus(
             file.write(f"{story}\n{END_OF_TEXT}\n".encode())
             if progress is not None and (done % _PROGRESS_INTERVAL == 0 or done == num_stories):
                 progress(done, num_stories)
-
-
-@cache
-def _scenes(title: str) -> tuple[Scene, ...]:
-    plot = _plot(title)
-    return tuple(
-        scene for scene in SCENES if scene.kind in plot.heroes and (not plot.worlds or scene.world in plot.worlds)
-    )
-
-
-def _plot(title: str) -> Plot:
-    return next(plot for plot in load_plots() if plot.title == title)

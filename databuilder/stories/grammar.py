@@ -3,7 +3,7 @@
 import re
 
 _IRREGULAR_PLURALS = {
-    "child": "children", "deer": "deer", "fish": "fish", "foot": "feet", "goose": "geese", "leaf": "leaves",
+    "child": "children", "deer": "deer", "fish": "fish", "foot": "feet", "goose": "geese", "hoof": "hooves", "leaf": "leaves",
     "loaf": "loaves", "man": "men", "mouse": "mice", "scarf": "scarves", "sheep": "sheep", "shelf": "shelves",
     "tooth": "teeth", "wolf": "wolves", "woman": "women", "calf": "calves", "butterfly": "butterflies",
     "piano": "pianos", "banjo": "banjos", "yo-yo": "yo-yos", "cello": "cellos", "piccolo": "piccolos",
@@ -45,7 +45,7 @@ def gerund(verb: str) -> str:
     """Return the -ing form of a regular verb."""
     if verb.endswith("ie"):
         return f"{verb[:-2]}ying"
-    if verb.endswith("e") and not verb.endswith("ee"):
+    if verb.endswith("e") and not verb.endswith(("ee", "oe")):
         return f"{verb[:-1]}ing"
     return f"{_doubled(verb)}ing"
 

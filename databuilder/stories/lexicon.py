@@ -7,14 +7,15 @@ are and so which forms they have:
 - `[verbs]`: `{go}`, past `{go.ed}`, `{go.ing}`; an irregular one is written `run/ran/running`;
 - `[adjectives]`: `{size}`, `{size.er}`, `{size.est}`;
 - `[places]`: written `in the park`: `{place.at}` is the whole, `{place}` is "the park";
-- `[beasts]`: written `fox/paw/den`: `{beast}`, `{beast.hand}`, `{beast.home}`;
+- `[beasts]`: written `fox/paw/den` or `lamb/hoof/barn/sheep`: `{beast}`, `{beast.hand}`, `{beast.hands}`,
+  `{beast.home}`, `{beast.adult}`;
 - `[phrases]`: taken as they are; entries are separated by `;` and may hold slots themselves.
 
 A category `name@world` or `name@kind` is the `name` of stories in that world (town, wood ...) or with that kind of
 hero (child, beast, grownup).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -39,14 +40,6 @@ class Lexicon:
         for form in entries[0]:
             self.forms[category + form] = [entry[form] for entry in entries]
 
-    def resolve(self, category: str, tags: Iterable[str]) -> str:
-        """Return the name of `category` as it is for a scene with these tags (its world, its kind of hero)."""
-        candidates = (category, *(f"{category}@{tag}" for tag in tags))
-        for name in candidates:
-            if name in self.entries:
-                return name
-        raise ValueError(f"words: no category {category!r} (looked for {', '.join(candidates)})")
-
 
 def _noun(text: str) -> Entry:
     return {"": text, ".s": grammar.plural(text)}
@@ -70,8 +63,14 @@ def _place(text: str) -> Entry:
 
 
 def _beast(text: str) -> Entry:
-    kind, hand, home = text.split("/")
-    return {"": kind, ".hand": hand, ".home": home}
+    kind, hand, home, *adult = text.split("/")
+    return {
+        "": kind,
+        ".hand": hand,
+        ".hands": grammar.plural(hand),
+        ".home": home,
+        ".adult": adult[0] if adult else kind,
+    }
 
 
 def _phrase(text: str) -> Entry:
@@ -97,6 +96,20 @@ def load_lexicon() -> Lexicon:
         if file.name.endswith(".txt"):
             _read_file(lexicon, file.name, file.read_text(encoding="utf-8"))
     return lexicon
+
+
+@cache
+def resolve(category: str, tags: tuple[str, ...]) -> str:
+    """Return the full name of `category` for a scene with these tags: the most special one there is.
+
+    Raises `ValueError` when there is none.
+    """
+    lexicon = load_lexicon()
+    candidates = (*(f"{category}@{tag}" for tag in tags), category)
+    for name in candidates:
+        if name in lexicon.entries:
+            return name
+    raise ValueError(f"words: there is no category {category!r} (looked for {', '.join(candidates)})")
 
 
 def _read_file(lexicon: Lexicon, name: str, text: str) -> None:

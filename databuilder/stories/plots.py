@@ -20,20 +20,22 @@ A plot is a block of text in one of the files there:
   says nothing. A blank line goes on to the next beat.
 - `--` begins a new paragraph. `-- or` begins another version of the paragraph above it.
 - `heroes` lists who can be the hero (child, beast, grownup; default child and beast), `worlds` where it can happen
-  (default everywhere). `cast` names the things that stay the same all story long, with the category each is drawn from.
-- The characters need no declaration: `{hero}`, `{friend}`, `{rival}`, `{elder}` (of the hero's family), `{neighbor}`
-  (a grown-up) and `{pet}` come to be when they are first named; see `cast.py` for their forms.
+  (default everywhere). `cast` names the things that stay the same all story long, with the category of each.
+- The characters need no declaration: `{hero}`, `{friend}`, `{rival}`, `{elder}` and `{guest}` (of the hero's
+  family), `{neighbor}` (a grown-up) and `{pet}` come to be when they are first named; `cast.py` has their forms.
 - Write "a" always; it becomes "an" where it must. Sentences and quotations get their capitals by themselves, except
-  after `!"` and `?"`, where only you know whether a new sentence begins.
+  after `!"` and `?"`, where only you know whether a new sentence begins. Write `," <said hero>. "And ...`: a
+  quotation that goes on begins anew.
 
-The rest of the template language is described in `templates.py`. Shared rules stand in `common.txt`, as `rule: name` and
-the lines below it.
+The rest of the template language is described in `templates.py`. Shared rules stand in `common.txt`, as
+`rule: name` and the lines below it.
 """
 
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
+from databuilder.stories.cast import SCENES, Scene
 from databuilder.stories.templates import Choice, Compiler, Rules, Sequence
 
 _PARAGRAPH = "--"
@@ -43,12 +45,11 @@ _SILENCE = "~"
 
 @dataclass(frozen=True)
 class Plot:
-    """A compiled plot: its title, who and where it can be, the cast of things, and the text."""
+    """A compiled plot: its title, the scenes it can be set in, the cast of things, and the text."""
 
     title: str
-    heroes: tuple[str, ...]
-    worlds: tuple[str, ...]  # empty: all
-    cast: dict[str, str]
+    scenes: tuple[Scene, ...]
+    cast: dict[str, str]  # role → category
     text: Sequence
 
 
@@ -99,7 +100,7 @@ def _read_file(text: str, rules: Rules, drafts: list[_Draft]) -> None:
             rule.extend([line] if line else [])
         elif key in ("heroes", "worlds", "cast"):
             drafts[-1].head[key] = value
-        else:
+        elif drafts:
             drafts[-1].add(line)
 
 
@@ -109,10 +110,14 @@ def _compiled(draft: _Draft, compiler: Compiler) -> Plot:
         variants = [_compiled_beats(variant, compiler) for variant in paragraph]
         text += ["\n", Choice(tuple(variants))]
     pairs = [pair.split("=") for pair in draft.head.get("cast", "").split(";") if pair]
+    heroes = draft.head.get("heroes", "child beast").split()
+    worlds = draft.head.get("worlds", " ".join(scene.world for scene in SCENES)).split()
+    scenes = tuple(scene for scene in SCENES if scene.kind in heroes and scene.world in worlds)
+    if not scenes:
+        raise ValueError(f"stories: the plot {draft.head['plot']!r} has no scene with {heroes} in {worlds}")
     return Plot(
         title=draft.head["plot"],
-        heroes=tuple(draft.head.get("heroes", "child beast").split()),
-        worlds=tuple(draft.head.get("worlds", "").split()),
+        scenes=scenes,
         cast={role.strip(): category.strip() for role, category in pairs},
         text=tuple(text),
     )

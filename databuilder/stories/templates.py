@@ -56,7 +56,7 @@ class Compiler:
                 tokens.pop()
             elif token[0] == "<" and len(token) > 2:
                 options[-1].append(self._rule(token[1:-1]))
-            elif token in "{}<>%":
+            elif token in "{}<>" or "%" in token:
                 raise ValueError(f"stories: stray {token!r} in the template {text!r}")
             else:
                 options[-1].append(f"%({token[1:-1]})s" if token[0] == "{" else token)
@@ -67,7 +67,7 @@ class Compiler:
             name, _, argument = reference.partition(" ")
             if name not in self._rules:
                 raise ValueError(f"stories: there is no rule <{name}>; known: {', '.join(sorted(self._rules))}")
-            lines = [line.replace("@", argument) for line in self._rules[name]]
+            lines = [_applied(line, argument) for line in self._rules[name]]
             self._compiled[reference] = Choice(tuple(self.compile(line) for line in lines))
         return self._compiled[reference]
 
@@ -80,6 +80,12 @@ def expand(sequence: Sequence, random: Callable[[], float], out: list[str]) -> N
         else:
             options = node.options  # pyright: ignore[reportAttributeAccessIssue]
             expand(options[int(random() * len(options))], random, out)
+
+
+def _applied(line: str, argument: str) -> str:
+    """Put the argument for `@`: in `<rule @>` and `{@.he}` as it is, elsewhere as the slot `{argument}`."""
+    line = re.sub(r"(<\w+ |\{)@", rf"\g<1>{argument}", line)
+    return line.replace("@", f"{{{argument}}}")
 
 
 def _merged(nodes: list[Node]) -> Sequence:

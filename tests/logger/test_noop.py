@@ -7,9 +7,7 @@ import pytest
 from logger.noop import NoopLogger
 
 
-def test_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     logger = NoopLogger()
     logger.start({"a": 1})

@@ -40,9 +40,7 @@ _CALLS = {
 
 
 @pytest.mark.parametrize("level", nvtx.LEVELS)
-def test_each_level_names_its_modules(
-    level: str, nvtx_calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_level_names_its_modules(level: str, nvtx_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(nvtx.LEVEL_SWITCH, level)
     model, x_BD = _Model(), torch.ones(1, 2)
     expected = model(x_BD)
@@ -85,9 +83,7 @@ def test_a_forward_that_raises_leaves_push_and_pop_balanced(
 
 
 @pytest.mark.parametrize("prepend", [False, True])
-def test_a_foreign_pre_hook_that_raises_leaves_push_and_pop_balanced(
-    prepend: bool, nvtx_calls: list[str]
-) -> None:
+def test_a_foreign_pre_hook_that_raises_leaves_push_and_pop_balanced(prepend: bool, nvtx_calls: list[str]) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("from a hook")
 

@@ -29,9 +29,7 @@ def test_without_cuda_everything_is_a_no_op(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_snapshot_is_dumped_whole_and_in_the_viewers_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_is_dumped_whole_and_in_the_viewers_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"segments": [], "device_traces": [[{"action": "alloc"}]]}
     monkeypatch.setattr(memory, "snapshot", lambda: state)
     path = tmp_path / "profile" / "memory.pickle"

@@ -40,9 +40,7 @@ def test_switched_off(value: str | None, nvtx_calls: list[str], monkeypatch: pyt
     assert nvtx_calls == []
 
 
-@pytest.mark.parametrize(
-    ("chosen", "count"), [(None, 1), ("", 1), ("coarse", 1), ("Fine", 2), ("verbose", 3)]
-)
+@pytest.mark.parametrize(("chosen", "count"), [(None, 1), ("", 1), ("coarse", 1), ("Fine", 2), ("verbose", 3)])
 def test_a_level_includes_the_coarser_ones(
     chosen: str | None, count: int, nvtx_calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,9 +61,10 @@ def _steps(
     newest_B = torch.empty(0)
     with evaluation_mode(model):
         for step in range(max_new_tokens):
-            logits_BV = (
-                _prefill(model, prompts, cache) if step == 0 else _extend(model, newest_B, lengths, cache)
-            )
+            if step == 0:
+                logits_BV = _prefill(model, prompts, cache)
+            else:
+                logits_BV = _extend(model, newest_B, lengths, active, cache)
             newest_B = sample(logits_BV)
             tokens = newest_B.tolist()
             yield [token if going else None for token, going in zip(tokens, active, strict=True)]
@@ -84,12 +85,16 @@ def _prefill(model: TransformerLM, prompts: Sequence[Sequence[int]], cache: KVCa
     return model.logits(features_BTD[torch.arange(len(prompts), device=device), last_B])
 
 
-def _extend(model: TransformerLM, newest_B: Tensor, lengths: list[int], cache: KVCache) -> Tensor:
-    """Run each row's newest token, which is at position `lengths[row] - 1`; return the logits (B, V)."""
-    cache.length = max(lengths) - 1
-    positions_B1 = None
-    if min(lengths) != max(lengths):
-        positions_B1 = torch.tensor(lengths, device=newest_B.device).unsqueeze(1) - 1
+def _extend(model: TransformerLM, newest_B: Tensor, lengths: list[int], active: list[bool], cache: KVCache) -> Tensor:
+    """Run each row's newest token, which is at position `lengths[row] - 1`; return the logits (B, V).
+
+    Finished rows ride along, at any position before the end: nobody reads what comes out of them.
+    """
+    live = {length for length, going in zip(lengths, active, strict=True) if going}
+    cache.length = max(live) - 1
+    positions_B1 = None  # one length, one position: no mask is needed
+    if len(live) > 1:
+        positions_B1 = torch.tensor(lengths, device=newest_B.device).clamp(max=max(live)).unsqueeze(1) - 1
     return model(newest_B.unsqueeze(1), positions_B1, cache)[:, -1]
 
 

@@ -57,9 +57,7 @@ def generate(
     with evaluation_mode(model):
         for _ in range(steps):
             logits_BV = model(ids_BT[:, -model.context_length :])[:, -1]
-            next_B = sample_token(
-                logits_BV, temperature=temperature, top_k=top_k, top_p=p, generator=generator
-            )
+            next_B = sample_token(logits_BV, temperature=temperature, top_k=top_k, top_p=p, generator=generator)
             if eos_token_id is not None:
                 next_B = next_B.masked_fill(finished_B, eos_token_id)
                 finished_B = next_B == eos_token_id

@@ -77,9 +77,7 @@ class Predictor:
         ids = self.tokenizer.encode(prompt)
         if not ids:
             if self.tokenizer.eos_token_id is None:
-                raise ConfigError(
-                    "the prompt is empty, and the tokenizer has no end-of-text token to begin with"
-                )
+                raise ConfigError("the prompt is empty, and the tokenizer has no end-of-text token to begin with")
             return [self.tokenizer.eos_token_id]
         if len(ids) >= self.model.context_length:
             raise ConfigError(

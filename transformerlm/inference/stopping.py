@@ -6,7 +6,7 @@ from collections.abc import Sequence
 class StopStrings:
     """Passes text on as it comes, but holds back an end that may be the start of a stop string.
 
-    The pieces that `push` and `flush` return join to the text before the first stop string.
+    The pieces that `push` and `flush` return join to the text before the first stop string to be complete.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -19,10 +19,12 @@ class StopStrings:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
+            # The one that is whole first, however the text came in pieces; of several the longest.
+            _, start = min(found)
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[:start]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -88,9 +88,7 @@ class MultiheadSelfAttentionRoPE(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
 
-    def forward(
-        self, x_BTD: Tensor, token_positions: Tensor | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, token_positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """Let each token attend to itself and those before it: (B, T, D) to (B, T, D).
 
         `token_positions`, of shape (T,) or (B, T), are the positions of the tokens, by default counted

@@ -77,9 +77,7 @@ class KVCache:
         batch_size, num_tokens = shape_BT
         start, end = self.length, self.length + num_tokens
         if batch_size != self.batch_size:
-            raise ConfigError(
-                f"the cache has {self.batch_size} rows, the batch {batch_size}; make a new cache"
-            )
+            raise ConfigError(f"the cache has {self.batch_size} rows, the batch {batch_size}; make a new cache")
         if end > self.max_len:
             raise ConfigError(
                 f"the cache has {self.max_len} slots, of which {start} are in use: {num_tokens} more tokens "

@@ -203,9 +203,7 @@ class RotaryPositionalEmbedding(nn.Module):
         self._build_tables(self.cos.device)
         return self
 
-    def rows(
-        self, num_positions: int, token_positions: Tensor | None = None, start: int = 0
-    ) -> tuple[Tensor, Tensor]:
+    def rows(self, num_positions: int, token_positions: Tensor | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines of `num_positions` positions, for `rotate_pairs`.
 
         Without `token_positions` (integers, shape (..., T)) the positions are `start`, `start` + 1, …,
@@ -215,9 +213,7 @@ class RotaryPositionalEmbedding(nn.Module):
         if token_positions is None:
             end = start + num_positions
             if end > self.max_seq_len:
-                raise ConfigError(
-                    f"{end} positions asked for, but the model has {self.max_seq_len}; shorten the input"
-                )
+                raise ConfigError(f"{end} positions asked for, but the model has {self.max_seq_len}; shorten the input")
             return self.cos[start:end], self.sin[start:end]
         if token_positions.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_range(token_positions)
@@ -228,9 +224,7 @@ class RotaryPositionalEmbedding(nn.Module):
             return
         low, high = (int(bound) for bound in token_positions.aminmax())
         if low < 0 or high >= self.max_seq_len:
-            raise ConfigError(
-                f"token positions {low} to {high} do not fit the model's 0 to {self.max_seq_len - 1}"
-            )
+            raise ConfigError(f"token positions {low} to {high} do not fit the model's 0 to {self.max_seq_len - 1}")
 
     def forward(self, x: Tensor, token_positions: Tensor | None = None) -> Tensor:
         """Rotate `x` (..., T, d_k) by its positions (T,) or (..., T), by default 0, 1, … T − 1."""

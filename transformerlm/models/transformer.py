@@ -67,9 +67,7 @@ class TransformerBlock(nn.Module):
         self.ln2.reset_parameters()
         self.ffn.reset_parameters(generator, residual_scale)
 
-    def forward(
-        self, x_BTD: Tensor, token_positions: Tensor | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, token_positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, D) to (B, T, D); arguments as of `MultiheadSelfAttentionRoPE.forward`."""
         x_BTD = x_BTD + self.attn(self.ln1(x_BTD), token_positions, cache)
         return x_BTD + self.ffn(self.ln2(x_BTD))
@@ -135,19 +133,19 @@ class TransformerLM(nn.Module):
 
         Matrices: truncated normal of variance 2 / (in + out). Those that write to the residual stream
         (`attn.output_proj`, `ffn.w2`) are divided by sqrt(2 · num_layers), so that the stream's variance
-        does not grow with depth (Radford et al. 2019, GPT-2, section 2.3).
+        does not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Embeddings: variance 1, the
+        scale of what the blocks add to them; tied ones 1 / d_model, which makes the first logits, their
+        products with features of variance 1, of variance 1 as well.
         """
         residual_scale = 1 / math.sqrt(2 * len(self.layers))
-        self.token_embeddings.reset_parameters(generator, self._embedding_std())
+        embedding_std = 1.0 if self.lm_head is not None else self.token_embeddings.embedding_dim**-0.5
+        self.token_embeddings.reset_parameters(generator, embedding_std)
         for layer in self.layers:
             assert isinstance(layer, TransformerBlock)
             layer.reset_parameters(generator, residual_scale)
         self.ln_final.reset_parameters()
         if self.lm_head is not None:
             self.lm_head.reset_parameters(generator)
-
-    def _embedding_std(self) -> float:
-        return 1.0 if self.lm_head is not None else self.token_embeddings.embedding_dim**-0.5
 
     def forward(
         self, in_indices_BT: Tensor, token_positions: Tensor | None = None, cache: KVCache | None = None

@@ -4,9 +4,9 @@
 as GPT-2 does with the same files. `StreamingDecoder` turns ids into text as they are generated.
 """
 
+from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer.bpe_trainer import count_pretokens, learn_merges, train_bpe
 from transformerlm.tokenizer.io import gpt2_bytes_to_unicode
-from transformerlm.tokenizer.pretokenize import END_OF_TEXT
 from transformerlm.tokenizer.streaming import StreamingDecoder
 from transformerlm.tokenizer.tokenizer import Tokenizer
 

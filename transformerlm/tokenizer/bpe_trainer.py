@@ -9,13 +9,9 @@ algorithm 1, on bytes as in GPT-2.
 """
 
 import heapq
-import multiprocessing
-import os
-import signal
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import final
@@ -29,6 +25,7 @@ from transformerlm.tokenizer.pretokenize import (
 )
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.utils.errors import DataError, TokenizerError
+from transformerlm.utils.parallel import ordered_map, worker_count
 
 COUNT_BLOCK_CHARS = 1 << 20
 MIN_BYTES_PER_WORKER = 4 << 20  # less is counted faster than a process starts
@@ -96,7 +93,7 @@ def count_pretokens(
     if not paths:
         raise DataError("no text file is given; give at least one")
     total_bytes = sum(map(_file_size, paths))
-    workers = min(num_workers or os.cpu_count() or 1, total_bytes // MIN_BYTES_PER_WORKER)
+    workers = min(worker_count(num_workers), total_bytes // MIN_BYTES_PER_WORKER)
     blocks = _corpus_blocks(paths, total_bytes, special_tokens, progress)
     if workers > 1:
         counts = _count_in_workers(blocks, special_tokens, workers)
@@ -141,32 +138,10 @@ def _count_block(block: str, special_tokens: Sequence[str]) -> Counter[str]:
 
 
 def _count_in_workers(blocks: Iterable[str], special_tokens: Sequence[str], workers: int) -> Counter[str]:
-    """Count blocks in worker processes. This process reads ahead by two blocks a worker and no further.
-
-    The processes are spawned, not forked: a fork of a process with threads, as torch has, may hang.
-    """
     counts: Counter[str] = Counter()
-    waiting = deque()
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts) as pool:
-            for block in blocks:
-                waiting.append(pool.submit(_count_block, block, special_tokens))
-                if len(waiting) > 2 * workers:
-                    counts.update(waiting.popleft().result())
-            while waiting:
-                counts.update(waiting.popleft().result())
-    except BrokenProcessPool as error:
-        raise TokenizerError(
-            "a worker process ended early, for want of memory or because the script that calls this has no "
-            '`if __name__ == "__main__":`; add it, or give num_workers=1'
-        ) from error
+    for block_counts in ordered_map(partial(_count_block, special_tokens=special_tokens), blocks, workers=workers):
+        counts.update(block_counts)
     return counts
-
-
-def _leave_interrupts() -> None:
-    """Let Ctrl-C end this process through its parent, without a traceback of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def learn_merges(
@@ -195,9 +170,10 @@ def learn_merges(
     while heap and len(merges) < num_merges:
         negative_count, _, _, pair = heapq.heappop(heap)
         count = words.pair_counts.get(pair, 0)
+        if count == 0:
+            continue
         if count != -negative_count:
-            if count:
-                heapq.heappush(heap, entry(pair))
+            heapq.heappush(heap, entry(pair))
             continue
         left, right = tokens[pair[0]], tokens[pair[1]]
         merges.append((left, right))

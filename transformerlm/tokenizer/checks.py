@@ -27,9 +27,7 @@ def check_vocab(vocab: Mapping[int, bytes], source: str) -> None:
         ids[token] = token_id
     for expected, token_id in enumerate(sorted(vocab)):
         if token_id != expected:
-            raise TokenizerError(
-                f"{source}: the ids have a gap: {expected} is missing; number the tokens 0, 1, 2, …"
-            )
+            raise TokenizerError(f"{source}: the ids have a gap: {expected} is missing; number the tokens 0, 1, 2, …")
     missing = [token for token in SINGLE_BYTES if token not in ids]
     if missing:
         raise TokenizerError(
@@ -57,9 +55,7 @@ def check_merges(
 def _merge_problem(left: bytes, right: bytes, known: set[bytes], in_vocab: Collection[bytes]) -> str | None:
     for part in (left, right):
         if part not in known:
-            return (
-                f"uses {part!r}, which is no byte and no earlier merge makes; restore the file or its order"
-            )
+            return f"uses {part!r}, which is no byte and no earlier merge makes; restore the file or its order"
     if left + right in known:
         return f"makes {left + right!r} a second time; remove it"
     if left + right not in in_vocab:

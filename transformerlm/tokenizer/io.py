@@ -75,9 +75,7 @@ def read_vocab(path: Path | str, merges: Sequence[tuple[bytes, bytes]]) -> dict[
     try:
         entries = json.loads(_read(path), object_pairs_hook=lambda pairs: _distinct(pairs, path))
     except json.JSONDecodeError as error:
-        raise TokenizerError(
-            f"{path}: not JSON: {error.msg} (line {error.lineno}); restore the file"
-        ) from error
+        raise TokenizerError(f"{path}: not JSON: {error.msg} (line {error.lineno}); restore the file") from error
     if not isinstance(entries, dict):
         raise TokenizerError(f"{path}: not a JSON object from tokens to ids; restore the file")
     ordinary = {_to_text(token): token for token in ordinary_tokens(merges)}
@@ -86,9 +84,7 @@ def read_vocab(path: Path | str, merges: Sequence[tuple[bytes, bytes]]) -> dict[
         if type(token_id) is not int or token_id < 0:
             raise TokenizerError(f"{path}: {text!r} has the id {token_id!r}; give a whole number from 0 on")
         if token_id in vocab:
-            raise TokenizerError(
-                f"{path}: {text!r} has the id {token_id} of another token; give each its own"
-            )
+            raise TokenizerError(f"{path}: {text!r} has the id {token_id} of another token; give each its own")
         vocab[token_id] = ordinary[text] if text in ordinary else _special(text, path)
     check_vocab(vocab, source=str(path))
     return dict(sorted(vocab.items()))
@@ -106,9 +102,7 @@ def _distinct(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 def _special(text: str, path: Path) -> bytes:
     """Return the bytes of a special token, unless it looks like a product whose merge is missing."""
     if text.startswith(_SPACE):
-        raise TokenizerError(
-            f"{path}: no merge makes {text!r}; give the merges file that belongs to this one"
-        )
+        raise TokenizerError(f"{path}: no merge makes {text!r}; give the merges file that belongs to this one")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
@@ -132,9 +126,7 @@ def write_vocab(path: Path | str, vocab: Mapping[int, bytes], merges: Sequence[t
     for token_id, token in sorted(vocab.items()):
         text = _to_text(token) if token in ordinary else token.decode("utf-8")
         if text in entries or (token not in ordinary and text.startswith(_SPACE)):
-            raise TokenizerError(
-                f"special token {text!r} reads like an ordinary token in {path}; choose another text"
-            )
+            raise TokenizerError(f"special token {text!r} reads like an ordinary token in {path}; choose another text")
         entries[text] = token_id
     atomic_write_text(path, json.dumps(entries))
 

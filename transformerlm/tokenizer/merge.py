@@ -52,7 +52,8 @@ def merge_long(tokens: list[int], table: MergeTable) -> list[int]:
     """Do the same in O(n log n): the places of each product wait in a list, the products in a heap.
 
     A merge only makes pairs with larger products than its own, so that when a product is at the top of the
-    heap, all its places are known. The tokens stay where they are, linked in both directions.
+    heap, all its places are known. Places overlap only in a run x x x, and all of x is made in one sweep, so that
+    the left one is listed first. The tokens stay where they are, linked in both directions.
     """
     following = list(range(1, len(tokens) + 1))
     preceding = list(range(-1, len(tokens)))
@@ -73,7 +74,7 @@ def merge_long(tokens: list[int], table: MergeTable) -> list[int]:
         find(at)
     while heap:
         product = heapq.heappop(heap)
-        for at in sorted(places.pop(product)):
+        for at in places.pop(product):
             after = following[at]
             if table.get((tokens[at], tokens[after])) != product:
                 continue  # another merge has used one of the two

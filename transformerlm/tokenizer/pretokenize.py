@@ -14,9 +14,6 @@ import regex
 
 from transformerlm.utils.errors import TokenizerError
 
-END_OF_TEXT = "<|endoftext|>"
-"""The special token that ends a document."""
-
 # The contractions are grouped for speed; the alternatives and their order are GPT-2's.
 PRETOKEN_PATTERN: regex.Pattern[str] = regex.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -52,8 +49,6 @@ def check_special_tokens(special_tokens: Sequence[str]) -> None:
         try:
             num_bytes = len(token.encode("utf-8"))
         except UnicodeEncodeError:
-            raise TokenizerError(
-                f"special token {token!r} is not valid Unicode; choose another text"
-            ) from None
+            raise TokenizerError(f"special token {token!r} is not valid Unicode; choose another text") from None
         if num_bytes < 2:
             raise TokenizerError(f"special token {token!r} is shorter than two bytes; choose a longer text")

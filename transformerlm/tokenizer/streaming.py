@@ -61,8 +61,7 @@ def _last_safe_cut(text: str, special_tokens: Collection[str]) -> int:
     while match := _BOUNDARY.search(text, 0, end):
         end = match.start()
         if not any(
-            special in text[max(0, end - len(special) + 1) : end + len(special) - 1]
-            for special in special_tokens
+            special in text[max(0, end - len(special) + 1) : end + len(special) - 1] for special in special_tokens
         ):
             return end
     return 0

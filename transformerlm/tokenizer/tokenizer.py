@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, Self, final
 
+from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer import io
 from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
 from transformerlm.tokenizer.merge import MergeTable, merge_bytes, merge_table
 from transformerlm.tokenizer.pretokenize import (
-    END_OF_TEXT,
     check_special_tokens,
     pretokenize,
     special_pattern,
@@ -48,7 +48,7 @@ class Tokenizer:
         Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.checks` says, and for
         special tokens that are also ordinary tokens.
         """
-        special_tokens = list(special_tokens or ())
+        special_tokens = special_tokens or ()
         check_special_tokens(special_tokens)
         check_vocab(vocab, source="vocab")
         check_merges(merges, vocab, where=lambda index: f"merges[{index}]")
@@ -96,9 +96,7 @@ class Tokenizer:
         """
         vocab, merges = io.read_tokenizer_files(Path(folder) / io.VOCAB_FILE, Path(folder) / io.MERGES_FILE)
         ordinary = ordinary_tokens(merges)
-        return cls(
-            vocab, merges, [token.decode("utf-8") for token in vocab.values() if token not in ordinary]
-        )
+        return cls(vocab, merges, [token.decode("utf-8") for token in vocab.values() if token not in ordinary])
 
     def save(self, folder: Path | str) -> None:
         """Write `vocab.json` and `merges.txt` in GPT-2's form into `folder`, each atomically."""
@@ -167,9 +165,7 @@ class Tokenizer:
         """
         return chain.from_iterable(self._encode_blocks(texts, allowed_special))
 
-    def _encode_blocks(
-        self, texts: Iterable[str], allowed_special: Literal["all"] | Set[str]
-    ) -> Iterator[list[int]]:
+    def _encode_blocks(self, texts: Iterable[str], allowed_special: Literal["all"] | Set[str]) -> Iterator[list[int]]:
         if allowed_special == "all":
             allowed, pattern = self._special_tokens.keys(), self._pattern
         else:
@@ -180,9 +176,7 @@ class Tokenizer:
 
     def _check_allowed(self, allowed_special: Set[str] | str) -> Set[str]:
         if isinstance(allowed_special, str):
-            raise TokenizerError(
-                f'allowed_special is {allowed_special!r}; give "all" or a set of special tokens'
-            )
+            raise TokenizerError(f'allowed_special is {allowed_special!r}; give "all" or a set of special tokens')
         for special in allowed_special:
             if special not in self._special_tokens:
                 raise TokenizerError(

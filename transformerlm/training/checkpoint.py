@@ -5,17 +5,16 @@ tokenizer, and a manifest with every file's size and SHA-256. It is written unde
 and renamed, so that a folder with its proper name is always whole; readers check the manifest all the same.
 """
 
+import json
 import os
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-import json
 import torch
 from pydantic import ValidationError
 
@@ -55,8 +54,13 @@ def load_checkpoint(
         state = read_state(path)
     else:
         state = from_bytes(src.read(), "checkpoint")
+    if not isinstance(state, dict) or not {"model", "optimizer", "iteration"} <= state.keys():
+        raise CheckpointError(f"{src}: is not a file that save_checkpoint wrote")
     load_model_state(model, state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint does not fit the optimizer: {error}") from None
     return state["iteration"]
 
 
@@ -81,7 +85,8 @@ class Checkpoint:
         Raises `CheckpointError` that names the damaged or missing file.
         """
         path = Path(path)
-        if not (path / "manifest.json").exists():
+        is_checkpoint = path.is_dir() and _NAME.fullmatch(path.name)
+        if not is_checkpoint and not (path / "manifest.json").exists():
             folders = checkpoint_folders(path / "checkpoints") or checkpoint_folders(path)
             if not folders:
                 raise CheckpointError(f"{path}: holds no checkpoint; make one with transformerlm-train")
@@ -190,10 +195,13 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def _verify_manifest(folder: Path) -> None:
     file = folder / "manifest.json"
     try:
-        files = json.loads(file.read_text(encoding="utf-8"))["files"]
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: is missing or damaged ({error}); use another checkpoint") from None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{file}: is of format {version}, and this version reads format {FORMAT_VERSION}")
     for name, (size, digest) in expected.items():
         path = folder / name
         if Path(name).name != name:

@@ -23,9 +23,7 @@ def activation_norms(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(record(name)) for name, module in model.named_modules() if _is_block(name)
-    ]
+    handles = [module.register_forward_hook(record(name)) for name, module in model.named_modules() if _is_block(name)]
     try:
         yield norms
     finally:

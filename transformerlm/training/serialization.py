@@ -28,7 +28,7 @@ def to_bytes(state: Any) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
     structure = _strip(state, "", tensors, names)
-    return save(tensors, {_METADATA_KEY: json.dumps(structure)})
+    return save(_apart(tensors), {_METADATA_KEY: json.dumps(structure)})
 
 
 def from_bytes(data: bytes, source: str) -> Any:
@@ -59,6 +59,17 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise CheckpointError(f"{path}: a {type(value).__name__} cannot be saved, only tensors and plain values")
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy the tensors whose memory lies in another one's too: safetensors refuses overlapping views."""
+    apart: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return apart
 
 
 def _fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

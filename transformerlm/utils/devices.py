@@ -15,6 +15,7 @@ _PEAK_FLOPS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
@@ -29,7 +30,7 @@ def select_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in available.items() if present)
-    if not available[name]:
+    if not available.get(name, False):
         raise ConfigError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
     return torch.device(name)
 

@@ -21,5 +21,9 @@ class CheckpointError(TransformerLMError):
     """A checkpoint is missing, damaged or does not fit the model it is loaded into."""
 
 
+class WorkerError(TransformerLMError):
+    """A worker process ended before its work was done."""
+
+
 class MissingDependencyError(TransformerLMError):
     """An optional package is not installed; the message is the command that installs it."""

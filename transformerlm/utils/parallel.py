@@ -6,7 +6,10 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from transformerlm.utils.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +36,7 @@ def ordered_map(
 
     `function` and the items must be picklable. The processes are spawned, not forked: a fork of a process with
     threads, as torch has, may hang. They leave Ctrl-C to this process, which ends them.
+    Raises `WorkerError` if a process ends early.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -46,6 +50,11 @@ def ordered_map(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a worker process ended early, for want of memory or because the script that calls this has no "
+                '`if __name__ == "__main__":`; add it, or use one worker'
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -68,7 +68,7 @@ class TokenFileWriter:
         self._vocab_size = vocab_size
         self._end_of_text_id = end_of_text_id
         self._tokenizer_sha256 = tokenizer_sha256
-        self._dtype = id_dtype(vocab_size)
+        self._dtype: Literal["uint16", "uint32"] = id_dtype(vocab_size)
         self._digest = hashlib.sha256()
         self._open = atomic_write(path)
         self.num_tokens = self.num_documents = self.num_text_bytes = 0

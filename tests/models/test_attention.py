@@ -1,0 +1,124 @@
+"""Attention: the written-out formula, PyTorch's fused one, and the module around it."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from transformerlm.models.attention import MultiheadSelfAttentionRoPE, head_size, scaled_dot_product_attention
+from transformerlm.models.layers import RotaryPositionalEmbedding
+from transformerlm.utils.errors import ConfigError
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_qkv() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = generator()
+    q = torch.randn(2, 3, 5, 8, generator=draw)
+    k = torch.randn(2, 3, 7, 8, generator=draw)
+    return q, k, torch.randn(2, 3, 7, 4, generator=draw)
+
+
+def test_written_out_attention_equals_torch() -> None:
+    q, k, v = random_qkv()
+    torch.testing.assert_close(scaled_dot_product_attention(q, k, v), functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_written_out_attention_with_a_mask_equals_torch_with_gradients() -> None:
+    mask = torch.rand(2, 1, 5, 7, generator=generator(1)) < 0.6
+    mask[..., 0] = True
+    results = []
+    for attention in (scaled_dot_product_attention, functional.scaled_dot_product_attention):
+        leaves = [x.requires_grad_() for x in random_qkv()]
+        output = attention(*leaves, mask)
+        output.square().sum().backward()
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_query_that_attends_to_nothing_gets_zeros_and_finite_gradients() -> None:
+    q, k, v = (x.requires_grad_() for x in random_qkv())
+    mask = torch.ones(5, 7, dtype=torch.bool)
+    mask[2] = False
+    output = scaled_dot_product_attention(q, k, v, mask)
+    assert torch.equal(output[..., 2, :], torch.zeros(2, 3, 4))
+    output.sum().backward()
+    for leaf in (q, k, v):
+        assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+def test_softmax_is_computed_in_float32() -> None:
+    q, k, v = (x.bfloat16() for x in random_qkv())
+    output = scaled_dot_product_attention(q, k, v)
+    scores = (q @ k.transpose(-2, -1)).float() / math.sqrt(8)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, torch.softmax(scores, -1).bfloat16() @ v)
+
+
+def written_out(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor) -> torch.Tensor:
+    """The module's output, head by head, from its weights and the written-out formula."""
+    seq, size, per_group = x.shape[-2], layer.d_head, layer.num_heads // layer.num_kv_heads
+    mask = torch.ones(seq, seq, dtype=torch.bool).tril()
+    heads = []
+    for head in range(layer.num_heads):
+        own = slice(head * size, (head + 1) * size)
+        group = slice(head // per_group * size, (head // per_group + 1) * size)
+        q, k = x @ layer.q_proj.weight[own].T, x @ layer.k_proj.weight[group].T
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = layer.q_norm(q), layer.k_norm(k)
+        v = x @ layer.v_proj.weight[group].T
+        heads.append(scaled_dot_product_attention(layer.rope(q), layer.rope(k), v, mask))
+    return torch.cat(heads, dim=-1) @ layer.output_proj.weight.T
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_module_equals_the_written_out_version(num_kv_heads: int | None, qk_norm: bool) -> None:
+    layer = MultiheadSelfAttentionRoPE(24, 4, 16, 10000.0, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
+    x = torch.randn(2, 9, 24, generator=generator())
+    torch.testing.assert_close(layer(x), written_out(layer, x))
+
+
+def test_positions_are_relative() -> None:
+    layer = MultiheadSelfAttentionRoPE(16, 2, 64, 10000.0)
+    x = torch.randn(2, 6, 16, generator=generator())
+    shifted = layer(x, torch.arange(6) + 50)
+    torch.testing.assert_close(shifted, layer(x), atol=1e-5, rtol=1e-4)
+    rows = torch.stack((torch.arange(6), torch.arange(6) * 2))
+    torch.testing.assert_close(layer(x, rows)[1], layer(x[1:], rows[1])[0])
+    assert not torch.allclose(layer(x, rows)[1], layer(x)[1], atol=1e-4)
+
+
+def test_leading_dimensions_are_free() -> None:
+    layer = MultiheadSelfAttentionRoPE(16, 2, 64, 10000.0)
+    x = torch.randn(2, 3, 6, 16, generator=generator())
+    torch.testing.assert_close(layer(x)[1, 2], layer(x[1, 2]))
+
+
+def test_rope_can_be_shared_and_is_not_in_the_state() -> None:
+    rope = RotaryPositionalEmbedding(10000.0, 8, 16)
+    layer = MultiheadSelfAttentionRoPE(16, 2, 16, 10000.0, rope=rope, qk_norm=True)
+    assert layer.rope is rope
+    names = {"q_proj", "k_proj", "v_proj", "output_proj", "q_norm", "k_norm"}
+    assert set(layer.state_dict()) == {f"{name}.weight" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((10, 3, None), "multiple of num_heads .got 10 and 3.; try d_model = 12"),
+        ((9, 3, None), "must be even .* try d_model = 12"),
+        ((16, 4, 3), r"multiple of num_kv_heads .got 4 and 3.; num_kv_heads may be one of \[1, 2, 4\]"),
+        ((16, 4, 0), "num_kv_heads must be at least 1"),
+        ((16, 0, None), "num_heads must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_a_fix(sizes: tuple[int, int, int | None], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        head_size(*sizes)
+    with pytest.raises(ConfigError, match=message):
+        MultiheadSelfAttentionRoPE(sizes[0], sizes[1], 16, 10000.0, num_kv_heads=sizes[2])

@@ -1,0 +1,63 @@
+"""GPT-2's tokenizer, ours and tiktoken's, from the files in the shared data folder, and a small one."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tiktoken
+
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, gpt2_bytes_to_unicode
+
+DATA = Path(__file__).parents[2] / "../shared/data"
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""  # tiktoken's
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip("the shared data folder is absent")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def gpt2(data: Path) -> Tokenizer:
+    return Tokenizer.from_files(data / "gpt2_vocab.json", data / "gpt2_merges.txt", [END_OF_TEXT])
+
+
+@pytest.fixture(scope="session")
+def oracle(data: Path) -> tiktoken.Encoding:
+    """tiktoken's GPT-2, read from the files without our code."""
+    byte_of = {character: byte for byte, character in gpt2_bytes_to_unicode().items()}
+    entries = json.loads((data / "gpt2_vocab.json").read_bytes())
+    special = {END_OF_TEXT: entries.pop(END_OF_TEXT)}
+    ranks = {bytes(byte_of[character] for character in text): rank for text, rank in entries.items()}
+    return tiktoken.Encoding(name="gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Tokenizer:
+    """A tokenizer small enough to check by hand: a few merges, special tokens that begin one another."""
+    merges = [
+        (b"t", b"h"),
+        (b"th", b"e"),
+        (b" ", b"the"),
+        (b"l", b"l"),
+        (b"'", b"ll"),
+        (b"a", b"a"),
+        (b"aa", b"aa"),
+    ]
+    tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
+    return Tokenizer(dict(enumerate(tokens)), merges, ["<|eot|>", "<|eot|><|eot|>", "a b"])
+
+
+@pytest.fixture(scope="session")
+def divide() -> Callable[[str, Sequence[int]], list[str]]:
+    """Cuts a text at places, taken modulo its length; several at one place give empty parts."""
+
+    def cut(text: str, places: Sequence[int]) -> list[str]:
+        cuts = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+        return [text[start:end] for start, end in pairwise(cuts)]
+
+    return cut

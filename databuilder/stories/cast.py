@@ -141,7 +141,13 @@ def _elder(slots: Slots) -> Entry:
         name = f"{name} {slots['hero.adult'].title()}"
     elif kin in ("aunt", "uncle"):
         name = f"{name} {slots['girlname' if pronoun == 'she' else 'boyname']}"
-    return {"": name, ".kin": kin, ".the": f"{slots['hero.his']} {kin}", **_hands(slots), **_PRONOUNS[pronoun]}
+    return {
+        "": name,
+        ".kin": kin,
+        ".the": f"{slots['hero.his']} {kin}",
+        **_hands(slots),
+        **_PRONOUNS[pronoun],
+    }
 
 
 def _hands(slots: Slots) -> Entry:

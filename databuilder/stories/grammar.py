@@ -3,12 +3,12 @@
 import re
 
 _IRREGULAR_PLURALS = {
-    "child": "children", "deer": "deer", "fish": "fish", "foot": "feet", "goose": "geese", "hoof": "hooves", "leaf": "leaves",
-    "loaf": "loaves", "man": "men", "mouse": "mice", "scarf": "scarves", "sheep": "sheep", "shelf": "shelves",
-    "tooth": "teeth", "wolf": "wolves", "woman": "women", "calf": "calves", "butterfly": "butterflies",
-    "piano": "pianos", "banjo": "banjos", "yo-yo": "yo-yos", "cello": "cellos", "piccolo": "piccolos",
-    "mango": "mangoes", "potato": "potatoes", "tomato": "tomatoes", "kangaroo": "kangaroos",
-    "flamingo": "flamingos", "armadillo": "armadillos", "rhino": "rhinos", "hippo": "hippos",
+    "child": "children", "deer": "deer", "fish": "fish", "foot": "feet", "goose": "geese",
+    "leaf": "leaves", "hoof": "hooves", "loaf": "loaves", "man": "men", "mouse": "mice",
+    "scarf": "scarves", "sheep": "sheep", "shelf": "shelves", "tooth": "teeth", "wolf": "wolves",
+    "woman": "women", "calf": "calves", "piano": "pianos", "banjo": "banjos", "yo-yo": "yo-yos",
+    "cello": "cellos", "piccolo": "piccolos", "mango": "mangoes", "potato": "potatoes", "tomato": "tomatoes",
+    "kangaroo": "kangaroos", "flamingo": "flamingos", "armadillo": "armadillos", "rhino": "rhinos", "hippo": "hippos",
 }  # fmt: skip
 
 # Letters mislead: these begin with the other kind of sound than their first letter says.

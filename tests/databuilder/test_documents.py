@@ -69,12 +69,9 @@ def test_a_larger_fraction_only_adds_documents() -> None:
 
 
 @given(st.lists(st.text("abc", max_size=6)), st.floats(0.01, 0.99))
-def test_a_single_document_is_cut_in_two_without_losing_a_line(lines: list[str], fraction: float) -> None:
+def test_a_single_document_is_cut_in_two_without_losing_a_character(lines: list[str], fraction: float) -> None:
     document = "\n".join(lines).strip("\r\n")
     train, valid = split_single_document(document, fraction)
-    assert [line for side in (train, valid) for line in side.split("\n") if line] == [
-        line for line in document.split("\n") if line
-    ] or "\n" not in document[round(len(document) * (1 - fraction)) :]
     assert (train + valid).replace("\n", "") == document.replace("\n", "")
 
 

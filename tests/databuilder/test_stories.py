@@ -1,7 +1,10 @@
 """The built-in corpus: a pure function of the seed, well-formed English, and rich enough not to repeat itself."""
 
+import random
 import re
+from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -106,7 +109,7 @@ def test_overlap_counts_positions() -> None:
         ngram_overlap([], [], n=0)
 
 
-def test_write_corpus(tmp_path) -> None:
+def test_write_corpus(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     path = tmp_path / "new" / "stories.txt"
     write_corpus(path, 5, seed=1, progress=lambda done, total: calls.append((done, total)))
@@ -116,7 +119,7 @@ def test_write_corpus(tmp_path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_interrupted_corpus_leaves_the_old_file(tmp_path) -> None:
+def test_an_interrupted_corpus_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "stories.txt"
     path.write_text("old", encoding="utf-8")
 
@@ -131,7 +134,13 @@ def test_an_interrupted_corpus_leaves_the_old_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("fox", "foxes"), ("mouse", "mice"), ("toy boat", "toy boats"), ("berry", "berries"), ("monkey", "monkeys")],
+    [
+        ("fox", "foxes"),
+        ("mouse", "mice"),
+        ("toy boat", "toy boats"),
+        ("berry", "berries"),
+        ("monkey", "monkeys"),
+    ],
 )
 def test_plural(word: str, expected: str) -> None:
     assert plural(word) == expected
@@ -148,7 +157,12 @@ def test_regular_verbs(verb: str, past_form: str, ing_form: str) -> None:
 
 
 def test_comparatives() -> None:
-    assert [comparative(word) for word in ("big", "tiny", "wise", "small")] == ["bigger", "tinier", "wiser", "smaller"]
+    assert [comparative(word) for word in ("big", "tiny", "wise", "small")] == [
+        "bigger",
+        "tinier",
+        "wiser",
+        "smaller",
+    ]
     assert comparative("big", "est") == "biggest"
 
 
@@ -193,7 +207,5 @@ def test_generation_is_lazy() -> None:
     assert len(list(islice(generate_stories(10**12), 2))) == 2
 
 
-def _sequence(number: int):
-    import random
-
+def _sequence(number: int) -> Callable[[], float]:
     return random.Random(number).random

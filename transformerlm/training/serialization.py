@@ -46,9 +46,12 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[
     """Move tensors from `value` into `tensors`; return what is left as JSON."""
     if isinstance(value, torch.Tensor):
         memory = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        name = names.setdefault(memory, path) if value.numel() else path
-        tensors.setdefault(name, value.detach().cpu().contiguous())
-        return {_TENSOR: name}
+        if memory not in names or not value.numel():
+            while path in tensors:  # a key with a dot in it may read like a path
+                path += "'"
+            names[memory] = path
+            tensors[path] = value.detach().cpu().contiguous()
+        return {_TENSOR: names[memory]}
     if isinstance(value, dict):
         if all(isinstance(key, str) and key not in (_TENSOR, _PAIRS) for key in value):
             return {key: _strip(item, _join(path, key), tensors, names) for key, item in value.items()}

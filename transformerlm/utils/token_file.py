@@ -130,7 +130,10 @@ def read_info(path: Path) -> TokenFileInfo:
         info = TokenFileInfo.model_validate(json.loads(sidecar.read_text(encoding="utf-8")))
     except (ValueError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"{sidecar}: is not a sidecar of format {FORMAT_VERSION}: {first}") from None
+        raise DataError(
+            f"{sidecar}: is not a sidecar of format {FORMAT_VERSION} ({first}); "
+            f"make the token file again with {MAKE_DATA}"
+        ) from None
     expected = info.num_tokens * np.dtype(info.dtype).itemsize
     if path.stat().st_size != expected:
         raise DataError(

@@ -1,0 +1,67 @@
+"""The README's commands, run as they stand there, in a folder that has what a clone has."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+SECONDS = 900
+STEPS = {"transformerlm-train": ["--training.steps", "12", "--schedule.warmup-iters", "2", "--training.batch-size", "4"]}
+"""Shortens the trainings after the quick start, which itself runs in full."""
+
+
+def commands() -> list[list[str]]:
+    """Return the words of every `uv run transformerlm-…` in the README's shell blocks, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[2:] for line in words if line[:2] == ["uv", "run"] and line[2].startswith("transformerlm-")]
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a console script of this environment in `folder`."""
+    script = Path(sys.executable).with_name(words[0])
+    return subprocess.run(
+        [script, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def test_the_readme_shows_the_two_commands_first() -> None:
+    first_block = re.search(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    assert first_block is not None
+    lines = [line.split("#")[0].strip() for line in first_block.group(1).splitlines()]
+    assert lines == ["uv run transformerlm-quickstart", "uv run pytest"]
+
+
+def test_every_command_of_the_project_is_in_the_readme() -> None:
+    scripts = re.findall(r"^(transformerlm-[\w-]+) = ", (CHECKOUT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert scripts
+    assert [script for script in scripts if f"`{script}`" not in README] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    (tmp_path / "config").symlink_to(CHECKOUT / "config")
+    (tmp_path / "my_texts").mkdir()
+    story = "It was a warm day. The cat sat on the wall and looked at the birds. {} birds flew away.\n<|endoftext|>\n"
+    text = "".join(story.format(number) for number in range(800))
+    (tmp_path / "my_texts" / "own.txt").write_text(text, encoding="utf-8")
+
+    outputs = {}
+    for words in commands():
+        done = run(words + STEPS.get(words[0], []), tmp_path)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+        outputs[words[0]] = done
+    assert commands()[0] == ["transformerlm-quickstart"]
+    assert outputs["transformerlm-quickstart"].stdout.count("Once upon a time") >= 1
+    assert (tmp_path / "runs/stories/loss.png").stat().st_size > 1000
+
+    again = run(["transformerlm-quickstart"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("up to date") == 3

@@ -1,0 +1,295 @@
+"""The simple pair for any model and optimizer, and folders that are whole or refused."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from transformerlm.models import TransformerLM
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.training import AdamW, Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
+from transformerlm.training.checkpoint import checkpoint_folders
+from transformerlm.utils.errors import CheckpointError
+
+Factory = Callable[[Any], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Factory] = {
+    "own AdamW": lambda params: AdamW(params, lr=0.01),
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=0.01, amsgrad=True),
+    "Adam": lambda params: torch.optim.Adam(params, lr=0.01),
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
+    "plain SGD": lambda params: torch.optim.SGD(params, lr=0.01),
+}
+
+
+class Net(nn.Module):
+    """Everything a state dict may hold: buffers, an integer, tied weights, an odd dtype."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.second = nn.Linear(width, width)
+        self.second.weight = self.first.weight
+        self.register_buffer("half", torch.ones(2, dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.norm(self.first(x)).relu())
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
+    inputs = torch.randn(count, 6, 8, generator=torch.Generator().manual_seed(seed))
+    for x in inputs:
+        optimizer.zero_grad()
+        model(x).pow(2).mean().backward()
+        optimizer.step()
+
+
+def net(factory: Factory, seed: int) -> tuple[Net, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = Net()
+    return model, factory([{"params": list(model.parameters())[:2]}, {"params": list(model.parameters())[2:]}])
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "file object"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_loaded_model_goes_on_as_the_saved_one(name: str, kind: str, tmp_path: Path) -> None:
+    model, optimizer = net(OPTIMIZERS[name], seed=0)
+    steps(model, optimizer, 3, seed=1)
+    target: Any = {"path": tmp_path / "c", "str": str(tmp_path / "c"), "file object": BytesIO()}[kind]
+    save_checkpoint(model, optimizer, 3, target)
+    if isinstance(target, BytesIO):
+        target.seek(0)
+    again, again_optimizer = net(OPTIMIZERS[name], seed=5)
+    assert load_checkpoint(target, again, again_optimizer) == 3
+    assert again.second.weight is again.first.weight
+    for each, its_optimizer in ((model, optimizer), (again, again_optimizer)):
+        steps(each, its_optimizer, 2, seed=2)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_any_module_can_be_saved(tmp_path: Path) -> None:
+    model = nn.LSTM(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    save_checkpoint(model, optimizer, 0, tmp_path / "c")
+    other = nn.LSTM(3, 4)
+    load_checkpoint(tmp_path / "c", other, optimizer)
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+
+
+def test_the_file_is_safetensors_and_holds_tied_weights_once(tmp_path: Path) -> None:
+    model, optimizer = net(OPTIMIZERS["SGD"], seed=0)
+    save_checkpoint(model, optimizer, 1, tmp_path / "c")
+    names = load_file(tmp_path / "c").keys()
+    assert "model.first.weight" in names
+    assert "model.second.weight" not in names
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    model, optimizer = net(OPTIMIZERS["SGD"], seed=0)
+    save_checkpoint(model, optimizer, 1, tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+    optimizer.param_groups[0]["odd"] = {1, 2}
+    with pytest.raises(CheckpointError, match=r"optimizer\.param_groups\.0\.odd: a set cannot be saved"):
+        save_checkpoint(model, optimizer, 2, tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_checkpoint_of_another_shape_lists_what_does_not_fit(tmp_path: Path) -> None:
+    model, optimizer = net(OPTIMIZERS["SGD"], seed=0)
+    save_checkpoint(model, optimizer, 1, tmp_path / "c")
+    with pytest.raises(CheckpointError, match=r"does not fit the model[\s\S]*first\.weight[\s\S]*torch\.Size\(\[9, 9\]\)"):
+        load_checkpoint(tmp_path / "c", Net(9), optimizer)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        load_checkpoint(tmp_path / "c", nn.Linear(3, 3), optimizer)
+    with pytest.raises(CheckpointError, match="does not fit the optimizer"):
+        load_checkpoint(tmp_path / "c", model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, run_folder: Path) -> None:
+    model, optimizer = net(OPTIMIZERS["SGD"], seed=0)
+    path = tmp_path / "c"
+    with pytest.raises(CheckpointError, match="c: there is no such checkpoint file"):
+        load_checkpoint(path, model, optimizer)
+    save_checkpoint(model, optimizer, 1, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="c: is not a file that this package wrote, or it is damaged"):
+        load_checkpoint(path, model, optimizer)
+    with pytest.raises(CheckpointError, match="is not a file that this package wrote"):
+        load_checkpoint(BytesIO(b""), model, optimizer)
+    with pytest.raises(CheckpointError, match="is not a file that save_checkpoint wrote"):
+        load_checkpoint(Checkpoint.open(run_folder).path / "model.safetensors", model, optimizer)
+
+
+@pytest.fixture
+def folder(run_folder: Path, tmp_path: Path) -> Path:
+    """A good checkpoint folder, to be damaged."""
+    newest = Checkpoint.open(run_folder).path
+    return Path(shutil.copytree(newest, tmp_path / newest.name))
+
+
+FILES = (
+    "manifest.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "config.toml",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def test_a_folder_holds_what_the_design_says(folder: Path) -> None:
+    assert sorted(os.listdir(folder)) == sorted(FILES)  # noqa: PTH208 (hidden files too)
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.step == 12
+    assert checkpoint.model_hparams().vocab_size == 320
+    state = checkpoint.run_state()
+    assert state["data"] == {"next_sample": 48, "seed": 0}
+    assert state.keys() >= {"format_version", "step", "best_step", "progress", "identity", "schedule", "environment"}
+    assert checkpoint.model_state().keys() >= {"token_embeddings.weight", "lm_head.weight"}
+    assert checkpoint.optimizer_state().keys() == {"optimizer", "random"}
+    assert Tokenizer.load(folder).vocab_size == 320
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(name: str, damage: str, folder: Path) -> None:
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 0x80
+        path.write_bytes({"flip": data, "truncate": data[:-2], "empty": b""}[damage])
+    with pytest.raises(CheckpointError, match=name):
+        Checkpoint.open(folder)
+
+
+def test_every_flipped_bit_of_the_weights_is_found(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    for position in range(0, len(data), len(data) // 50):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
+            Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "is of format 2, and this version reads format 1"),
+        ({"files": {}}, "does not list model.safetensors"),
+        ({"files": {"../x": {"size": 1, "sha256": ""}}}, "names '../x', which is outside the folder"),
+        ({"files": None}, "is missing or damaged"),
+        ({"files": {"a": 3}}, "is missing or damaged"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(change: dict[str, Any], message: str, folder: Path) -> None:
+    file = folder / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(run_folder: Path, tmp_path: Path) -> None:
+    newest = run_folder / "checkpoints/step_00000012"
+    for path in (run_folder, run_folder / "checkpoints", newest):
+        assert Checkpoint.open(path).path == newest
+    renamed = shutil.copytree(newest, tmp_path / "my model")
+    assert Checkpoint.open(renamed).step == 12
+    for path in (tmp_path, tmp_path / "none", tmp_path / "step_00000001"):
+        with pytest.raises(CheckpointError, match="holds no checkpoint; make one with transformerlm-train"):
+            Checkpoint.open(path)
+
+
+def store(folder: Path, keep_last: int = 2) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints", keep_last=keep_last, config_toml="[model]\n", tokenizer=None)
+
+
+def save(store: CheckpointStore, step: int, best: int | None = None) -> Path:
+    return store.save(model={"w": torch.full((3,), step)}, optimizer={}, state={"step": step, "best_step": best})
+
+
+def names(store: CheckpointStore) -> list[int]:
+    return [int(path.name[5:]) for path in checkpoint_folders(store.folder)]
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
+    two = store(tmp_path)
+    assert two.newest() is None
+    for step, best, kept in (
+        (10, None, [10]),
+        (20, 20, [10, 20]),
+        (30, 20, [20, 30]),
+        (40, 20, [20, 30, 40]),
+        (50, 50, [40, 50]),
+    ):
+        save(two, step, best)
+        assert names(two) == kept
+    newest = two.newest()
+    assert newest is not None
+    assert newest.step == 50
+
+
+def test_folders_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
+    several = store(tmp_path, keep_last=3)
+    for step in (99_999_999, 100_000_000, 5):
+        save(several, step)
+    assert names(several) == [5, 99_999_999, 100_000_000]
+
+
+def test_the_same_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
+    two = store(tmp_path)
+    save(two, 3)
+    two.save(model={"w": torch.zeros(1)}, optimizer={}, state={"step": 3})
+    newest = two.newest()
+    assert newest is not None
+    assert newest.model_state()["w"].tolist() == [0.0]
+
+
+def test_what_a_killed_process_left_is_cleaned_and_never_read(tmp_path: Path) -> None:
+    two = store(tmp_path)
+    good = save(two, 3)
+    shutil.copytree(good, two.folder / ".step_00000009.tmp")
+    newest = two.newest()
+    assert newest is not None
+    assert newest.step == 3
+    assert [path.name for path in two.folder.iterdir()] == [good.name]
+
+
+def test_a_save_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    two = store(tmp_path)
+    good = save(two, 3)
+    with pytest.raises(CheckpointError, match="cannot be saved"):
+        two.save(model={"w": torch.ones(1)}, optimizer={"odd": object()}, state={"step": 4})
+    assert [path.name for path in two.folder.iterdir()] == [good.name]
+
+
+def test_a_configuration_without_a_model_is_named(tmp_path: Path) -> None:
+    saved = save(store(tmp_path), 1)
+    with pytest.raises(CheckpointError, match=r"config\.toml: has no valid \[model\] table"):
+        CheckpointStore(tmp_path / "b", keep_last=1, config_toml="x = 1\n", tokenizer=None).save(
+            model={}, optimizer={}, state={"step": 1}
+        )
+        Checkpoint.open(tmp_path / "b").model_hparams()
+    assert Checkpoint.open(saved).model_hparams().vocab_size is None
+
+
+def test_a_tied_model_round_trips(make_model: Callable[..., TransformerLM], tmp_path: Path) -> None:
+    model, other = make_model(tie_embeddings=True), make_model(seed=3, tie_embeddings=True)
+    optimizer = AdamW(model.parameters())
+    save_checkpoint(model, optimizer, 1, tmp_path / "c")
+    load_checkpoint(tmp_path / "c", other, AdamW(other.parameters()))
+    ids = torch.arange(8).unsqueeze(0)
+    assert torch.equal(model(ids), other(ids))

@@ -1,0 +1,178 @@
+"""Batches are a function of (seed, step), and an epoch reads everything once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformerlm.training.data import BatchLoader, TokenDataset, get_batch, permuted, validation_windows
+from transformerlm.utils.errors import DataError
+from transformerlm.utils.token_file import read_info
+
+CPU = torch.device("cpu")
+
+
+def loader(tokens: np.ndarray, *, batch_size: int = 3, context_length: int = 4, seed: int = 0) -> BatchLoader:
+    return BatchLoader(tokens, batch_size=batch_size, context_length=context_length, seed=seed, device=CPU)
+
+
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**64))
+def test_permuted_is_a_bijection(size: int, seed: int) -> None:
+    assert np.array_equal(np.sort(permuted(np.arange(size), size, seed=(seed, 1))), np.arange(size))
+
+
+@given(size=st.integers(1, 2**40), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=20), seed=st.integers(0))
+def test_permuted_stays_inside_and_apart_for_any_size(size: int, numbers: list[int], seed: int) -> None:
+    distinct = np.array(sorted({number % size for number in numbers}))
+    found = permuted(distinct, size, seed=(seed % 2**64,))
+    assert found.dtype == np.int64
+    assert ((found >= 0) & (found < size)).all()
+    assert len(set(found.tolist())) == len(distinct)
+
+
+def test_a_permutation_of_some_is_that_of_all() -> None:
+    whole = permuted(np.arange(1000), 1000, seed=(7, 0))
+    assert np.array_equal(permuted(np.array([3, 999, 0]), 1000, seed=(7, 0)), whole[[3, 999, 0]])
+
+
+def test_a_permutation_mixes_and_depends_on_the_seed() -> None:
+    first, second = (permuted(np.arange(10_000), 10_000, seed=(seed, 0)) for seed in (1, 2))
+    assert np.mean(first == second) < 0.01
+    for order in (first, second):
+        assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
+        assert np.mean(np.diff(order) == 1) < 0.01
+
+
+@given(
+    num_tokens=st.integers(9, 200),
+    batch_size=st.integers(1, 7),
+    context_length=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+)
+def test_every_window_comes_once_an_epoch_before_any_comes_twice(
+    num_tokens: int, batch_size: int, context_length: int, seed: int
+) -> None:
+    batches = loader(np.arange(num_tokens), batch_size=batch_size, context_length=context_length, seed=seed)
+    windows = max(1, (num_tokens - 1) // context_length - 1)
+    steps = -(-2 * windows // batch_size)
+    starts = torch.cat([batches.batch(step)[0][:, 0] for step in range(steps)]).tolist()
+    for epoch in (0, 1):
+        seen = starts[epoch * windows : (epoch + 1) * windows]
+        assert sorted(np.diff(sorted(seen)).tolist()) == [context_length] * (windows - 1)
+    assert all(0 <= start < num_tokens - context_length for start in starts)
+    assert batches.epoch(steps) == pytest.approx(steps * batch_size / windows)
+
+
+@given(step=st.integers(0, 10_000), seed=st.integers(0, 100))
+def test_a_batch_depends_on_seed_and_step_alone(step: int, seed: int) -> None:
+    tokens = np.arange(1000)
+    fresh = loader(tokens, seed=seed).batch(step)
+    used = loader(tokens, seed=seed)
+    np.random.default_rng()
+    for earlier in (step + 1, 0):
+        used.batch(earlier)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, used.batch(step), strict=True))
+
+
+def test_seeds_and_epochs_differ() -> None:
+    tokens = np.arange(10_000)
+    assert not torch.equal(loader(tokens, seed=0).batch(0)[0], loader(tokens, seed=1).batch(0)[0])
+    windows = (10_000 - 1) // 4 - 1
+    batches = loader(tokens, batch_size=windows)
+    assert not torch.equal(batches.batch(0)[0], batches.batch(1)[0])
+    offsets = {int(batches.batch(epoch)[0].min()) for epoch in range(20)}
+    assert len(offsets) > 2
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_targets_are_the_inputs_moved_on_by_one(dtype: str) -> None:
+    tokens = np.arange(500).astype(dtype)
+    for inputs, targets in (
+        loader(tokens).batch(5),
+        get_batch(tokens, 3, 4, "cpu"),
+        *validation_windows(tokens, windows=3, batch_size=3, context_length=4, device=CPU),
+    ):
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert inputs.shape == targets.shape == (3, 4)
+        assert inputs.device == targets.device == CPU
+        assert torch.equal(targets, inputs + 1)
+
+
+def test_get_batch_draws_all_windows_alike() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    counts = np.zeros(10)
+    for _ in range(200):
+        inputs, _ = get_batch(np.arange(16), 50, 6, "cpu")
+        counts += np.bincount(inputs[:, 0].numpy(), minlength=10)
+    assert counts == pytest.approx(1000, rel=0.15)
+
+
+def test_get_batch_follows_numpys_seed() -> None:
+    drawn = []
+    for _ in range(2):
+        np.random.seed(3)  # noqa: NPY002
+        drawn.append(get_batch(np.arange(100), 8, 5, "cpu")[0])
+    assert torch.equal(*drawn)
+
+
+def test_get_batch_needs_a_window_and_a_real_device() -> None:
+    inputs, targets = get_batch(np.arange(5), 2, 4, torch.device("cpu"))
+    assert inputs.tolist() == [[0, 1, 2, 3]] * 2
+    assert targets.tolist() == [[1, 2, 3, 4]] * 2
+    with pytest.raises(DataError, match=r"4 tokens hold no window of 4 \+ 1; shorten context_length"):
+        get_batch(np.arange(4), 2, 4, "cpu")
+    with pytest.raises(RuntimeError, match="nowhere"):
+        get_batch(np.arange(50), 2, 4, "nowhere")
+
+
+@given(
+    num_tokens=st.integers(5, 300),
+    windows=st.integers(1, 50),
+    batch_size=st.integers(1, 9),
+    context_length=st.integers(1, 4),
+)
+def test_validation_windows_are_fixed_distinct_and_spread(
+    num_tokens: int, windows: int, batch_size: int, context_length: int
+) -> None:
+    tokens = np.arange(num_tokens)
+    batches, again = (
+        validation_windows(tokens, windows=windows, batch_size=batch_size, context_length=context_length, device=CPU)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, again, strict=True))
+    starts = torch.cat([inputs[:, 0] for inputs, _ in batches]).numpy()
+    fitting = (num_tokens - 1) // context_length
+    assert len(starts) == min(windows, fitting)
+    gaps = np.diff(starts)
+    assert (gaps >= context_length).all()
+    assert gaps.max(initial=0) - gaps.min(initial=num_tokens) <= context_length
+    assert all(len(inputs) <= batch_size for inputs, _ in batches)
+
+
+def test_a_token_file_is_opened_checked_and_mapped(workspace: Path) -> None:
+    dataset = TokenDataset.open(workspace / "train.dat", context_length=32)
+    assert isinstance(dataset.tokens, np.memmap)
+    assert dataset.info == read_info(workspace / "train.dat")
+    assert dataset.bytes_per_token() == dataset.info.num_text_bytes / dataset.info.num_tokens > 1
+
+
+def test_data_of_less_than_a_window_is_refused(workspace: Path) -> None:
+    tokens = read_info(workspace / "valid.dat").num_tokens
+    assert len(TokenDataset.open(workspace / "valid.dat", context_length=tokens - 1).tokens) == tokens
+    with pytest.raises(DataError, match=rf"valid\.dat: has {tokens} tokens, fewer than one window"):
+        TokenDataset.open(workspace / "valid.dat", context_length=tokens)
+
+
+def test_changed_data_is_refused(workspace: Path, tmp_path: Path) -> None:
+    for name in ("valid.dat", "valid.dat.json"):
+        (tmp_path / name).write_bytes((workspace / name).read_bytes())
+    path = tmp_path / "valid.dat"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="its content changed since it was made"):
+        TokenDataset.open(path, context_length=4)
+    assert TokenDataset.open(path, context_length=4, verify=False).path == path

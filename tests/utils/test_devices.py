@@ -1,0 +1,63 @@
+"""Which device is used, and what is known about it."""
+
+import json
+
+import pytest
+import torch
+
+from transformerlm.utils.devices import fingerprint, peak_flops, peak_memory_bytes, select_device, set_threads
+from transformerlm.utils.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert select_device("auto").type == expected
+        assert select_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "tpu"])
+def test_a_device_that_is_not_here_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"device '{name}' is not available here; use 'auto' or 'cpu'"):
+        select_device(name)
+
+
+def test_zero_threads_change_nothing() -> None:
+    before = torch.get_num_threads()
+    set_threads(0)
+    assert torch.get_num_threads() == before
+    set_threads(before)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("Quadro 4000", None),
+    ],
+)
+def test_the_peak_is_looked_up_by_the_devices_name(
+    name: str, teraflops: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
+    expected = None if teraflops is None else teraflops * 1e12
+    assert peak_flops(torch.device("cuda")) == expected
+    assert peak_flops(CPU) is None
+
+
+def test_memory_and_fingerprint_of_the_cpu() -> None:
+    assert 10e6 < peak_memory_bytes(CPU) < 1e12
+    found = fingerprint(CPU)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["device"], found["torch"]) == ("cpu", torch.__version__)

@@ -1,0 +1,76 @@
+"""Files are whole or absent."""
+
+import json
+import math
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from transformerlm.utils.errors import DataError
+from transformerlm.utils.files import (
+    atomic_write,
+    atomic_write_text,
+    require_free_space,
+    sha256_file,
+    write_json,
+)
+
+
+def test_a_file_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "x.bin"
+    with atomic_write(path) as file:
+        file.write(b"abc")
+        assert not path.exists()
+    assert path.read_bytes() == b"abc"
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_after_an_exception_the_old_content_is_there_and_nothing_else(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write(b"new")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]  # noqa: PTH208 (hidden files too)
+
+
+def test_line_ends_are_written_as_they_are(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "x", "é\r\n\n")
+    assert (tmp_path / "x").read_bytes() == "é\r\n\n".encode()
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [1, "é"]})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": [1, "é"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", math.nan)
+
+
+def test_the_digest_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_free_space_is_looked_up_where_the_folder_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    asked: list[Path] = []
+
+    def disk_usage(path: Path) -> usage:
+        asked.append(path)
+        return usage(0, 0, 5_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    require_free_space(tmp_path / "not" / "yet", 5_000_000, "it")
+    assert asked == [tmp_path]
+    with pytest.raises(DataError, match=r"it needs about 5\.0 MB, the disk has 5\.0 MB free; free some space"):
+        require_free_space(tmp_path, 5_000_001, "it")

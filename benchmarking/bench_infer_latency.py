@@ -98,16 +98,13 @@ def load_model(config: BenchInferConfig) -> "TransformerLM":
     """
     from transformerlm.inference.predictor import Predictor
     from transformerlm.models.build import build_model
-    from transformerlm.utils.devices import select_device
-    from transformerlm.utils.dtypes import parse_dtype
+    from transformerlm.utils.devices import select_device, select_dtype
 
     settings = config.benchmark
     if settings.checkpoint is None:
         device = select_device(settings.device)
-        dtype = settings.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if device.type == "cuda" else "float32"
-        model = build_model(config.model, device=device, dtype=parse_dtype(dtype), seed=settings.seed)
+        dtype = select_dtype(settings.dtype, device)
+        model = build_model(config.model, device=device, dtype=dtype, seed=settings.seed)
         return model.eval()
     model = Predictor.from_checkpoint(settings.checkpoint, device=settings.device, dtype=settings.dtype).model
     total = settings.prompt_tokens + settings.new_tokens

@@ -10,6 +10,7 @@ from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command, stop_on_signals
 from config.io import to_toml
 from config.train import TrainConfig
+from profiling import attach_nvtx, nvtx
 from transformerlm.hparams import ModelHparams
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
 from transformerlm.utils.files import atomic_write_text
@@ -70,6 +71,7 @@ def _train_logged(
     code = 1  # what the logger is told if an exception ends the run
     try:
         log.start(config.model_dump(mode="json"))
+        log.log_artifact(config.data.tokenizer, name=f"{config.logging.run_name}-tokenizer", kind="tokenizer")
         with progress_bar("training", enabled=show_bar) as update:
             show = _shower(update, config.training.steps)
             for record in run.run():
@@ -93,15 +95,15 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
     from transformerlm.models.flops import flops_per_token, num_parameters
     from transformerlm.training import BatchLoader, CheckpointStore, Trainer, TrainingRun
     from transformerlm.training.data import validation_windows
-    from transformerlm.utils.devices import select_device, set_threads
-    from transformerlm.utils.dtypes import parse_dtype
+    from transformerlm.utils.devices import select_device, select_dtype, set_threads
+    from transformerlm.utils.dtypes import dtype_name
 
     train_data, valid_data = _open_data(config)
     config = config.model_copy(update={"model": _with_vocabulary(config.model, train_data, valid_data)})
     settings, model_settings = config.training, config.model
     device = select_device(settings.device)
     set_threads(settings.threads)
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    dtype = select_dtype(settings.dtype, device)
     model = build_model(model_settings, device=device, seed=settings.seed)
     run_dir = settings.runs_dir / config.logging.run_name
     windows = {"context_length": model_settings.context_length, "device": device}
@@ -112,7 +114,7 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
             schedule=config.schedule,
             training=settings,
             device=device,
-            dtype=parse_dtype(dtype),
+            dtype=dtype,
         ),
         loader=BatchLoader(train_data.tokens, batch_size=settings.batch_size, seed=settings.seed, **windows),
         valid_batches=validation_windows(
@@ -136,8 +138,10 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
     tokens = settings.steps * settings.batch_size * model_settings.context_length
     say(
         f"training {num_parameters(model):,} parameters for {settings.steps:,} steps, {tokens:,} tokens "
-        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {device.type} in {dtype}; run folder {run_dir}"
+        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {device.type} in {dtype_name(dtype)}; run folder {run_dir}"
     )
+    if nvtx.enabled():
+        attach_nvtx(model)
     if step:
         say(f"continuing after step {step}")
     return run, step, config

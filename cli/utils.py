@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -76,7 +76,8 @@ def run_command(
     except OSError as error:
         if error.errno not in _OUTSIDE_ERRORS:
             raise
-        print(f"error: {error.filename or prog}: {error.strerror}", file=sys.stderr)
+        name = error.filename2 or error.filename or prog  # of a rename, where it was to go
+        print(f"error: {name}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -104,7 +105,7 @@ def parse_command_line(
 
 def make_parser(schema: type[Config], *, prog: str, epilog: str = "") -> argparse.ArgumentParser:
     """Return a parser with one option per setting of the schema."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog, usage=f"{prog} [--config X.toml] [--print-config] [--table.key VALUE ...]",
         description=schema.__doc__, epilog=epilog, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
@@ -123,6 +124,13 @@ def make_parser(schema: type[Config], *, prog: str, epilog: str = "") -> argpars
             default = _default_text(field, key, defaults)
             _add_option(group, f"{table}.{key}", field, default)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of any other setting: one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message} (a value that begins with a dash needs =, as in --table.key=-1)")
 
 
 @contextlib.contextmanager

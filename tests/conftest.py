@@ -152,6 +152,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
         capsys.readouterr()
         code = main()
-        return Result(code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
 
     return run

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from databuilder.stories.lexicon import Entry, load_lexicon, resolve
+from databuilder.stories.templates import draw_index
 
 _PRONOUNS: dict[str, Entry] = {
     "she": {".he": "she", ".him": "her", ".his": "her", ".himself": "herself"},
@@ -96,9 +97,9 @@ class Slots(dict[str, str]):
         used = self._used.setdefault(category, set())
         if 2 * len(used) >= size:
             used.clear()
-        index = int(self._random() * size)
+        index = draw_index(self._random, size)
         while index in used:
-            index = int(self._random() * size)
+            index = draw_index(self._random, size)
         used.add(index)
         return index
 

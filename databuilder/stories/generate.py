@@ -7,7 +7,7 @@ from pathlib import Path
 from databuilder.stories.cast import Slots
 from databuilder.stories.grammar import polish
 from databuilder.stories.plots import load_plots
-from databuilder.stories.templates import expand
+from databuilder.stories.templates import draw_index, expand
 from transformerlm.utils.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
@@ -28,7 +28,7 @@ def write_story(seed: int, index: int) -> str:
     """
     draw = random.Random(f"{seed}:{index}").random
     plots = load_plots()
-    plot = plots[int(draw() * len(plots))]
+    plot = plots[draw_index(draw, len(plots))]
     scene = plot.scenes[int(draw() * len(plot.scenes))]
     parts: list[str] = []
     expand(plot.text, draw, parts)

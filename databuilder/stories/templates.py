@@ -72,6 +72,16 @@ class Compiler:
         return self._compiled[reference]
 
 
+def draw_index(random: Callable[[], float], size: int) -> int:
+    """Draw an index below `size`, earlier ones more often: the first of ten comes three times in ten.
+
+    Words and phrases of a language are never equally frequent (Zipf 1949). The square of a uniform number is
+    exact in any version of Python and any C library.
+    """
+    uniform = random()
+    return int(uniform * uniform * size)
+
+
 def expand(sequence: Sequence, random: Callable[[], float], out: list[str]) -> None:
     """Append the texts of `sequence` to `out`, taking one option at each choice."""
     for node in sequence:
@@ -79,7 +89,7 @@ def expand(sequence: Sequence, random: Callable[[], float], out: list[str]) -> N
             out.append(node)  # pyright: ignore[reportArgumentType]
         else:
             options = node.options  # pyright: ignore[reportAttributeAccessIssue]
-            expand(options[int(random() * len(options))], random, out)
+            expand(options[draw_index(random, len(options))], random, out)
 
 
 def _applied(line: str, argument: str) -> str:

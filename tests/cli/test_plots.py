@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_a_step_without_a_finite_loss_is_a_gap_and_not_a_word_on_the_axis(
     drawn: list[list[float]] = []
     plot = Axes.plot
 
-    def spy(self: Axes, steps: list[int], losses: list[float], **style: object) -> object:
+    def spy(self: Axes, steps: list[int], losses: list[float], **style: Any) -> object:
         drawn.append(losses)
         return plot(self, steps, losses, **style)
 

@@ -139,6 +139,17 @@ def test_a_mistyped_word_is_one_line_and_exit_code_2(
     assert capsys.readouterr() == ("", f"error: {expected}\n")
 
 
+def test_a_missing_word_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*DATA, "--training.steps") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: command line: argument --training.steps: expected one argument")
+    assert len(err.splitlines()) == 1
+    assert run("--checkpoint", "c", "--prompt", "-x", schema=InferConfig) == 2
+    assert "needs =" in capsys.readouterr().err
+    assert parse(InferConfig, "--checkpoint", "c", "--prompt=-x").inference.prompts == ("-x",)
+
+
 def test_all_mistakes_come_one_a_line_and_nothing_is_done(
     write_toml: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +220,12 @@ def test_errors_of_the_operating_system_are_one_line(capsys: pytest.CaptureFixtu
 
     assert run(*DATA, action=full) == 2
     assert capsys.readouterr().err == "error: data/x.dat: No space left on device\n"
+
+    def taken(_invocation: Any) -> int:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), ".x.tmp", None, "x")
+
+    assert run(*DATA, action=taken) == 2
+    assert capsys.readouterr().err == "error: x: Is a directory\n"
 
     def strange(_invocation: Any) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -175,9 +175,9 @@ def test_sampling_has_limits(write_toml: Callable[..., Path]) -> None:
 
 def test_a_benchmark_must_fit_the_context(write_toml: Callable[..., Path]) -> None:
     path = write_toml({"benchmark": {"prompt_tokens": 250, "new_tokens": 10}})
-    assert messages(BenchInferConfig, path) == [
-        f"{path}: benchmark.new_tokens: prompt_tokens + new_tokens = 260 must fit in model.context_length = 256 (got 10)"
-    ]
+    [line] = messages(BenchInferConfig, path)
+    expected = "prompt_tokens + new_tokens = 260 must fit in model.context_length = 256 (got 10)"
+    assert line == f"{path}: benchmark.new_tokens: {expected}"
 
 
 @pytest.mark.parametrize("content", [b"[data\n", b"\xff\xfe", b"a = 1\na = 2\n"])

@@ -55,10 +55,12 @@ def make_trainer(make_model: Callable[..., TransformerLM]) -> Callable[..., Trai
 
 @pytest.fixture
 def make_run(make_trainer: Callable[..., Trainer], tmp_path: Path) -> Callable[..., TrainingRun]:
-    """Builds a run in `tmp_path / name`; further keywords go to `TrainingRun` or, if unknown there, the trainer."""
+    """Builds a run in `tmp_path / name`; `run` holds parts of `TrainingRun`, further keywords go to the trainer."""
     tokens = np.random.default_rng(0).integers(0, 40, size=2000).astype(np.uint16)
 
-    def make(name: str = "run", *, keep_last: int = 2, run: dict[str, Any] | None = None, **trainer: Any) -> TrainingRun:
+    def make(
+        name: str = "run", *, keep_last: int = 2, run: dict[str, Any] | None = None, **trainer: Any
+    ) -> TrainingRun:
         parts: dict[str, Any] = {
             "identity": {"data": "abc", "seed": 0},
             "logging": TrainLoggingHparams(interval=1),

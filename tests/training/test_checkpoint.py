@@ -39,7 +39,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.second = nn.Linear(width, width)
         self.second.weight = self.first.weight
-        self.register_buffer("half", torch.ones(2, dtype=torch.bfloat16))
+        self.register_buffer("rounded", torch.ones(2, dtype=torch.bfloat16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(self.norm(self.first(x)).relu())
@@ -108,7 +108,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_shape_lists_what_does_not_fit(tmp_path: Path) -> None:
     model, optimizer = net(OPTIMIZERS["SGD"], seed=0)
     save_checkpoint(model, optimizer, 1, tmp_path / "c")
-    with pytest.raises(CheckpointError, match=r"does not fit the model[\s\S]*first\.weight[\s\S]*torch\.Size\(\[9, 9\]\)"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the model[\s\S]*first\.weight[\s\S]*torch\.Size\(\[9, 9\]\)"
+    ):
         load_checkpoint(tmp_path / "c", Net(9), optimizer)
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_checkpoint(tmp_path / "c", nn.Linear(3, 3), optimizer)
@@ -278,11 +280,10 @@ def test_a_save_that_fails_leaves_the_others(tmp_path: Path) -> None:
 
 def test_a_configuration_without_a_model_is_named(tmp_path: Path) -> None:
     saved = save(store(tmp_path), 1)
+    odd = CheckpointStore(tmp_path / "odd", keep_last=1, config_toml="x = 1\n", tokenizer=None)
+    odd_checkpoint = Checkpoint.open(odd.save(model={}, optimizer={}, state={"step": 1}))
     with pytest.raises(CheckpointError, match=r"config\.toml: has no valid \[model\] table"):
-        CheckpointStore(tmp_path / "b", keep_last=1, config_toml="x = 1\n", tokenizer=None).save(
-            model={}, optimizer={}, state={"step": 1}
-        )
-        Checkpoint.open(tmp_path / "b").model_hparams()
+        odd_checkpoint.model_hparams()
     assert Checkpoint.open(saved).model_hparams().vocab_size is None
 
 

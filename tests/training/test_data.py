@@ -24,7 +24,9 @@ def test_permuted_is_a_bijection(size: int, seed: int) -> None:
     assert np.array_equal(np.sort(permuted(np.arange(size), size, seed=(seed, 1))), np.arange(size))
 
 
-@given(size=st.integers(1, 2**40), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=20), seed=st.integers(0))
+@given(
+    size=st.integers(1, 2**40), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=20), seed=st.integers(0)
+)
 def test_permuted_stays_inside_and_apart_for_any_size(size: int, numbers: list[int], seed: int) -> None:
     distinct = np.array(sorted({number % size for number in numbers}))
     found = permuted(distinct, size, seed=(seed % 2**64,))
@@ -71,7 +73,6 @@ def test_a_batch_depends_on_seed_and_step_alone(step: int, seed: int) -> None:
     tokens = np.arange(1000)
     fresh = loader(tokens, seed=seed).batch(step)
     used = loader(tokens, seed=seed)
-    np.random.default_rng()
     for earlier in (step + 1, 0):
         used.batch(earlier)
     assert all(torch.equal(a, b) for a, b in zip(fresh, used.batch(step), strict=True))
@@ -102,7 +103,7 @@ def test_targets_are_the_inputs_moved_on_by_one(dtype: str) -> None:
 
 
 def test_get_batch_draws_all_windows_alike() -> None:
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     counts = np.zeros(10)
     for _ in range(200):
         inputs, _ = get_batch(np.arange(16), 50, 6, "cpu")
@@ -113,7 +114,7 @@ def test_get_batch_draws_all_windows_alike() -> None:
 def test_get_batch_follows_numpys_seed() -> None:
     drawn = []
     for _ in range(2):
-        np.random.seed(3)  # noqa: NPY002
+        np.random.seed(3)
         drawn.append(get_batch(np.arange(100), 8, 5, "cpu")[0])
     assert torch.equal(*drawn)
 

@@ -89,9 +89,7 @@ def test_the_utilisation_is_given_where_the_peak_is_known(
 
 
 def files(path: Path) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.suffix == ".safetensors"
-    }
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.suffix == ".safetensors"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -77,7 +77,7 @@ def test_an_exception_leaves_the_old_file_and_its_sidecar(path: Path) -> None:
 def test_new_data_never_stands_beside_the_old_sidecar(path: Path) -> None:
     with TokenFileWriter(path, vocab_size=9, end_of_text_id=None, tokenizer_sha256="") as writer:
         writer.write([1, 2, 3, 4, 5], num_documents=1, num_text_bytes=1)
-    with pytest.raises(DataError, match="the sidecar is missing; make the token file again with transformerlm-make-data"):
+    with pytest.raises(DataError, match="the sidecar is missing; make the token file again with"):
         read_info(path)
 
 

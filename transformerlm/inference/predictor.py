@@ -14,8 +14,7 @@ from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
 from transformerlm.tokenizer import StreamingDecoder, Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
-from transformerlm.utils.devices import select_device
-from transformerlm.utils.dtypes import parse_dtype
+from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError
 
 FinishReason = Literal["end_of_text", "stop_string", "max_new_tokens", "context_length"]
@@ -59,15 +58,13 @@ class Predictor:
         Raises `CheckpointError` if it is missing, damaged, or was saved without a tokenizer.
         """
         chosen = select_device(device)
-        if dtype == "auto":
-            dtype = "bfloat16" if chosen.type == "cuda" else "float32"
         checkpoint = Checkpoint.open(Path(path))
         if not all((checkpoint.path / name).exists() for name in TOKENIZER_FILES):
             raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text")
         model = build_model(checkpoint.model_hparams(), device="meta")
         model = model.to_empty(device="cpu")
         load_model_state(model, checkpoint.model_state())
-        return cls(model.to(chosen, parse_dtype(dtype)), Tokenizer.load(checkpoint.path))
+        return cls(model.to(chosen, select_dtype(dtype, chosen)), Tokenizer.load(checkpoint.path))
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the ids of a prompt; an empty one becomes the end-of-text id, which begins a new document.
@@ -142,7 +139,8 @@ class Predictor:
         if token == self.tokenizer.eos_token_id:
             completion.finish_reason = "end_of_text"
             return stop.push(decoder.flush()) + stop.flush()
-        text = stop.push(decoder.push([token]))
+        known = token < self.tokenizer.vocab_size  # a model's vocabulary may be padded with ids that mean nothing
+        text = stop.push(decoder.push([token] if known else []))
         if stop.stopped:
             completion.finish_reason = "stop_string"
             return text

@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from transformerlm.utils.dtypes import parse_dtype
 from transformerlm.utils.errors import ConfigError
 
 # Dense bf16 peak, FLOP/s, from the vendor's data sheets, by a part of the device's name.
@@ -33,6 +34,13 @@ def select_device(name: str) -> torch.device:
     if not available.get(name, False):
         raise ConfigError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
     return torch.device(name)
+
+
+def select_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the type called `name`; `auto` is bfloat16 on CUDA, where it is fast, and float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return parse_dtype(name)
 
 
 def set_threads(threads: int) -> None:

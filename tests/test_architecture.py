@@ -1,0 +1,48 @@
+"""The rooms of the project import one another in one direction only, and the light ones stay light."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_point_down_the_list_of_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True) == 0, "see the report above"
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("transformerlm, transformerlm.hparams, transformerlm.utils.errors", "torch numpy"),
+        ("config.train, config.infer, config.make_data, config.train_tokenizer, config.quickstart", "torch numpy"),
+        ("config.bench_infer, config.bench_tokenizer, config.io", "torch numpy"),
+        (
+            "cli.train, cli.infer, cli.make_data, cli.train_tokenizer, cli.quickstart",
+            "torch numpy matplotlib rich wandb",
+        ),
+        ("logger, profiling", "torch wandb"),
+        ("transformerlm.tokenizer", "torch"),
+    ],
+)
+def test_importing_loads_nothing_heavy(modules: str, unwanted: str) -> None:
+    program = f"import sys, {modules}; print(*[name for name in {unwanted.split()!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_the_library_alone_needs_none_of_the_application() -> None:
+    program = """
+import sys
+sys.path.insert(0, ".")
+for name in ("cli", "config", "logger", "profiling", "databuilder", "benchmarking"):
+    sys.modules[name] = None
+import transformerlm.inference.predictor, transformerlm.models, transformerlm.tokenizer, transformerlm.training
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ configuration are a job: one JSON record a prompt goes to the logging backends.
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.progress import say
@@ -29,11 +30,7 @@ def _run(invocation: Invocation[InferConfig]) -> int:
     if not config.inference.prompts:
         raise ConfigError('inference.prompts: is empty; give --prompt "some text" (--prompt "" begins a new document)')
     if ("inference", "prompts") in invocation.overridden:
-        predictor = load_predictor(config)
-        for number, prompt in enumerate(config.inference.prompts):
-            if number:
-                print()
-            print_text(predictor, prompt, config)
+        print_texts(load_predictor(config), config.inference.prompts, config)
     else:
         log_completions(load_predictor(config), config)
     return EXIT_OK
@@ -49,34 +46,25 @@ def load_predictor(config: InferConfig) -> "Predictor":
     return Predictor.from_checkpoint(settings.checkpoint, device=settings.device, dtype=settings.dtype)
 
 
-def print_text(predictor: "Predictor", prompt: str, config: InferConfig) -> None:
-    """Print a prompt and its continuation on stdout as it comes, and a line about it on stderr."""
-    completions = predictor.start([prompt])
-    start = time.perf_counter()
-    print(prompt, end="", flush=True)
-    for piece in predictor.stream(completions, config.sampling):
-        print(piece.text, end="", flush=True)
-    print(flush=True)
-    seconds = time.perf_counter() - start
-    tokens = len(completions[0].token_ids or [])
-    reason = (completions[0].finish_reason or "").replace("_", " ")
-    say(f"[{tokens} tokens, {tokens / seconds:,.0f} tokens/s, ended by {reason}]")
+def print_texts(predictor: "Predictor", prompts: Sequence[str], config: InferConfig) -> None:
+    """Print each prompt and its continuation on stdout as it comes, and a line about it on stderr."""
+    for number, completion in enumerate(predictor.start(prompts)):
+        start = time.perf_counter()
+        print("\n" * bool(number) + completion.prompt, end="", flush=True)
+        for piece in predictor.stream([completion], config.sampling):
+            print(piece.text, end="", flush=True)
+        print(flush=True)
+        seconds = time.perf_counter() - start
+        tokens = len(completion.token_ids)
+        reason = (completion.finish_reason or "").replace("_", " ")
+        say(f"[{tokens} tokens, {tokens / seconds:,.0f} tokens/s, ended by {reason}]")
 
 
 def log_completions(predictor: "Predictor", config: InferConfig) -> None:
     """Continue the configured prompts in one batch, and log a record for each."""
     from logger import make_logger
 
-    log = make_logger(
-        backends=config.logging.backend,
-        run_name=config.logging.run_name,
-        architecture=config.logging.architecture,
-        dataset=config.logging.dataset,
-        entity=config.wandb.entity,
-        project=config.wandb.project,
-        wandb_mode=config.wandb.mode,
-        run_dir=None,
-    )
+    log = make_logger(config.logging, config.wandb, run_dir=None)
     code = 1
     try:
         log.start(config.model_dump(mode="json"))
@@ -104,7 +92,7 @@ def _record(completion: "Completion", config: InferConfig, eos_token_id: int | N
         "text.output": completion.text,
         "text.finish_reason": completion.finish_reason,
         "metrics.prompt_tokens": len(completion.prompt_ids),
-        "metrics.output_tokens": len(completion.token_ids or []),
+        "metrics.output_tokens": len(completion.token_ids),
         "metrics.latency_ms": latency_ms,
     }
 

@@ -42,6 +42,12 @@ def train(config: TrainConfig, *, show_bar: bool) -> int:
     """
     with stop_on_signals() as exit_code:
         run, first_step, config = prepare(config, should_stop=lambda: exit_code() is not None)
+        if first_step >= config.training.steps:
+            say(
+                f"already trained to step {first_step}: nothing to do; raise training.steps to go on, "
+                "or choose another logging.run_name to begin anew"
+            )
+            return EXIT_OK
         code = _train_logged(run, first_step, config, exit_code, show_bar=show_bar)
     say(f"loss curve: {plot_loss(config.training.runs_dir / config.logging.run_name)}")
     if run.progress.step < config.training.steps:
@@ -56,17 +62,7 @@ def _train_logged(
     from logger import make_logger
 
     run_dir = config.training.runs_dir / config.logging.run_name
-    log = make_logger(
-        backends=config.logging.backend,
-        run_name=config.logging.run_name,
-        architecture=config.logging.architecture,
-        dataset=config.logging.dataset,
-        entity=config.wandb.entity,
-        project=config.wandb.project,
-        wandb_mode=config.wandb.mode,
-        run_dir=run_dir,
-        resume_step=first_step,
-    )
+    log = make_logger(config.logging, config.wandb, run_dir=run_dir, resume_step=first_step)
     atomic_write_text(run_dir / "config.toml", to_toml(config))
     code = 1  # what the logger is told if an exception ends the run
     try:
@@ -138,7 +134,8 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
     tokens = settings.steps * settings.batch_size * model_settings.context_length
     say(
         f"training {num_parameters(model):,} parameters for {settings.steps:,} steps, {tokens:,} tokens "
-        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {device.type} in {dtype_name(dtype)}; run folder {run_dir}"
+        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {device.type} in {dtype_name(dtype)}; "
+        f"run folder {run_dir}"
     )
     if nvtx.enabled():
         attach_nvtx(model)

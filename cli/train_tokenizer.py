@@ -6,6 +6,7 @@ import time
 from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.train_tokenizer import TrainTokenizerConfig
+from transformerlm.utils.errors import DataError
 
 
 def main() -> int:
@@ -30,6 +31,8 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
     settings = config.tokenizer
     sources = find_sources(config.input.sources)
     size = sum(path.stat().st_size for path in sources)
+    if size == 0:
+        raise DataError(f"{', '.join(map(str, sources))}: the text is empty; give some to learn from")
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
     start = time.perf_counter()
     with progress_bar("tokenizer") as update:

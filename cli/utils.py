@@ -163,7 +163,9 @@ def _add_option(group: Any, name: str, field: FieldInfo, default: str) -> None:
     types = _leaf_types(field.annotation)
     help_text = f"{field.description} {default}".replace("%", "%%")
     convert = _converter(types)
-    if tuple in types:
+    if tuple in types and len(flags) > 1:  # texts, one a flag: words that someone forgot to quote must not count
+        group.add_argument(*flags, dest=name, action="append", type=convert, metavar="X", help=help_text)
+    elif tuple in types:
         group.add_argument(*flags, dest=name, nargs="+", action="extend", type=convert, metavar="X", help=help_text)
     elif types == {bool}:
         group.add_argument(*flags, dest=name, nargs="?", const=True, type=convert, metavar="BOOL", help=help_text)

@@ -15,7 +15,7 @@ class InferenceSection(ExecutionSection):
     )
     prompts: Strings = Field(
         default=(),
-        description="Texts to continue, all in one batch; an empty one starts a new document.",
+        description="Texts to continue, as often as given; an empty one starts a new document.",
         json_schema_extra={"flag": "--prompt"},
     )
 

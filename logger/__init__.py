@@ -7,7 +7,7 @@ satisfies the `Logger` protocol; `make_logger` builds the ones that a config nam
 
 from logger.base import Logger
 from logger.console_logger import ConsoleLogger
-from logger.factory import BACKENDS, make_logger
+from logger.factory import make_logger
 from logger.jsonl_logger import JsonlLogger
 from logger.multi import MultiLogger
 from logger.noop import NoopLogger
@@ -17,7 +17,6 @@ from logger.wandb_logger import WandbLogger
 __all__ = [
     "Logger",
     "make_logger",
-    "BACKENDS",
     "ConsoleLogger",
     "JsonlLogger",
     "WandbLogger",

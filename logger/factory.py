@@ -1,7 +1,6 @@
 """From the names in a config to one logger."""
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 
 from logger.base import Logger
@@ -9,26 +8,17 @@ from logger.console_logger import ConsoleLogger
 from logger.jsonl_logger import JsonlLogger
 from logger.multi import MultiLogger
 from logger.noop import NoopLogger
-from logger.wandb_logger import WandbLogger, WandbMode
+from logger.wandb_logger import WandbLogger
+from transformerlm.hparams import LOGGING_BACKENDS, LoggingHparams, WandbHparams
 from transformerlm.utils.errors import ConfigError
 
-BACKENDS = ("console", "wandb", "noop")
 METRICS_FILE = "metrics.jsonl"
 
 
 def make_logger(
-    *,
-    backends: Sequence[str],
-    run_name: str,
-    architecture: str,
-    dataset: str,
-    entity: str | None,
-    project: str | None,
-    wandb_mode: WandbMode | None,
-    run_dir: Path | None,
-    resume_step: int | None = None,
+    logging: LoggingHparams, wandb: WandbHparams, *, run_dir: Path | None, resume_step: int | None = None
 ) -> Logger:
-    """Build the logger of a run: the named `backends`, and `metrics.jsonl` wherever there is a run folder.
+    """Build the logger of a run: the backends that `logging` names, and `metrics.jsonl` wherever there is a run folder.
 
     Nothing is created on disk before the logger's `start`. `resume_step` is the step a training run
     continues from, 0 if it begins anew, None if its records have no order of steps (see `JsonlLogger`).
@@ -37,23 +27,23 @@ def make_logger(
         ConfigError: a backend is unknown.
         MissingDependencyError: the wandb backend is asked for and wandb is not installed.
     """
-    for name in backends:
+    for name in logging.backend:
         _check_backend(name)
     loggers: list[Logger] = []
     if run_dir is not None:  # first, so that it holds a record even if another backend fails on it
         loggers.append(JsonlLogger(run_dir / METRICS_FILE, resume_step=resume_step))
-    if "console" in backends:
+    if "console" in logging.backend:
         loggers.append(ConsoleLogger())
-    if "wandb" in backends:
+    if "wandb" in logging.backend:
         loggers.append(
             WandbLogger(
-                entity=entity,
-                project=project,
-                run_name=run_name,
+                entity=wandb.entity,
+                project=wandb.project,
+                run_name=logging.run_name,
                 run_dir=run_dir,
-                architecture=architecture,
-                dataset=dataset,
-                mode=wandb_mode,
+                architecture=logging.architecture,
+                dataset=logging.dataset,
+                mode=wandb.mode,
             )
         )
     if not loggers:
@@ -62,8 +52,8 @@ def make_logger(
 
 
 def _check_backend(name: str) -> None:
-    if name not in BACKENDS:
-        nearest = difflib.get_close_matches(name, BACKENDS, n=1)
+    if name not in LOGGING_BACKENDS:
+        nearest = difflib.get_close_matches(name, LOGGING_BACKENDS, n=1)
         hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
-        choices = ", ".join(f'"{backend}"' for backend in BACKENDS)
+        choices = ", ".join(f'"{backend}"' for backend in LOGGING_BACKENDS)
         raise ConfigError(f'logging.backend: unknown backend (got "{name}", choose from {choices}){hint}')

@@ -16,47 +16,10 @@ from config.train import TrainConfig
 from databuilder import build_dataset
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
-WORDS = [
-    "the",
-    "a",
-    "little",
-    "big",
-    "old",
-    "red",
-    "blue",
-    "kind",
-    "cat",
-    "dog",
-    "bird",
-    "fox",
-    "tree",
-    "house",
-    "river",
-    "hill",
-    "girl",
-    "boy",
-    "ran",
-    "sat",
-    "saw",
-    "went",
-    "found",
-    "lost",
-    "and",
-    "but",
-    "then",
-    "so",
-    "with",
-    "under",
-    "over",
-    "near",
-    "home",
-    "happy",
-    "sad",
-    "again",
-    "café",
-    "naïve",
-    "你好",
-]
+WORDS = (
+    "the a little big old red blue kind cat dog bird fox tree house river hill girl boy ran "
+    "sat saw went found lost and but then so with under over near home happy sad again café naïve 你好"
+).split()
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,9 @@ import pytest
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 SECONDS = 900
-STEPS = {"transformerlm-train": ["--training.steps", "12", "--schedule.warmup-iters", "2", "--training.batch-size", "4"]}
+STEPS = {
+    "transformerlm-train": ["--training.steps", "12", "--schedule.warmup-iters", "2", "--training.batch-size", "4"]
+}
 """Shortens the trainings after the quick start, which itself runs in full."""
 
 
@@ -61,6 +63,13 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     assert commands()[0] == ["transformerlm-quickstart"]
     assert outputs["transformerlm-quickstart"].stdout.count("Once upon a time") >= 1
     assert (tmp_path / "runs/stories/loss.png").stat().st_size > 1000
+
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) > 100
 
     again = run(["transformerlm-quickstart"], tmp_path)
     assert again.returncode == 0, again.stderr

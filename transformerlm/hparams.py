@@ -185,6 +185,9 @@ class CheckpointHparams(Section):
     keep_last: int = Field(default=2, gt=0, description="Checkpoints kept, newest first; the best one is kept besides.")
 
 
+LOGGING_BACKENDS = ("console", "wandb", "noop")
+
+
 class LoggingHparams(Section):
     """Where records go."""
 
@@ -195,8 +198,8 @@ class LoggingHparams(Section):
 
     def problems(self) -> Iterator[Problem]:
         for name in self.backend:
-            if name not in ("console", "wandb", "noop"):
-                yield Problem("backend", "must be console, wandb, noop or a list of them", name)
+            if name not in LOGGING_BACKENDS:
+                yield Problem("backend", f"must be one of {', '.join(LOGGING_BACKENDS)}, or a list of them", name)
         if Path(self.run_name).name != self.run_name or self.run_name.startswith("."):
             yield Problem("run_name", "must be a plain folder name", self.run_name)
 

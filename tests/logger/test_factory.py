@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 
 from logger import ConsoleLogger, JsonlLogger, Logger, MultiLogger, NoopLogger, make_logger
+from transformerlm.hparams import LoggingHparams, WandbHparams
 from transformerlm.utils.errors import ConfigError
 
 
 def _make(backends: list[str], run_dir: Path | None = None, resume_step: int | None = None) -> Logger:
-    return make_logger(
-        backends=backends,
-        run_name="run",
-        architecture="TransformerLM",
-        dataset="stories",
-        entity=None,
-        project="p",
-        wandb_mode="offline",
-        run_dir=run_dir,
-        resume_step=resume_step,
-    )
+    logging = LoggingHparams(backend=tuple(backends), run_name="run", dataset="stories")
+    return make_logger(logging, WandbHparams(project="p", mode="offline"), run_dir=run_dir, resume_step=resume_step)
 
 
 @pytest.mark.parametrize(

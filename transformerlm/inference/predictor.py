@@ -1,7 +1,7 @@
 """From a checkpoint folder and prompts to text: the one place of inference that knows the tokenizer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,7 +34,7 @@ class Completion:
     prompt: str
     prompt_ids: list[int]
     text: str = ""
-    token_ids: list[int] | None = None
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
@@ -92,7 +92,7 @@ class Predictor:
 
     def start(self, prompts: Sequence[str]) -> list[Completion]:
         """Return empty continuations for `stream` to fill; raises `ConfigError` as `encode_prompt` does."""
-        return [Completion(prompt, self.encode_prompt(prompt), token_ids=[]) for prompt in prompts]
+        return [Completion(prompt, self.encode_prompt(prompt)) for prompt in prompts]
 
     def stream(self, completions: Sequence[Completion], sampling: SamplingHparams) -> Iterator[Piece]:
         """Decode all continuations in one batch, fill them in, and yield their text as it comes.
@@ -134,7 +134,6 @@ class Predictor:
         sampling: SamplingHparams,
     ) -> str:
         """Add a token to a continuation; return the text that it brings to light."""
-        assert completion.token_ids is not None
         completion.token_ids.append(token)
         if token == self.tokenizer.eos_token_id:
             completion.finish_reason = "end_of_text"

@@ -25,6 +25,7 @@ from transformerlm.utils.files import atomic_write, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
+_REMEDY = "remove its folder to go on from the checkpoint before it"
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -199,7 +200,7 @@ def _verify_manifest(folder: Path) -> None:
         version = manifest["format_version"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: is missing or damaged ({error}); use another checkpoint") from None
+        raise CheckpointError(f"{file}: is missing or damaged ({error}); {_REMEDY}") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{file}: is of format {version}, and this version reads format {FORMAT_VERSION}")
     for name, (size, digest) in expected.items():
@@ -207,12 +208,12 @@ def _verify_manifest(folder: Path) -> None:
         if Path(name).name != name:
             raise CheckpointError(f"{file}: names {name!r}, which is outside the folder")
         if not path.is_file():
-            raise CheckpointError(f"{path}: is missing; use another checkpoint")
+            raise CheckpointError(f"{path}: is missing; {_REMEDY}")
         if path.stat().st_size != size or sha256_file(path) != digest:
-            raise CheckpointError(f"{path}: is damaged (its content differs from the manifest); use another checkpoint")
+            raise CheckpointError(f"{path}: is damaged (its content differs from the manifest); {_REMEDY}")
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "config.toml"):
         if name not in expected:
-            raise CheckpointError(f"{file}: does not list {name}; use another checkpoint")
+            raise CheckpointError(f"{file}: does not list {name}; {_REMEDY}")
 
 
 def _write_synced(path: Path, data: bytes) -> None:

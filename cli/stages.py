@@ -1,0 +1,52 @@
+"""Stages of a longer job that are skipped while their settings, inputs and outputs are as they were left."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.schemas import Config
+from transformerlm.utils.files import sha256_file, write_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the way: what it is given and makes, and the stamp file that says what it was last given and made."""
+
+    title: str
+    config: Config
+    inputs: Sequence[Path]
+    outputs: Callable[[], Sequence[Path]]
+    stamp: Path
+    run: Callable[[], int]
+    """Does the work; returns an exit code."""
+
+    def is_up_to_date(self) -> bool:
+        """Whether the stage's last run finished, with the same settings and inputs, and its outputs are untouched."""
+        return self._stamped() == {"given": self._given(), "made": _checksums(self.outputs())}
+
+    def is_same_work(self) -> bool:
+        """Whether the stage was last begun, perhaps not finished, with the same settings and inputs."""
+        return (self._stamped() or {}).get("given") == self._given()
+
+    def stamp_begun(self) -> None:
+        """Note what the stage is given, before a run that could be continued."""
+        write_json(self.stamp, {"given": self._given(), "made": None})
+
+    def stamp_finished(self) -> None:
+        """Note what the stage was given and made, after a run."""
+        write_json(self.stamp, {"given": self._given(), "made": _checksums(self.outputs())})
+
+    def _stamped(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.stamp.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _given(self) -> dict[str, Any]:
+        return {"config": self.config.model_dump(mode="json"), "inputs": _checksums(self.inputs)}
+
+
+def _checksums(paths: Sequence[Path]) -> dict[str, str | None]:
+    return {str(path): sha256_file(path) if path.exists() else None for path in paths}

@@ -1,0 +1,80 @@
+"""The quick start on tiny stages of its own: what it makes, skips, continues and moves aside."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import quickstart
+
+Tables = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def run_quickstart(
+    workspace: Path,
+    train_tables: Tables,
+    write_toml: Callable[..., Path],
+    run_main: Callable[..., Any],
+    tmp_path: Path,
+) -> Callable[..., Any]:
+    """Runs the command with tiny stages; overrides go to the training's tables."""
+    made = tmp_path / "made"
+    source = str(workspace / "corpus.txt")
+    tokenizer = {"input": {"sources": [source]}, "tokenizer": {"vocab_size": 320, "output": str(made / "tok")}}
+    data = {
+        "input": {"sources": [source], "valid_fraction": 0.1},
+        "output": {"tokenizer": str(made / "tok"), "train": str(made / "t.dat"), "valid": str(made / "v.dat")},
+    }
+    infer = {
+        "inference": {"checkpoint": str(tmp_path / "runs/tiny"), "prompts": ["the cat"]},
+        "sampling": {"max_new_tokens": 5},
+    }
+    train_tables["data"] = {
+        "train": str(made / "t.dat"),
+        "valid": str(made / "v.dat"),
+        "tokenizer": str(made / "tok"),
+    }
+
+    def run(*arguments: str, **training: Any) -> Any:
+        train_tables["training"] |= training
+        tables = {"tokenizer": tokenizer, "data": data, "train": train_tables, "infer": infer}
+        files = [(f"--quickstart.{name}", str(write_toml(value, f"{name}.toml"))) for name, value in tables.items()]
+        return run_main(quickstart.main, *(word for pair in files for word in pair), *arguments)
+
+    return run
+
+
+def test_it_ends_with_stories_loss_and_a_curve(run_quickstart: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_quickstart()
+    assert done.code == 0, done.err
+    assert done.out.startswith("the cat")
+    assert "validation loss" in done.err
+    assert "bits a byte" in done.err
+    assert str(tmp_path / "runs/tiny/loss.png") in done.err
+    assert (tmp_path / "runs/tiny/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_skips_every_stage_and_says_the_same(run_quickstart: Callable[..., Any]) -> None:
+    first, second = run_quickstart(), run_quickstart()
+    assert second.code == 0, second.err
+    assert second.err.count("up to date") == 3
+    assert second.out == first.out
+
+
+def test_other_settings_train_anew_and_keep_the_old_run(run_quickstart: Callable[..., Any], tmp_path: Path) -> None:
+    run_quickstart()
+    done = run_quickstart(seed=1)
+    assert done.code == 0, done.err
+    assert done.err.count("up to date") == 2
+    assert (tmp_path / "runs/tiny.old1/checkpoints").is_dir()
+    assert (tmp_path / "runs/tiny/checkpoints/step_00000012").is_dir()
+
+
+def test_force_runs_all_stages(run_quickstart: Callable[..., Any], tmp_path: Path) -> None:
+    run_quickstart()
+    done = run_quickstart("--quickstart.force")
+    assert done.code == 0, done.err
+    assert "up to date" not in done.err
+    assert (tmp_path / "runs/tiny.old1").is_dir()

@@ -45,19 +45,32 @@ def _live_bar(label: str) -> Iterator[Update]:
     # stdout is data, and rich would move it to its own console
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
         task = progress.add_task(label, total=1.0, words="")
-        yield lambda share, words: progress.update(task, completed=share, words=words)
+        last: float | None = None
+
+        def update(share: float, words: str) -> None:
+            nonlocal last
+            if last is None or share < last:  # a start in the middle, or a new phase: no speed is known yet
+                progress.reset(task, completed=share)
+            last = share
+            progress.update(task, completed=share, words=words)
+
+        yield update
 
 
 def _lines(label: str) -> Update:
-    start = time.monotonic()
-    last = start
+    start = last = time.monotonic()
+    first_share = last_share = 0.0
 
     def update(share: float, words: str) -> None:
-        nonlocal last
+        nonlocal start, last, first_share, last_share
         now = time.monotonic()
+        if last_share == 0.0 or share < last_share:  # a start in the middle, or a new phase: no speed is known yet
+            start, first_share = now, share
+        last_share = share
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            left = (now - start) * (1 - share) / share if share > 0 else 0.0
+            done = share - first_share
+            left = (now - start) * (1 - share) / done if done > 0 else 0.0
             say(f"  {label} {share:4.0%}  {words}  {left:.0f} s left")
 
     return update

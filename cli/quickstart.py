@@ -18,6 +18,7 @@ from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig, QuickstartSection
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
+from transformerlm.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from cli.stages import Stage
@@ -35,7 +36,12 @@ def _run(invocation: Invocation[QuickstartConfig]) -> int:
     data = load_config(MakeDataConfig, settings.data)
     training = load_config(TrainConfig, settings.train)
     inference = load_config(InferConfig, settings.infer)
-    stages = (_tokenizer_stage(tokenizer), _data_stage(data), _training_stage(training, force=settings.force))
+    _check_hand_over(tokenizer, data, training, inference)
+    stages = (
+        _tokenizer_stage(tokenizer),
+        _data_stage(data),
+        _training_stage(training, origin=str(settings.train), force=settings.force),
+    )
     for number, stage in enumerate(stages, start=1):
         if not settings.force and stage.is_up_to_date():
             say(f"[{number}/4] {stage.title}: up to date")
@@ -49,6 +55,27 @@ def _run(invocation: Invocation[QuickstartConfig]) -> int:
     _generate(inference, settings.prompts or inference.inference.prompts)
     _report(training, settings, time.perf_counter() - start)
     return EXIT_OK
+
+
+def _check_hand_over(
+    tokenizer: TrainTokenizerConfig, data: MakeDataConfig, training: TrainConfig, inference: InferConfig
+) -> None:
+    """Raise `ConfigError` where a stage would not read what the one before it writes."""
+    run_dir = training.training.runs_dir / training.logging.run_name
+    pairs = (
+        ("data: output.tokenizer", data.output.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
+        ("train: data.tokenizer", training.data.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
+        ("train: data.train", training.data.train, "data: output.train", data.output.train),
+        ("train: data.valid", training.data.valid, "data: output.valid", data.output.valid),
+        ("infer: inference.checkpoint", inference.inference.checkpoint, "train: the run folder", run_dir),
+    )
+    problems = [
+        f"{reader} must be what the stage before it makes, {writer} = {made} (got {read})"
+        for reader, read, writer, made in pairs
+        if read != made
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _tokenizer_stage(config: TrainTokenizerConfig) -> "Stage":
@@ -85,7 +112,7 @@ def _data_stage(config: MakeDataConfig) -> "Stage":
     )
 
 
-def _training_stage(config: TrainConfig, *, force: bool) -> "Stage":
+def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage":
     from cli.stages import Stage
     from cli.train import train
     from transformerlm.training.checkpoint import checkpoint_folders
@@ -98,7 +125,7 @@ def _training_stage(config: TrainConfig, *, force: bool) -> "Stage":
         if run_dir.exists() and (force or not stage.is_same_work()):
             _move_aside(run_dir)
         stage.stamp_begun()
-        return train(quiet, show_bar=True)
+        return train(quiet, origin=origin, show_bar=True)
 
     stage = Stage(
         title="train a model",
@@ -122,7 +149,7 @@ def _move_aside(run_dir: Path) -> None:
     while (aside := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
         number += 1
     run_dir.rename(aside)
-    say(f"the former run folder, made with other settings or data, is now {aside}")
+    say(f"the run folder that was there is kept as {aside}")
 
 
 def _generate(config: InferConfig, prompts: Sequence[str]) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from cli.plots import plot_loss
 from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command, stop_on_signals
-from config.io import to_toml
+from config.io import COMMAND_LINE, to_toml
 from config.train import TrainConfig
-from profiling import attach_nvtx, nvtx
+from profiling import attach_nvtx
 from transformerlm.hparams import ModelHparams
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
-from transformerlm.utils.files import atomic_write_text
+from transformerlm.utils.files import atomic_write_text, exclusive
 
 if TYPE_CHECKING:
     from transformerlm.training import TokenDataset, TrainingRun
@@ -32,85 +32,95 @@ def main() -> int:
 def _run(invocation: Invocation[TrainConfig]) -> int:
     # On one terminal, records and a live bar would overwrite each other.
     records_on_terminal = "console" in invocation.config.logging.backend and sys.stdout.isatty()
-    return train(invocation.config, show_bar=not records_on_terminal)
+    origin = str(invocation.config_path or COMMAND_LINE)
+    return train(invocation.config, origin=origin, show_bar=not records_on_terminal)
 
 
-def train(config: TrainConfig, *, show_bar: bool) -> int:
+def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
     """Train the model that `config` describes, from the newest checkpoint of its run folder if there is one.
 
-    Returns the exit code.
+    Returns the exit code. `origin` is where the configuration came from, for errors to name.
     """
     with stop_on_signals() as exit_code:
-        run, first_step, config = prepare(config, should_stop=lambda: exit_code() is not None)
+        train_data, valid_data = _open_data(config)
+        model = _with_vocabulary(config.model, train_data, valid_data, origin=origin)
+        config = config.model_copy(update={"model": model})
+        run = _build_run(config, train_data, valid_data, should_stop=lambda: exit_code() is not None)
+        first_step = _resume(run, config)
         if first_step >= config.training.steps:
             say(
                 f"already trained to step {first_step}: nothing to do; raise training.steps to go on, "
                 "or choose another logging.run_name to begin anew"
             )
             return EXIT_OK
-        code = _train_logged(run, first_step, config, exit_code, show_bar=show_bar)
-    say(f"loss curve: {plot_loss(config.training.runs_dir / config.logging.run_name)}")
+        _announce(run, config, first_step, train_data)
+        run_dir = config.training.runs_dir / config.logging.run_name
+        code = _train_logged(run, first_step, config, run_dir, exit_code, show_bar=show_bar)
+    say(f"loss curve: {plot_loss(run_dir)}")
     if run.progress.step < config.training.steps:
         say(f"stopped after step {run.progress.step} of {config.training.steps}; the same command continues")
     return code
 
 
 def _train_logged(
-    run: "TrainingRun", first_step: int, config: TrainConfig, exit_code: Callable[[], int | None], *, show_bar: bool
+    run: "TrainingRun",
+    first_step: int,
+    config: TrainConfig,
+    run_dir: Path,
+    exit_code: Callable[[], int | None],
+    *,
+    show_bar: bool,
 ) -> int:
     """Create the run folder, train, and send the records to the logging backends; return the exit code."""
     from logger import make_logger
 
-    run_dir = config.training.runs_dir / config.logging.run_name
     log = make_logger(config.logging, config.wandb, run_dir=run_dir, resume_step=first_step)
-    atomic_write_text(run_dir / "config.toml", to_toml(config))
     code = 1  # what the logger is told if an exception ends the run
-    try:
-        log.start(config.model_dump(mode="json"))
-        log.log_artifact(config.data.tokenizer, name=f"{config.logging.run_name}-tokenizer", kind="tokenizer")
-        with progress_bar("training", enabled=show_bar) as update:
-            show = _shower(update, config.training.steps)
-            for record in run.run():
-                log.log(record)
-                show(record)
-                if record["event"] == "checkpoint":
-                    log.log_artifact(Path(record["path"]), name=f"{config.logging.run_name}-checkpoint", kind="model")
-        finished = run.progress.step >= config.training.steps
-        code = EXIT_OK if finished else exit_code() or EXIT_OK
-    finally:
-        log.finish(code)
+    with exclusive(run_dir):
+        try:
+            run.store.clean()
+            atomic_write_text(run_dir / "config.toml", to_toml(config))
+            log.start(config.model_dump(mode="json"))
+            log.log_artifact(config.data.tokenizer, name=f"{config.logging.run_name}-tokenizer", kind="tokenizer")
+            with progress_bar("training", enabled=show_bar) as update:
+                show = _shower(update, config.training.steps)
+                for record in run.run():
+                    log.log(record)
+                    show(record)
+                    if record["event"] == "checkpoint":
+                        name = f"{config.logging.run_name}-checkpoint"
+                        log.log_artifact(Path(record["path"]), name=name, kind="model")
+            finished = run.progress.step >= config.training.steps
+            code = EXIT_OK if finished else exit_code() or EXIT_OK
+        finally:
+            log.finish(code)
     return code
 
 
-def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[TrainingRun, int, TrainConfig]":
-    """Check the inputs and build the run; return it, the step it continues from, and the resolved config.
-
-    Nothing is created on disk.
-    """
+def _build_run(
+    config: TrainConfig, train_data: "TokenDataset", valid_data: "TokenDataset", *, should_stop: Callable[[], bool]
+) -> "TrainingRun":
+    """Build the parts of a run. Nothing is created on disk."""
     from transformerlm.models.build import build_model
-    from transformerlm.models.flops import flops_per_token, num_parameters
+    from transformerlm.models.flops import flops_per_token
     from transformerlm.training import BatchLoader, CheckpointStore, Trainer, TrainingRun
     from transformerlm.training.data import validation_windows
     from transformerlm.utils.devices import select_device, select_dtype, set_threads
-    from transformerlm.utils.dtypes import dtype_name
 
-    train_data, valid_data = _open_data(config)
-    config = config.model_copy(update={"model": _with_vocabulary(config.model, train_data, valid_data)})
-    settings, model_settings = config.training, config.model
+    settings = config.training
     device = select_device(settings.device)
     set_threads(settings.threads)
-    dtype = select_dtype(settings.dtype, device)
-    model = build_model(model_settings, device=device, seed=settings.seed)
-    run_dir = settings.runs_dir / config.logging.run_name
-    windows = {"context_length": model_settings.context_length, "device": device}
-    run = TrainingRun(
+    model = build_model(config.model, device=device, seed=settings.seed)
+    attach_nvtx(model)
+    windows = {"context_length": config.model.context_length, "device": device}
+    return TrainingRun(
         trainer=Trainer(
             model,
             optimizer=config.optimizer,
             schedule=config.schedule,
             training=settings,
             device=device,
-            dtype=dtype,
+            dtype=select_dtype(settings.dtype, device),
         ),
         loader=BatchLoader(train_data.tokens, batch_size=settings.batch_size, seed=settings.seed, **windows),
         valid_batches=validation_windows(
@@ -118,7 +128,7 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
         ),
         valid_bytes_per_token=valid_data.bytes_per_token(),
         store=CheckpointStore(
-            run_dir / "checkpoints",
+            settings.runs_dir / config.logging.run_name / "checkpoints",
             keep_last=config.checkpoint.keep_last,
             config_toml=to_toml(config),
             tokenizer=config.data.tokenizer,
@@ -130,18 +140,20 @@ def prepare(config: TrainConfig, *, should_stop: Callable[[], bool]) -> "tuple[T
         flops_per_token=flops_per_token(model),
         should_stop=should_stop,
     )
-    step = _resume(run, config)
-    tokens = settings.steps * settings.batch_size * model_settings.context_length
+
+
+def _announce(run: "TrainingRun", config: TrainConfig, first_step: int, train_data: "TokenDataset") -> None:
+    from transformerlm.utils.dtypes import dtype_name
+
+    parameters = sum(parameter.numel() for parameter in run.trainer.model.parameters())
+    tokens = config.training.steps * config.training.batch_size * config.model.context_length
     say(
-        f"training {num_parameters(model):,} parameters for {settings.steps:,} steps, {tokens:,} tokens "
-        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {device.type} in {dtype_name(dtype)}; "
-        f"run folder {run_dir}"
+        f"training {parameters:,} parameters for {config.training.steps:,} steps, {tokens:,} tokens "
+        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {run.trainer.device.type} in "
+        f"{dtype_name(run.trainer.dtype)}; run folder {config.training.runs_dir / config.logging.run_name}"
     )
-    if nvtx.enabled():
-        attach_nvtx(model)
-    if step:
-        say(f"continuing after step {step}")
-    return run, step, config
+    if first_step:
+        say(f"continuing after step {first_step}")
 
 
 def _open_data(config: TrainConfig) -> "tuple[TokenDataset, TokenDataset]":
@@ -163,16 +175,17 @@ def _open_data(config: TrainConfig) -> "tuple[TokenDataset, TokenDataset]":
     return datasets[0], datasets[1]
 
 
-def _with_vocabulary(model: ModelHparams, *datasets: "TokenDataset") -> ModelHparams:
+def _with_vocabulary(model: ModelHparams, *datasets: "TokenDataset", origin: str) -> ModelHparams:
     """Take the vocabulary size from the data where it is unset; raise `ConfigError` where it is too small."""
+    needed = datasets[0].info.vocab_size
     if model.vocab_size is None:
-        return model.model_copy(update={"vocab_size": datasets[0].info.vocab_size})
-    for dataset in datasets:
-        if dataset.info.max_token_id >= model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size: is smaller than the largest id of {dataset.path}, {dataset.info.max_token_id} "
-                f"(got {model.vocab_size}); leave it unset to take the tokenizer's {dataset.info.vocab_size}"
-            )
+        return model.model_copy(update={"vocab_size": needed})
+    if model.vocab_size < needed:
+        raise ConfigError(
+            f"{origin}: model.vocab_size: must be at least {needed}, the vocabulary of {datasets[0].path}, whose "
+            f"largest id is {max(dataset.info.max_token_id for dataset in datasets)} (got {model.vocab_size}); "
+            "leave it unset to take the data's"
+        )
     return model
 
 
@@ -188,6 +201,8 @@ def _identity(config: TrainConfig, train_data: "TokenDataset") -> dict[str, Any]
 
 def _resume(run: "TrainingRun", config: TrainConfig) -> int:
     """Load the newest checkpoint, if the run folder has one; return the step to continue from."""
+    from transformerlm.utils.devices import fingerprint
+
     newest = run.store.newest()
     if newest is None:
         return 0
@@ -197,7 +212,17 @@ def _resume(run: "TrainingRun", config: TrainConfig) -> int:
             "or set training.resume to auto to continue from them"
         )
     run.resume(newest)
+    _compare_environment(newest.run_state()["environment"], fingerprint(run.trainer.device))
     return run.progress.step
+
+
+def _compare_environment(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Say what is not as it was: the run goes on, but not to the same last digit."""
+    changes = [
+        f"{key} was {saved.get(key)} and is {value}" for key, value in present.items() if saved.get(key) != value
+    ]
+    if changes:
+        say(f"the checkpoint is from another environment ({'; '.join(changes)}): results may differ in the last digits")
 
 
 def _shower(update: Update, steps: int) -> Callable[[dict[str, Any]], None]:

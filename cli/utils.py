@@ -1,7 +1,8 @@
 """What every command shares: the command line made from a schema, one-line errors, exit codes.
 
 stdout carries data only (the asked-for text, or JSON lines); words for people go to stderr. Exit codes:
-0 done, 2 a mistake of the user (said in one line each), 130 and 143 stopped by Ctrl-C and by SIGTERM.
+0 done, 2 a mistake of the user (said in one line each), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 the
+reader of stdout has gone.
 Importing this module loads neither torch nor numpy, so that `--help` and `--print-config` answer at once.
 """
 
@@ -57,6 +58,7 @@ def run_command(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse `argv`, run `action`, and return the exit code; a user's mistake becomes one line on stderr each."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         invocation, print_config = parse_command_line(schema, prog=prog, epilog=epilog, argv=argv)
         if print_config:
@@ -82,6 +84,13 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave through every `finally`, so that temporary files and worker processes go too."""
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def parse_command_line(
@@ -195,6 +204,8 @@ def _converter(types: set[type]) -> Callable[[str], Any]:
     """
 
     def convert(word: str) -> Any:
+        if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise argparse.ArgumentTypeError("is not valid UTF-8")
         if NoneType in types and word.lower() in ("none", "null"):
             return None
         if bool in types and word.lower() in ("true", "false"):

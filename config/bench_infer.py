@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from config.schemas import Config, ExecutionSection
-from transformerlm.hparams import Integers, ModelHparams, PathSetting, Problem
+from transformerlm.hparams import Integers, ModelHparams, PathSetting, Problem, Seed
 
 
 class BenchInferSection(ExecutionSection):
@@ -28,7 +28,7 @@ class BenchInferSection(ExecutionSection):
     top_p: float = Field(default=0.95, ge=0, le=1, description="Of the sampling; 1 leaves the filter out.")
     warmup: int = Field(default=2, ge=0, description="Runs before the measurement.")
     repeats: int = Field(default=7, gt=0, description="Measured runs.")
-    seed: int = Field(default=0, ge=0, description="Seed of the prompts and of random weights.")
+    seed: Seed = Field(default=0, description="Seed of the prompts and of random weights.")
 
     def problems(self) -> Iterator[Problem]:
         if self.uncached_tokens > self.new_tokens:

@@ -15,7 +15,8 @@ class InferenceSection(ExecutionSection):
     )
     prompts: Strings = Field(
         default=(),
-        description="Texts to continue, as often as given; an empty one starts a new document.",
+        description="Texts to continue, as often as given; an empty one starts a new document. "
+        "Typed as --prompt: plain text on stdout. From a file: records to the logging backends.",
         json_schema_extra={"flag": "--prompt"},
     )
 

@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from config.schemas import Config
-from transformerlm.hparams import Section
+from transformerlm.hparams import Problem, Section
 from transformerlm.utils.errors import ConfigError
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -44,11 +44,9 @@ def load_config(
         return COMMAND_LINE if path is None or typed else str(path)
 
     sections, problems = _check_tables(schema, tables)
-    if not problems:
+    if len(sections) == len(schema.model_fields):  # every table has been read, if not found fitting
         config = schema(**sections)
-        problems = [
-            (*problem.key.split(".", 1), _with_value(problem.message, problem.got)) for problem in config.problems()
-        ]
+        problems += [(*problem.key.split(".", 1), _describe_problem(problem)) for problem in config.problems()]
         if not problems:
             return config
     raise ConfigError(
@@ -106,7 +104,7 @@ def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict
             problems.extend((name, key, text) for key, text in _describe(error, section_type))
             continue
         sections[name] = section
-        problems.extend((name, p.key, _with_value(p.message, p.got)) for p in section.problems())
+        problems.extend((name, p.key, _describe_problem(p)) for p in section.problems())
     return sections, problems
 
 
@@ -129,8 +127,18 @@ def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[
             description = section.model_fields[key].description
             yield key, f"is missing: {description}"
         else:
-            message = item["msg"].removeprefix("Input ").replace("tuple", "list")
+            message = (
+                item["msg"]
+                .removeprefix("Input ")
+                .removeprefix("Value error, ")
+                .replace("tuple", "list")
+                .replace("Tuple", "list")
+            )
             yield key, _with_value(message, item["input"])
+
+
+def _describe_problem(problem: Problem) -> str:
+    return _with_value(problem.message, problem.got) + problem.hint
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""The base of all configurations, and the tables that more than one command or none of the library has."""
+"""The base of all configurations, and the tables that are shared by commands or unknown to the library."""
 
 from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from transformerlm.hparams import END_OF_TEXT, PathSetting, Problem, Section, Strings
+from transformerlm.hparams import END_OF_TEXT, DeviceName, DtypeName, PathSetting, Problem, Section, Strings
 
 BUILTIN_STORIES = "builtin:stories"
 """The source that names the corpus which this project generates itself."""
@@ -47,8 +47,9 @@ class TokenizerTrainingSection(Section):
                 f"must be at least {smallest}: 256 bytes and {len(self.special_tokens)} special tokens",
                 self.vocab_size,
             )
-        if len(set(self.special_tokens)) < len(self.special_tokens) or "" in self.special_tokens:
-            yield Problem("special_tokens", "must be different and not empty", list(self.special_tokens))
+        tokens = self.special_tokens
+        if len(set(tokens)) < len(tokens) or any(len(token.encode("utf-8")) < 2 for token in tokens):
+            yield Problem("special_tokens", "must be different and of at least two bytes", list(tokens))
 
 
 class DatasetInputSection(InputSection):
@@ -81,10 +82,9 @@ class DatasetOutputSection(Section):
 class ExecutionSection(Section):
     """Where a model runs."""
 
-    device: str = Field(default="auto", pattern="^(auto|cpu|cuda|mps)$", description="auto | cpu | cuda | mps.")
-    dtype: str = Field(
+    device: DeviceName = Field(default="auto", description="auto | cpu | cuda | mps.")
+    dtype: DtypeName = Field(
         default="auto",
-        pattern="^(auto|float32|bfloat16)$",
         description="auto | float32 | bfloat16: type of the weights; auto is bfloat16 on CUDA, float32 elsewhere.",
     )
     threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")

@@ -68,10 +68,12 @@ def build_dataset(
     """Encode `sources` into the token file `train`, and validation documents into `valid` if it is given.
 
     Validation is `valid_sources` if there are any, else `valid_fraction` of the documents, chosen by a hash of
-    their text; of a single document, its end. Raises `DataError` before anything is replaced if the tokenizer
-    has no end-of-text token, the disk is too full, or one side would be empty.
+    their text; of a single document, its end. A document is held in memory whole. Raises `DataError` before anything
+    is replaced if the tokenizer has no end-of-text token, an output is a source, the disk is too full, or one side
+    would be empty.
     """
     assert valid is not None or not valid_sources, "valid_sources need a file to go to"
+    _check_paths(sources, valid_sources, [path for path in (train, valid) if path is not None])
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer has no {END_OF_TEXT} token; train it with that special token")
     fraction = valid_fraction if valid is not None and not valid_sources else 0.0
@@ -176,6 +178,19 @@ def _writer(path: Path, tokenizer: Tokenizer) -> TokenFileWriter:
         end_of_text_id=tokenizer.eos_token_id,
         tokenizer_sha256=tokenizer.sha256(),
     )
+
+
+def _check_paths(sources: Sequence[Path], valid_sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Raise `DataError` if a file would be overwritten by its own tokens, or be on both sides."""
+    inputs = {path.resolve() for path in (*sources, *valid_sources)}
+    for output in outputs:
+        if output.is_dir():
+            raise DataError(f"{output}: is a folder; name a file in it, {output / 'train.dat'} for example")
+        if output.resolve() in inputs:
+            raise DataError(f"{output}: is one of the sources, and would be overwritten; choose another output")
+    both = {path.resolve() for path in sources} & {path.resolve() for path in valid_sources}
+    if both:
+        raise DataError(f"{min(both)}: is given both for training and for validation; leave it out of one")
 
 
 def _check_filled(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config.schemas import BUILTIN_STORIES
-from databuilder.stories import write_corpus
+from databuilder.stories import generator_version, write_corpus
 from transformerlm.utils.errors import DataError
 
 BUILTIN_FOLDER = Path("data/builtin")
@@ -15,27 +15,31 @@ TEXT_SUFFIXES = (".txt", ".md", ".text")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
-def resolve_sources(names: Sequence[str], progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def resolve_sources(names: Sequence[str]) -> list[Path]:
     """Return the files that `names` stand for, in order, each once; the files of a glob or folder are sorted.
 
-    `builtin:stories` is generated on first use; `progress` is told stories done and to do. Raises `DataError`
-    if a name matches nothing.
+    `builtin:stories` is `builtin_corpus_path()`, which must have been written. Raises `DataError` if a name matches
+    nothing.
     """
     paths: list[Path] = []
     for name in names:
-        paths += [builtin_corpus(progress)] if name == BUILTIN_STORIES else _matching(name)
+        paths += [builtin_corpus_path()] if name == BUILTIN_STORIES else _matching(name)
     return list(dict.fromkeys(paths))
 
 
-def builtin_corpus(progress: Callable[[int, int], None] | None = None) -> Path:
-    """Return the file of the built-in corpus, which is written if it is not there."""
-    path = BUILTIN_FOLDER / f"stories-{BUILTIN_NUM_STORIES}-seed{BUILTIN_SEED}.txt"
-    if not path.exists():
-        write_corpus(path, BUILTIN_NUM_STORIES, BUILTIN_SEED, progress)
-    return path
+def builtin_corpus_path() -> Path:
+    """Return where the built-in corpus lies; the name tells the version of the generator, so none goes stale."""
+    return BUILTIN_FOLDER / f"stories-{BUILTIN_NUM_STORIES}-seed{BUILTIN_SEED}-{generator_version()}.txt"
+
+
+def write_builtin_corpus(progress: Callable[[int, int], None] | None = None) -> None:
+    """Write the built-in corpus, about 18 MB; `progress` is told stories done and to do."""
+    write_corpus(builtin_corpus_path(), BUILTIN_NUM_STORIES, BUILTIN_SEED, progress)
 
 
 def _matching(name: str) -> list[Path]:
+    if not name:
+        raise DataError("a source is an empty string; name a file, a glob or a folder ('.' for this one)")
     path = Path(name)
     if path.is_file():
         return [path]

@@ -103,7 +103,7 @@ def run_folder(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     tables["logging"]["backend"] = "noop"
     path = folder / "config.toml"
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
-    assert train_command.train(load_config(TrainConfig, path), show_bar=False) == 0
+    assert train_command.train(load_config(TrainConfig, path), origin=str(path), show_bar=False) == 0
     return folder / "runs" / "tiny"
 
 

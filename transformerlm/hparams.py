@@ -6,6 +6,7 @@ pydantic; what only shows in combination is listed by `problems`, so that a load
 everything that is wrong at once. Importing this module does not import torch.
 """
 
+import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 END_OF_TEXT = "<|endoftext|>"
 """The special token that ends a document, spelled as in GPT-2."""
 
-PathSetting = Annotated[Path, Strict(False)]
+PathSetting = Annotated[Path, Strict(False), BeforeValidator(lambda value: _not_empty(value))]
 """A path: TOML has only strings."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 Strings = Annotated[tuple[str, ...], Strict(False)]
 """A list of strings: TOML arrays arrive as `list`."""
@@ -34,12 +37,20 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
+def _not_empty(value: object) -> object:
+    if value == "":  # Path("") would be the current folder
+        raise ValueError("must not be empty")
+    return value
+
+
 class Problem(NamedTuple):
     """A combination of settings that cannot work: where, what to do, and the value found."""
 
     key: str
     message: str
     got: object
+    hint: str = ""
+    """What may have been meant, `; did you mean …?`."""
 
 
 class Section(BaseModel):
@@ -151,7 +162,7 @@ class TrainingHparams(Section):
     max_nonfinite_steps: int = Field(
         default=5, gt=0, description="Stop after this many steps in a row with a loss or gradient that is not finite."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of the order of the data.")
+    seed: Seed = Field(default=0, description="Seed of the initial weights and of the order of the data.")
     device: DeviceName = Field(default="auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
     dtype: DtypeName = Field(
         default="auto",
@@ -162,7 +173,8 @@ class TrainingHparams(Section):
     runs_dir: PathSetting = Field(default=Path("runs"), description="The run folder is runs_dir / logging.run_name.")
     resume: Literal["auto", "never"] = Field(
         default="auto",
-        description="auto: continue from the newest checkpoint of the run folder. never: refuse a used folder.",
+        description="auto: continue from the newest checkpoint of the run folder. "
+        "never: refuse a run folder that holds checkpoints.",
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -199,7 +211,9 @@ class LoggingHparams(Section):
     def problems(self) -> Iterator[Problem]:
         for name in self.backend:
             if name not in LOGGING_BACKENDS:
-                yield Problem("backend", f"must be one of {', '.join(LOGGING_BACKENDS)}, or a list of them", name)
+                nearest = difflib.get_close_matches(name, LOGGING_BACKENDS, n=1)
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                yield Problem("backend", f"must be one of {', '.join(LOGGING_BACKENDS)}, or a list of them", name, hint)
         if Path(self.run_name).name != self.run_name or self.run_name.startswith("."):
             yield Problem("run_name", "must be a plain folder name", self.run_name)
 
@@ -221,7 +235,9 @@ class WandbHparams(Section):
 
     entity: str | None = Field(default=None, description="User or team (unset: the account's default).")
     project: str = Field(default="transformerlm", min_length=1, description="Project.")
-    mode: Literal["online", "offline"] = Field(default="online", description="online | offline.")
+    mode: Literal["online", "offline", "disabled"] | None = Field(
+        default=None, description="online | offline | disabled (unset: as WANDB_MODE says, else online)."
+    )
 
 
 class SamplingHparams(Section):
@@ -233,7 +249,7 @@ class SamplingHparams(Section):
     top_p: float = Field(
         default=0.95, ge=0, le=1, description="Sample among the fewest tokens whose probabilities reach p (1: all)."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the sampling.")
+    seed: Seed = Field(default=0, description="Seed of the sampling.")
     stop: Strings = Field(default=(), description="Strings that end a text; they are not part of it.")
 
     def problems(self) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ project. It is an honest stand-in for a real corpus: enough to show a small mode
 keeping to a topic, with no download. How to add a plot: see `plots.py`; how to add words: see `lexicon.py`.
 """
 
-from databuilder.stories.generate import END_OF_TEXT, generate_stories, write_corpus, write_story
+from databuilder.stories.generate import generate_stories, generator_version, write_corpus, write_story
 from databuilder.stories.overlap import ngram_overlap
 
-__all__ = ["END_OF_TEXT", "generate_stories", "ngram_overlap", "write_corpus", "write_story"]
+__all__ = ["generate_stories", "generator_version", "ngram_overlap", "write_corpus", "write_story"]

@@ -8,7 +8,6 @@ for the first time that the story names them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from databuilder.stories.lexicon import Entry, load_lexicon, resolve
 from databuilder.stories.templates import draw_index
@@ -19,7 +18,6 @@ _PRONOUNS: dict[str, Entry] = {
 }
 # Friends of the other sex make "he" and "she" clear; friends of the same sex are common too.
 _OTHER_SEX_SHARE = 0.7
-_NAMES = ("girlname", "boyname", "beastname", "surname")
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,11 @@ class Slots(dict[str, str]):
         used = self._used.setdefault(category, set())
         if 2 * len(used) >= size:
             used.clear()
-        # Any name is as likely as another: who is meant has to be read from the story, and cannot be guessed.
-        draw = self._uniform_index if category in _NAMES else partial(draw_index, self._random)
-        index = draw(size)
+        index = draw_index(self._random, size)
         while index in used:
-            index = draw(size)
+            index = draw_index(self._random, size)
         used.add(index)
         return index
-
-    def _uniform_index(self, size: int) -> int:
-        return int(self._random() * size)
 
 
 def _hero(slots: Slots) -> Entry:

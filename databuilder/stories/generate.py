@@ -1,5 +1,6 @@
 """From a seed to stories, and to a corpus file."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,11 +9,17 @@ from databuilder.stories.cast import Slots
 from databuilder.stories.grammar import polish
 from databuilder.stories.plots import load_plots
 from databuilder.stories.templates import draw_index, expand
+from transformerlm.hparams import END_OF_TEXT
 from transformerlm.utils.files import atomic_write
 
-END_OF_TEXT = "<|endoftext|>"
-
 _PROGRESS_INTERVAL = 500
+
+
+def generator_version() -> str:
+    """Return a short hash of the generator's code, plots and words: equal versions write equal stories."""
+    folder = Path(__file__).parent
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".txt"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def generate_stories(num_stories: int, seed: int = 0) -> Iterator[str]:

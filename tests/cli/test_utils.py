@@ -99,7 +99,8 @@ def test_numbers_are_typed_by_the_schema() -> None:
 
 
 def test_a_prompt_is_taken_as_it_is() -> None:
-    config = parse(InferConfig, "--checkpoint", "a_b", "--prompt", "--snake_case is", "", "x_y --z_w")
+    prompts = ("--prompt", "--snake_case is", "--prompt", "", "--prompt", "x_y --z_w")
+    config = parse(InferConfig, "--checkpoint", "a_b", *prompts)
     assert config.inference.prompts == ("--snake_case is", "", "x_y --z_w")
     assert str(config.inference.checkpoint) == "a_b"
 

@@ -62,7 +62,7 @@ def messages(schema: type, path: Path | None, overrides: dict[tuple[str, str], A
         ({"logging": {"run_name": ".."}}, "logging.run_name: must be a plain folder name (got '..')"),
         (
             {"logging": {"backend": ["console", "wanb"]}},
-            "logging.backend: must be console, wandb, noop or a list of them (got 'wanb')",
+            "logging.backend: must be one of console, wandb, noop, or a list of them (got 'wanb'); did you mean wandb?",
         ),
         ({"modell": {}}, "modell: unknown table; did you mean model?"),
         ({"model": 3}, "model: should be a table (got 3)"),
@@ -125,8 +125,8 @@ def test_a_wrong_value_does_not_bring_up_what_is_computed_from_it(write_toml: Ca
     ("vocab_size", "special_tokens", "expected"),
     [
         (256, ["<|endoftext|>"], "must be at least 257: 256 bytes and 1 special tokens (got 256)"),
-        (300, ["a", "a"], "must be different and not empty (got ['a', 'a'])"),
-        (300, [""], "must be different and not empty (got [''])"),
+        (300, ["a", "a"], "must be different and of at least two bytes (got ['a', 'a'])"),
+        (300, [""], "must be different and of at least two bytes (got [''])"),
     ],
 )
 def test_a_vocabulary_must_hold_the_bytes_and_distinct_special_tokens(

@@ -1,10 +1,10 @@
 """What a list of names stands for."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cli.sources import find_sources
 from config.schemas import BUILTIN_STORIES
 from databuilder import resolve_sources, sources
 from transformerlm.utils.errors import DataError
@@ -76,16 +76,23 @@ def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
 def test_the_builtin_corpus_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
 
-    def write_corpus(path: Path, _number: int, _seed: int, progress: Callable[[int, int], None] | None) -> None:
+    def write_corpus(path: Path, _number: int, _seed: int, _progress: object) -> None:
         written.append(path)
         path.parent.mkdir(parents=True)
         path.write_text("a story", encoding="utf-8")
-        if progress:
-            progress(1, 1)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "write_corpus", write_corpus)
-    told: list[tuple[int, int]] = []
-    first = resolve_sources([BUILTIN_STORIES], lambda done, total: told.append((done, total)))
-    assert resolve_sources([BUILTIN_STORIES, BUILTIN_STORIES]) == first == written
-    assert told == [(1, 1)]
+    first = find_sources([BUILTIN_STORIES])
+    assert find_sources([BUILTIN_STORIES, BUILTIN_STORIES]) == first == written
+
+
+def test_the_builtin_corpus_of_another_generator_lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sources.builtin_corpus_path()
+    monkeypatch.setattr(sources, "generator_version", lambda: "0")
+    assert sources.builtin_corpus_path() != before
+
+
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(DataError, match="empty string"):
+        resolve_sources([""])

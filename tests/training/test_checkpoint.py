@@ -267,6 +267,7 @@ def test_what_a_killed_process_left_is_cleaned_and_never_read(tmp_path: Path) ->
     newest = two.newest()
     assert newest is not None
     assert newest.step == 3
+    two.clean()
     assert [path.name for path in two.folder.iterdir()] == [good.name]
 
 

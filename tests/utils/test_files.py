@@ -13,6 +13,7 @@ from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import (
     atomic_write,
     atomic_write_text,
+    exclusive,
     require_free_space,
     sha256_file,
     write_json,
@@ -74,3 +75,11 @@ def test_free_space_is_looked_up_where_the_folder_will_be(tmp_path: Path, monkey
     assert asked == [tmp_path]
     with pytest.raises(DataError, match=r"it needs about 5\.0 MB, the disk has 5\.0 MB free; free some space"):
         require_free_space(tmp_path, 5_000_001, "it")
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    taken = pytest.raises(DataError, match="another process is at work")
+    with exclusive(tmp_path / "run"), taken, exclusive(tmp_path / "run"):
+        pass
+    with exclusive(tmp_path / "run"):
+        pass

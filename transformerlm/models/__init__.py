@@ -1,7 +1,7 @@
 """The model: layers, attention, the Transformer language model and its key-value cache.
 
-Pure math on tensors. Nothing here chooses a device, casts, compiles, shards, logs or prints; `training`,
-`inference` and `distributed` do that from outside.
+Pure math on tensors. Nothing here chooses a device, casts, compiles, shards, logs or prints: whoever uses a
+model does that from outside.
 """
 
 from transformerlm.models.attention import MultiheadSelfAttentionRoPE, scaled_dot_product_attention

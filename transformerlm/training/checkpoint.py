@@ -57,10 +57,12 @@ def load_checkpoint(
         state = from_bytes(src.read(), "checkpoint")
     if not isinstance(state, dict) or not {"model", "optimizer", "iteration"} <= state.keys():
         raise CheckpointError(f"{src}: is not a file that save_checkpoint wrote")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
     load_model_state(model, state["model"])
     try:
         optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
+        model.load_state_dict(weights)  # all or nothing
         raise CheckpointError(f"the checkpoint does not fit the optimizer: {error}") from None
     return state["iteration"]
 
@@ -152,7 +154,6 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint, or None if there is none yet."""
-        self._clean()
         folders = checkpoint_folders(self.folder)
         return Checkpoint.open(folders[-1]) if folders else None
 
@@ -176,10 +177,11 @@ class CheckpointStore:
     def _remove_old(self, best: int | None) -> None:
         for path in checkpoint_folders(self.folder)[: -self.keep_last]:
             if path.name != (f"step_{best:08d}" if best is not None else None):
-                shutil.rmtree(path)
+                hidden = path.rename(path.with_name(f".{path.name}.tmp"))  # a proper name means a whole folder
+                shutil.rmtree(hidden)
 
-    def _clean(self) -> None:
-        """Remove what a killed process left half written."""
+    def clean(self) -> None:
+        """Remove what a killed process left half written; not while another process may be writing."""
         for path in self.folder.glob(".step_*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 

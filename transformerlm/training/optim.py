@@ -93,7 +93,9 @@ class AdamW(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned, bit for bit."""
+        """Load what `state_dict()` returned, bit for bit; `ValueError` if it is of another kind of optimizer."""
+        if any(moment not in saved for saved in state_dict["state"].values() for moment in _MOMENTS):
+            raise ValueError(f"the state is not AdamW's: it lacks {' or '.join(_MOMENTS)}")
         super().load_state_dict(state_dict)
         # The base class rounds the moments to the parameter's type, and may share their memory.
         names = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -124,7 +126,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tensor:
     """Scale all gradients in place so that their joint L2 norm is at most `max_l2_norm`.
 
-    Returns the norm before clipping, a float32 scalar on the gradients' device: nothing waits for it
+    Returns the norm before clipping, a scalar of at least float32 on the gradients' device: nothing waits for it
     here (Pascanu et al. 2013, algorithm 1). Parameters without a gradient are skipped. If the norm is
     not finite neither are the gradients afterwards: look at the norm before stepping.
     """
@@ -133,8 +135,8 @@ def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tenso
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.tensor(0.0)
-    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    norms = torch._foreach_norm([at_least_float32(grad) for grad in grads], 2)
+    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     scale = (max_l2_norm / (total + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(grads, scale)
     return total

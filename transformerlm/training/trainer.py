@@ -83,15 +83,15 @@ class Trainer:
     def evaluate(self, batches: list[Batch]) -> float:
         """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are."""
         self.model.eval()
-        total, count = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        total, count = 0.0, 0
         with torch.no_grad():
             for inputs, targets in batches:
                 with self._autocast():
                     logits = self.model(inputs)
-                total += cross_entropy(logits, targets).sum()
+                total += cross_entropy(logits, targets).sum().item()
                 count += targets.numel()
         self.model.train()
-        return total.item() / count
+        return total / count
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', for a checkpoint."""

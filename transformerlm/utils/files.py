@@ -1,6 +1,7 @@
 """Files that are either whole or absent: atomic writes, checksums, a look at the free space."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -61,6 +62,21 @@ def sha256_file(path: Path | str) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process while the context is open; create it if need be.
+
+    Raises `DataError` if another process holds it. The lock ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another process is at work in it; wait for it, or choose another") from None
+        yield
 
 
 def require_free_space(folder: Path, num_bytes: int, purpose: str) -> None:

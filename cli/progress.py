@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 _SECONDS_BETWEEN_LINES = 10.0
+_BAR_UNITS = 10_000  # rich counts in whole numbers
 
 Update = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and a few words about the work."""
@@ -44,15 +45,15 @@ def _live_bar(label: str) -> Iterator[Update]:
     )
     # stdout is data, and rich would move it to its own console
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
-        task = progress.add_task(label, total=1.0, words="")
+        task = progress.add_task(label, total=_BAR_UNITS, words="")
         last: float | None = None
 
         def update(share: float, words: str) -> None:
             nonlocal last
             if last is None or share < last:  # a start in the middle, or a new phase: no speed is known yet
-                progress.reset(task, completed=share)
+                progress.reset(task, completed=round(share * _BAR_UNITS))
             last = share
-            progress.update(task, completed=share, words=words)
+            progress.update(task, completed=share * _BAR_UNITS, words=words)
 
         yield update
 

@@ -98,7 +98,7 @@ def test_the_promised_openings_are_common(stories: list[str]) -> None:
 
 
 def test_validation_stories_are_not_copies(stories: list[str]) -> None:
-    assert ngram_overlap(stories, generate_stories(100, seed=99), n=10) < 0.15
+    assert ngram_overlap(stories, generate_stories(100, seed=99), n=10) < 0.2
 
 
 def test_overlap_counts_positions() -> None:

@@ -301,7 +301,11 @@ def test_a_signal_ends_the_step_saves_and_the_same_command_continues(
     settings: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) as process:
         assert process.stdout is not None
-        first = process.stdout.readline()
+        first = ""
+        while '"train_step"' not in first:
+            line = process.stdout.readline()
+            assert line, "it ended before its first step"
+            first += line
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == code, err

@@ -27,11 +27,13 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
     """Train the tokenizer that `config` describes; return the exit code."""
     from cli.sources import find_sources
     from transformerlm.tokenizer import Tokenizer, train_bpe
+    from transformerlm.tokenizer.corpus import is_url, stored_size
 
     settings = config.tokenizer
-    sources = find_sources(config.input.sources)
-    size = sum(path.stat().st_size for path in sources)
-    if size == 0:
+    urls = [name for name in config.input.sources if is_url(name)]
+    sources = [*find_sources([name for name in config.input.sources if not is_url(name)]), *urls]
+    size = sum(map(stored_size, sources))
+    if size == 0 and not urls:  # a server need not tell sizes
         raise DataError(f"{', '.join(map(str, sources))}: the text is empty; give some to learn from")
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
     start = time.perf_counter()

@@ -1,14 +1,19 @@
-"""Text files as they lie on disk, compressed or damaged."""
+"""Text files as they lie on disk or elsewhere, compressed or damaged."""
 
 import gzip
+import lzma
+import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import zstandard
 
 from transformerlm.tokenizer import corpus
-from transformerlm.tokenizer.corpus import read_text
-from transformerlm.utils.errors import DataError, TokenizerError
+from transformerlm.tokenizer.corpus import read_bytes, read_text, stored_size
+from transformerlm.utils.errors import DataError, MissingDependencyError, TokenizerError
 
 TEXT = "\ufeffone\r\ntwo\rthree\n\x00 é你😀 " * 500
 
@@ -30,6 +35,8 @@ def write(path: Path, data: bytes) -> Path:
         ("a.txt.gz", gzip.compress(TEXT.encode())),
         ("two_members.gz", gzip.compress(TEXT[:50].encode()) + gzip.compress(TEXT[50:].encode())),
         ("a.txt.zst", zstandard.compress(TEXT.encode())),
+        ("a.txt.xz", lzma.compress(TEXT.encode())),
+        ("two_streams.xz", lzma.compress(TEXT[:50].encode()) + lzma.compress(TEXT[50:].encode())),
         ("two_frames.zst", zstandard.compress(TEXT[:50].encode()) + zstandard.compress(TEXT[50:].encode())),
     ],
 )
@@ -38,6 +45,7 @@ def test_every_character_survives(tmp_path: Path, name: str, data: bytes) -> Non
     assert "".join(read_text(write(tmp_path / name, data), seen.append)) == TEXT
     assert seen == sorted(seen)
     assert seen[-1] == len(data)
+    assert stored_size(tmp_path / name) == len(data)
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.gz", "empty.zst"])
@@ -61,6 +69,8 @@ def test_what_is_not_utf8_is_named_with_its_place(tmp_path: Path, data: bytes, o
     [
         ("cut.gz", gzip.compress(TEXT.encode())[:-20]),
         ("cut.zst", zstandard.compress(TEXT.encode())[:-5]),
+        ("cut.xz", lzma.compress(TEXT.encode())[:-20]),
+        ("wrong.xz", b"not compressed at all"),
         ("head.zst", zstandard.compress(TEXT.encode())[:3]),
         ("wrong.zst", b"not compressed at all"),
         ("wrong.gz", b"not compressed at all"),
@@ -74,3 +84,47 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.txt: cannot be read \(No such file"):
         list(read_text(tmp_path / "nowhere.txt"))
+    with pytest.raises(DataError, match=r"nowhere\.txt: cannot be read \(No such file"):
+        stored_size(tmp_path / "nowhere.txt")
+
+
+def test_bytes_need_not_be_utf8(tmp_path: Path) -> None:
+    assert b"".join(read_bytes(write(tmp_path / "a.txt", b"x\xff" * 100))) == b"x\xff" * 100
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.gz", gzip.compress), ("a.zst", zstandard.compress)])
+def test_text_comes_from_wherever_fsspec_reaches(name: str, pack: Callable[[bytes], bytes]) -> None:
+    url = f"memory://corpus/{name}"
+    with fsspec.open(url, "wb") as file:
+        file.write(pack(TEXT.encode()))  # pyright: ignore
+    seen: list[int] = []
+    assert "".join(read_text(url, seen.append)) == TEXT
+    assert seen[-1] == stored_size(url) == len(pack(TEXT.encode()))
+
+
+def test_a_url_may_be_a_chain(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("inside.txt.gz", gzip.compress(TEXT.encode()))
+    assert "".join(read_text(f"zip://inside.txt.gz::file://{tmp_path}/a.zip")) == TEXT
+
+
+def test_urls_that_cannot_be_read_are_named() -> None:
+    for read in (stored_size, lambda url: list(read_text(url))):
+        with pytest.raises(DataError, match="memory://corpus/nowhere: cannot be read"):
+            read("memory://corpus/nowhere")
+        with pytest.raises(DataError, match=r"teleport://a: cannot be read \(Protocol not known"):
+            read("teleport://a")
+
+
+def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingDependencyError, match=r"s3://bucket/a: Install s3fs"):
+        stored_size("s3://bucket/a")
+
+
+def test_an_error_of_the_callback_is_not_the_files(tmp_path: Path) -> None:
+    def fail(_bytes_read: int) -> None:
+        raise OSError("the bar broke")
+
+    with pytest.raises(OSError, match="the bar broke"):
+        list(read_text(write(tmp_path / "a.txt", b"a"), fail))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from transformerlm.tokenizer import StreamingDecoder, Tokenizer, streaming
 from transformerlm.tokenizer.pretokenize import pretokenize, special_pattern, split_special
-from transformerlm.tokenizer.streaming import repair_surrogates, safe_blocks
+from transformerlm.tokenizer.streaming import safe_blocks
+from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
 
 SPECIAL_SETS = [[], ["<|eot|>", "<|eot|><|eot|>"], ["a b", "b\n", "ab"], ["aa"], ["'s", " \n", "é1é"]]
 PIECES = [
@@ -74,7 +75,7 @@ def test_blocks_of_any_unicode_have_the_tokens_of_the_whole(text: str, block_cha
     assert tokens_of(list(safe_blocks(text, (), block_chars)), []) == tokens_of([text], [])
 
 
-@pytest.mark.parametrize("unit", ["The cat's 12 hats. ", "1a", "a.", "你好。", "नमस्ते", "x<|eot|>y "])
+@pytest.mark.parametrize("unit", ["The cat's 12 hats. ", "1a", "a.", "你好。", "नमस्ते ", "x<|eot|>y "])
 def test_blocks_stay_small(unit: str) -> None:
     blocks = list(safe_blocks([unit * 1000], ["<|eot|>"], 100))
     assert max(map(len, blocks)) <= 200
@@ -99,21 +100,63 @@ def test_text_without_a_safe_cut_takes_linear_work(text: str, monkeypatch: pytes
     assert looked_at <= 2 * len(text)
 
 
-surrogates = st.text(alphabet="a\ud83d\ude00\udc00\ud800é\ufffd😀", max_size=12)
+surrogates = st.text(alphabet="a1 \n.\ud83d\ude00\udc00\ud800\ud835é\ufffd😀𝐀", max_size=20)
 
 
-@given(text=surrogates, places=st.lists(st.integers(0, 100)))
-def test_surrogates_are_repaired_as_in_the_whole(divide: Divide, text: str, places: list[int]) -> None:
-    # Without the byte order mark, this is how tiktoken repairs a text.
-    expected = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    assert "".join(repair_surrogates(divide(text, places))) == expected
+@given(text=surrogates, places=st.lists(st.integers(0, 100)), length=st.integers(1, 9))
+def test_blocks_with_surrogates_have_the_tokens_of_the_whole(
+    divide: Divide, text: str, places: list[int], length: int
+) -> None:
+    blocks = list(safe_blocks(divide(text, places), (), length))
+    assert "".join(blocks) == text
+    assert tokens_of([valid_unicode(block) for block in blocks], []) == tokens_of([valid_unicode(text)], [])
 
 
-def test_a_surrogate_pair_in_two_parts_is_one_character() -> None:
-    assert list(repair_surrogates(["x\ud83d", "", "\ude00y"])) == ["x", "", "😀y"]
+# White space of one, two and three bytes, its first and last bytes alone, letters, numbers, signs, what is not UTF-8.
+CHARACTERS = [
+    " ",
+    "\n",
+    "\u0085",
+    "\u00a0",
+    "\u1680",
+    "\u2003",
+    "\u205f",
+    "\u3000",
+    "a",
+    "1",
+    ".",
+    "'",
+    "s",
+    "é",
+    "٣",
+    "你",
+    "😀",
+]
+BYTES = [*map(str.encode, CHARACTERS), b"\xe3", b"\x80", b"\xc2", b"\xff", b"\xed\xa0\x80", b"<|eot|>"]
+byte_texts = st.lists(st.sampled_from(BYTES), max_size=30).map(b"".join) | st.binary(max_size=40)
 
 
-class Bytes:
+@given(data=byte_texts, parts=st.integers(1, 9), length=st.integers(1, 9))
+def test_blocks_of_bytes_have_the_tokens_of_the_whole(data: bytes, parts: int, length: int) -> None:
+    blocks = list(safe_blocks([data[at : at + parts] for at in range(0, len(data), parts)], ["<|eot|>"], length))
+    assert b"".join(blocks) == data
+    assert tokens_of([to_text(block) for block in blocks], ["<|eot|>"]) == tokens_of([to_text(data)], ["<|eot|>"])
+    assert to_bytes(to_text(data)) == data
+
+
+@pytest.mark.parametrize("unit", ["The cat's 12 hats. ", "1.", "a.", "你好。\n", "नमस्ते \n"])
+def test_blocks_of_bytes_stay_small(unit: str) -> None:
+    blocks = list(safe_blocks([unit.encode() * 1000], ["<|eot|>"], 100))
+    assert max(map(len, blocks)) <= 200
+
+
+@given(surrogates)
+def test_surrogates_are_repaired_as_in_tiktoken(text: str) -> None:
+    assert valid_unicode(text) == text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    valid_unicode(text).encode()
+
+
+class ByteIds:
     """A tokenizer whose ids are bytes."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -123,14 +166,14 @@ class Bytes:
 @given(st.lists(st.binary(max_size=4) | st.sampled_from("é你😀").map(str.encode)), st.integers(1, 5))
 def test_streamed_text_joins_to_the_decoded_whole(pieces: list[bytes], step: int) -> None:
     data = b"".join(pieces)
-    decoder = StreamingDecoder(Bytes())
+    decoder = StreamingDecoder(ByteIds())
     streamed = [decoder.push(data[start : start + step]) for start in range(0, len(data), step)]
     assert "".join(streamed) + decoder.flush() == data.decode("utf-8", "replace")
 
 
 @given(st.text(max_size=10))
 def test_no_half_character_is_streamed(text: str) -> None:
-    decoder = StreamingDecoder(Bytes())
+    decoder = StreamingDecoder(ByteIds())
     streamed = [decoder.push([byte]) for byte in text.encode()]
     assert [part for part in streamed if part] == list(text)
     assert decoder.flush() == ""

@@ -1,39 +1,34 @@
 """The tokenizer: equal to tiktoken, indifferent to how text is divided, its own inverse."""
 
+import gzip
 import pickle
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import regex
 import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer import END_OF_TEXT, StreamingDecoder, Tokenizer, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, StreamingDecoder, Tokenizer, choice, layers, train_bpe
 from transformerlm.tokenizer import tokenizer as tokenizer_module
-from transformerlm.tokenizer.streaming import safe_blocks
-from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.errors import DataError, TokenizerError
 
 BYTES = {byte: bytes([byte]) for byte in range(256)}
-EVERY_CHARACTER = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 NASTY = ["<|eot|>", "<|eo", "t|>", "a b", "a", " ", "  ", "\n", "'", "'ll", "ll", " the", "é", "你", "1", "<"]
 nasty_texts = st.lists(st.sampled_from(NASTY), max_size=30).map("".join)
 
 
-@pytest.fixture(scope="session")
-def disputed() -> regex.Pattern[str]:
-    """The characters that tiktoken's Unicode version and that of `regex` do not class alike."""
-    characters: set[str] = set()
-    for group in (r"\p{L}", r"\p{N}", r"\s"):
-        single_bytes = {token: byte for byte, token in BYTES.items()}
-        matcher = tiktoken.Encoding(name="class", pat_str=group, mergeable_ranks=single_bytes, special_tokens={})
-        theirs = matcher.decode(matcher.encode_ordinary(EVERY_CHARACTER))
-        characters |= set(theirs) ^ set(regex.findall(group, EVERY_CHARACTER))
-    return regex.compile("[" + "".join(map(regex.escape, sorted(characters))) + "]" if characters else "(?!)")
+@pytest.fixture(params=["plain", "compiled"], autouse=True)
+def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with either layer."""
+    compiled = request.param == "compiled"
+    monkeypatch.setattr(layers, "SHORT", -1 if compiled else 1 << 60)
+    monkeypatch.setattr(choice, "TEXT", choice.Threshold(0, 0) if compiled else choice.Threshold(1 << 60, 1 << 60))
 
 
 # tiktoken equality
@@ -118,7 +113,7 @@ def test_any_division_of_a_text_has_its_ids(
 ) -> None:
     whole = toy.encode(text, allowed_special=allowed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "safe_blocks", partial(safe_blocks, block_chars=block_chars))
+        patch.setattr(tokenizer_module, "ITERABLE_BLOCK", block_chars)
         assert list(toy.encode_iterable(divide(text, places), allowed_special=allowed)) == whole
 
 
@@ -136,6 +131,66 @@ def test_endless_text_is_encoded_as_it_comes(gpt2: Tokenizer) -> None:
 def test_streamed_decoding_is_decoding(toy: Tokenizer, ids: list[int]) -> None:
     decoder = StreamingDecoder(toy)
     assert "".join(decoder.push([token_id]) for token_id in ids) + decoder.flush() == toy.decode(ids)
+
+
+# Arrays, batches, files
+
+
+def test_arrays_hold_the_ids_in_the_smallest_type(gpt2: Tokenizer) -> None:
+    text = "Two households, both alike in dignity" + END_OF_TEXT
+    for given_text in (text, text.encode()):
+        array = gpt2.encode_to_array(given_text)
+        assert array.dtype == np.uint16
+        assert array.tolist() == gpt2.encode(text) == gpt2.encode(given_text)
+    assert gpt2.encode_to_array("").tolist() == []
+    assert Tokenizer(BYTES, [], [f"<{n}>" for n in range(65_280)]).encode_to_array("a<9>").dtype == np.uint16
+    assert Tokenizer(BYTES, [], [f"<{n}>" for n in range(65_281)]).encode_to_array("a<65280>").tolist() == [97, 65_536]
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 2, 7])
+def test_any_number_of_threads_gives_the_same_ids(
+    data: Path, gpt2: Tokenizer, num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "BLOCK", 1000)
+    text = (data / "udhr_multilingual.txt").read_bytes()[:100_000]
+    ids = gpt2.encode(text.decode(errors="replace"))
+    assert gpt2.encode_to_array(text.decode(errors="replace"), num_threads=num_threads).tolist() == ids
+    assert gpt2.encode_to_array(text[:99_990], num_threads=num_threads).tolist() == gpt2.encode(text[:99_990])
+    documents = text.decode(errors="replace").split(END_OF_TEXT)
+    arrays = gpt2.encode_batch(documents, num_threads=num_threads)
+    assert [array.tolist() for array in arrays] == [gpt2.encode(document) for document in documents]
+    assert gpt2.count_tokens(text.decode(errors="replace")) == len(ids)
+
+
+def test_a_batch_may_be_empty_and_hold_empty_texts(toy: Tokenizer) -> None:
+    assert toy.encode_batch([]) == []
+    arrays = toy.encode_batch(iter(["", "the", b"", "<|eot|>", b"a b"]), allowed_special={"<|eot|>"})
+    assert [array.tolist() for array in arrays] == [[], toy.encode("the"), [], [263], [97, 32, 98]]
+
+
+def test_a_file_has_the_ids_of_its_text(
+    data: Path, gpt2: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "BLOCK", 1000)
+    text = (data / "udhr_multilingual.txt").read_bytes()[:50_001] + b"\xff\xe4\xbd \r\n"
+    (tmp_path / "text.txt").write_bytes(text)
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(text))
+    for name in ("text.txt", "text.txt.gz"):
+        arrays = list(gpt2.encode_file(tmp_path / name))
+        assert len(arrays) > 10
+        assert np.concatenate(arrays).tolist() == gpt2.encode(text)
+    with pytest.raises(DataError, match="nowhere"):
+        list(gpt2.encode_file(tmp_path / "nowhere"))
+
+
+@given(
+    data=st.binary(max_size=60)
+    | st.lists(st.sampled_from([b"\xe4", b"\xbd", b"\xa0", b"a", b" ", b"<|eot|>"])).map(b"".join)
+)
+def test_any_bytes_survive_a_round_trip(toy: Tokenizer, data: bytes) -> None:
+    assert toy.decode_bytes(toy.encode(data)) == data
+    assert toy.encode_to_array(data, allowed_special=set()).tolist() == toy.encode(data, allowed_special=set())
+    assert len(toy.encode(data)) == toy.count_tokens(data)
 
 
 # Special tokens
@@ -235,12 +290,3 @@ def test_a_pickled_tokenizer_is_the_same(toy: Tokenizer) -> None:
     copy = pickle.loads(pickle.dumps(toy))
     assert copy.sha256() == toy.sha256()
     assert copy.encode("the <|eot|>") == toy.encode("the <|eot|>")
-
-
-def test_the_memory_of_pieces_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "MAX_CACHED_PIECES", 10)
-    tokenizer = Tokenizer(BYTES, [])
-    text = " ".join(map(str, range(100))) + " " + "x" * 200
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer._piece_ids) <= 10
-    assert " " + "x" * 200 not in tokenizer._piece_ids

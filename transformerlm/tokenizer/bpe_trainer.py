@@ -1,67 +1,69 @@
-"""Byte-level BPE training in two hops: text files → counted pre-tokens → merges.
+"""Byte-level BPE training in two hops: text → counted pre-tokens → merges.
 
-Counting is where the corpus goes through, block by block and, if it is large, through worker processes. Only
-the distinct pre-tokens are kept, so that memory does not grow with the corpus. Learning the merges works on
-those alone and touches, at each merge, only the pre-tokens that hold the merged pair.
+    source ──corpus_blocks──▶ blocks ──count──▶ distinct pre-tokens, counted ──learn──▶ merges
+
+The corpus goes through in blocks, and only its distinct pre-tokens are kept, so that memory does not grow with it. Each
+hop exists twice: in plain Python (`bpe_reference`), for little text, and compiled (`kernels`), for much. Both give the
+same results, for any number of threads and however the corpus falls into blocks.
 
 Source: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (2016),
 algorithm 1, on bytes as in GPT-2.
 """
 
-import heapq
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import pairwise
-from pathlib import Path
-from typing import final
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
 
-from transformerlm.tokenizer.corpus import read_text
-from transformerlm.tokenizer.pretokenize import (
-    check_special_tokens,
-    pretokenize,
-    special_pattern,
-    split_special,
-)
-from transformerlm.tokenizer.streaming import safe_blocks
-from transformerlm.utils.errors import DataError, TokenizerError
-from transformerlm.utils.parallel import ordered_map, worker_count
+from transformerlm.tokenizer import bpe_reference, choice
+from transformerlm.tokenizer.blocks import Block, Source, corpus_blocks
+from transformerlm.tokenizer.pretokenize import check_special_tokens
+from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.parallel import ordered_thread_map, worker_count
 
-COUNT_BLOCK_CHARS = 1 << 20
-MIN_BYTES_PER_WORKER = 4 << 20  # less is counted faster than a process starts
-MERGES_PER_REPORT = 100
+if TYPE_CHECKING:
+    from transformerlm.tokenizer.kernels.counter import Words
 
-Progress = Callable[[str, float], None]
+Progress: TypeAlias = Callable[[str, float], None]
 """Called with the stage, "count" or "merge", and the share of it that is done, 0 to 1."""
-Pair = tuple[int, int]
 
 
 def train_bpe(
-    input_path: str | Path | Sequence[str | Path],
+    input_path: Source,
     vocab_size: int,
     special_tokens: list[str],
     *,
     num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
-    """Learn a byte-level BPE vocabulary from one or many UTF-8 text files (`.gz` and `.zst` too).
+    """Learn a byte-level BPE vocabulary from files, from anywhere that fsspec reaches, or from texts.
 
     Returns the vocabulary and the merges in the order in which they were made. The ids are the 256 single
     bytes (id = byte), then the products of the merges, then the special tokens; `vocab_size` counts all of
     them. The vocabulary is smaller if the text runs out of pairs. The result is the same for any number of
-    workers.
+    workers, any order of the files or texts, and whether they are compressed or not.
 
     Args:
-        input_path: the files; each is a text of its own.
+        input_path: one of
+
+            - a path, or a URL of fsspec (`"s3://…"`, `"https://…"`, `"memory://…"`);
+            - a list or tuple of them;
+            - any other iterable of texts (`str` or `bytes`), a generator for instance. For the texts of a list, give
+              `iter(texts)`: a list of strings is taken for paths.
+
+            Each file and each text stands for itself: no pre-token reaches from one to the next. Names that end in
+            `.gz`, `.zst` or `.xz` are decompressed. Text should be UTF-8; a byte that is not counts as a character of
+            its own that is no letter, number or white space.
         vocab_size: number of ids, at least 256 and the special tokens.
         special_tokens: texts that are cut out of the corpus, take part in no merge and are never split.
-        num_workers: processes that count pre-tokens; by default one per processor. A small corpus is counted
-            in this process.
-        progress: see `Progress`.
+        num_workers: threads that count pre-tokens; by default one per processor. A small corpus is counted
+            in this thread.
+        progress: see `Progress`. Of texts, whose number nobody knows, only the end is reported as counted.
 
     Raises:
-        TokenizerError: `vocab_size` is too small, a special token is unfit, or a file is not UTF-8.
-        DataError: a file cannot be read.
+        TokenizerError: `vocab_size` is too small, or a special token is unfit.
+        DataError: a file cannot be read or is damaged, or an item is no text.
+        MissingDependencyError: fsspec needs another package for a URL.
     """
     check_special_tokens(special_tokens)
     num_merges = vocab_size - 256 - len(special_tokens)
@@ -70,7 +72,7 @@ def train_bpe(
             f"vocab_size is {vocab_size}, but the 256 bytes and the special tokens are "
             f"{256 + len(special_tokens)}; give at least that"
         )
-    counts = count_pretokens(input_path, special_tokens, num_workers=num_workers, progress=progress)
+    counts = _count(input_path, special_tokens, num_workers, progress)
     merges = learn_merges(counts, num_merges, progress=progress)
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [left + right for left, right in merges]
@@ -79,173 +81,95 @@ def train_bpe(
 
 
 def count_pretokens(
-    input_path: str | Path | Sequence[str | Path],
+    input_path: Source,
     special_tokens: Sequence[str] = (),
     *,
     num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> Counter[bytes]:
-    """Count the pre-tokens of text files, special tokens left out. Arguments and errors as `train_bpe`."""
+    """Count the distinct pre-tokens of a corpus, special tokens left out. Arguments and errors as `train_bpe`."""
     check_special_tokens(special_tokens)
-    if num_workers is not None and num_workers < 1:
-        raise TokenizerError(f"num_workers is {num_workers}; give 1 or more")
-    paths = [Path(path) for path in ([input_path] if isinstance(input_path, str | Path) else input_path)]
-    if not paths:
-        raise DataError("no text file is given; give at least one")
-    total_bytes = sum(map(_file_size, paths))
-    workers = min(worker_count(num_workers), total_bytes // MIN_BYTES_PER_WORKER)
-    blocks = _corpus_blocks(paths, total_bytes, special_tokens, progress)
-    if workers > 1:
-        counts = _count_in_workers(blocks, special_tokens, workers)
-    else:
-        counts = _count_blocks(blocks, special_tokens)
-    return Counter({piece.encode("utf-8"): count for piece, count in counts.items()})
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-
-
-def _corpus_blocks(
-    paths: Sequence[Path], total_bytes: int, special_tokens: Sequence[str], progress: Progress | None
-) -> Iterator[str]:
-    """Yield the corpus in blocks that are pre-tokenized each by itself; no block spans two files."""
-    bytes_before = 0
-
-    def report(bytes_read: int) -> None:
-        if progress:
-            progress("count", min(1.0, (bytes_before + bytes_read) / max(1, total_bytes)))
-
-    for path in paths:
-        yield from safe_blocks(read_text(path, report), special_tokens, COUNT_BLOCK_CHARS)
-        bytes_before += _file_size(path)
-
-
-def _count_blocks(blocks: Iterable[str], special_tokens: Sequence[str]) -> Counter[str]:
-    pattern = special_pattern(special_tokens)
-    counts: Counter[str] = Counter()
-    for block in blocks:
-        for plain_text in split_special(block, pattern)[::2]:
-            counts.update(pretokenize(plain_text))
-    return counts
-
-
-def _count_block(block: str, special_tokens: Sequence[str]) -> Counter[str]:
-    return _count_blocks([block], special_tokens)
-
-
-def _count_in_workers(blocks: Iterable[str], special_tokens: Sequence[str], workers: int) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for block_counts in ordered_map(partial(_count_block, special_tokens=special_tokens), blocks, workers=workers):
-        counts.update(block_counts)
-    return counts
+    counts = _count(input_path, special_tokens, num_workers, progress)
+    return counts if isinstance(counts, Counter) else counts.counter()
 
 
 def learn_merges(
-    counts: Mapping[bytes, int], num_merges: int, *, progress: Progress | None = None
+    counts: "Mapping[bytes, int] | Words", num_merges: int, *, progress: Progress | None = None
 ) -> list[tuple[bytes, bytes]]:
     """Return up to `num_merges` merges of the most frequent pair; fewer if no pairs are left.
 
     Among equally frequent pairs the lexicographically greatest pair of byte strings is merged. The order of
     `counts` does not matter.
-
-    The count of a pair only falls after the merge in which the pair first appears. So a heap entry may
-    overstate a count, never understate it: the top is the best pair if its count still holds, and otherwise
-    goes back with the true one. No two merges make the same bytes: what earlier merges made of those bytes
-    does not depend on the bytes around them, unless a token reaches beyond them.
     """
-    words = _Words(counts)
-    tokens = [bytes([byte]) for byte in range(256)]
-    descending = [_descending(token) for token in tokens]
 
-    def entry(pair: Pair) -> tuple[int, str, str, Pair]:
-        return -words.pair_counts[pair], descending[pair[0]], descending[pair[1]], pair
+    def report(share: float) -> None:
+        if progress:
+            progress("merge", share)
 
-    heap = [entry(pair) for pair in words.pair_counts]
-    heapq.heapify(heap)
-    merges: list[tuple[bytes, bytes]] = []
-    while heap and len(merges) < num_merges:
-        negative_count, _, _, pair = heapq.heappop(heap)
-        count = words.pair_counts.get(pair, 0)
-        if count == 0:
-            continue
-        if count != -negative_count:
-            heapq.heappush(heap, entry(pair))
-            continue
-        left, right = tokens[pair[0]], tokens[pair[1]]
-        merges.append((left, right))
-        tokens.append(left + right)
-        descending.append(_descending(left + right))
-        for new_pair in words.merge(pair, product=len(tokens) - 1):
-            heapq.heappush(heap, entry(new_pair))
-        if progress and len(merges) % MERGES_PER_REPORT == 0:
-            progress("merge", len(merges) / num_merges)
-    if progress:
-        progress("merge", 1.0)
+    if isinstance(counts, Mapping) and not choice.compiled_pays(
+        sum(map(len, counts)), choice.WORDS, "trainer_steps.make_merges"
+    ):
+        merges = bpe_reference.learn_merges(counts, num_merges, report)
+    else:
+        from transformerlm.tokenizer.kernels.counter import Words
+        from transformerlm.tokenizer.kernels.trainer import learn_merges_compiled
+
+        words = Words.of(counts) if isinstance(counts, Mapping) else counts
+        merges = learn_merges_compiled(*words, num_merges, report)
+    report(1.0)
     return merges
 
 
-def _descending(token: bytes) -> str:
-    """Return a key that orders tokens from the greatest down: bytes inverted, the end above all of them."""
-    return "".join(chr(255 - byte) for byte in token) + chr(256)
+def _count(
+    source: Source, special_tokens: Sequence[str], num_workers: int | None, progress: Progress | None
+) -> "Counter[bytes] | Words":
+    if num_workers is not None and num_workers < 1:
+        raise TokenizerError(f"num_workers is {num_workers}; give 1 or more")
+
+    def report(share: float) -> None:
+        if progress:
+            progress("count", share)
+
+    blocks = corpus_blocks(source, special_tokens, report)
+    first_blocks, compiled_pays = _first_blocks(blocks)
+    blocks = chain(first_blocks, blocks)
+    if compiled_pays:
+        counts = _count_compiled(blocks, special_tokens, worker_count(num_workers))
+    else:
+        counts = bpe_reference.count_pretokens((text for block in blocks for text in block.texts()), special_tokens)
+    report(1.0)
+    return counts
 
 
-@final
-class _Words:
-    """The distinct pre-tokens as lists of token ids, with the count and the places of every adjacent pair.
+def _first_blocks(blocks: Iterator[Block]) -> tuple[list[Block], bool]:
+    """Take blocks until the compiled layer pays for them; return them, and whether it does or there were no more."""
+    first_blocks, size = [], 0
+    for block in blocks:
+        first_blocks.append(block)
+        size += len(block.data)
+        if choice.compiled_pays(size, choice.TEXT, "counter.count_texts"):
+            return first_blocks, True
+    return first_blocks, False
 
-    `places` may still name a word from which a pair has vanished, but never lacks one that holds it.
-    """
 
-    def __init__(self, counts: Mapping[bytes, int]) -> None:
-        self.words = [list(piece) for piece in counts]
-        self.word_counts = list(counts.values())
-        self.pair_counts: defaultdict[Pair, int] = defaultdict(int)
-        self.places: defaultdict[Pair, list[int]] = defaultdict(list)
-        for index, word in enumerate(self.words):
-            for pair in pairwise(word):
-                self._change(pair, index, self.word_counts[index])
+def _count_compiled(blocks: Iterable[Block], special_tokens: Sequence[str], threads: int) -> "Words":
+    """Count the pre-tokens of `blocks` on several threads: each has a counter, and in the end they are added up."""
+    from transformerlm.tokenizer.kernels.counter import PieceCounter
 
-    def merge(self, pair: Pair, product: int) -> list[Pair]:
-        """Replace `pair` by `product` in all words and return the pairs that this brought about."""
-        touched: set[Pair] = set()
-        for index in self.places.pop(pair):
-            self._merge_word(index, pair, product, touched)
-        del self.pair_counts[pair]
-        touched.discard(pair)
-        for other in touched:
-            if not self.pair_counts[other]:
-                del self.pair_counts[other], self.places[other]
-        return [other for other in touched if product in other and other in self.pair_counts]
+    specials = [special.encode("utf-8") for special in special_tokens]
+    free: list[PieceCounter] = []
 
-    def _merge_word(self, index: int, pair: Pair, product: int, touched: set[Pair]) -> None:
-        left, right = pair
-        word, count = self.words[index], self.word_counts[index]
-        merged: list[int] = []
-        at, last = 0, len(word) - 1
-        while at <= last:
-            if at == last or word[at] != left or word[at + 1] != right:
-                merged.append(word[at])
-                at += 1
-                continue
-            neighbours = []
-            if merged:
-                neighbours.append(((merged[-1], left), (merged[-1], product)))
-            if at + 2 <= last:
-                neighbours.append(((right, word[at + 2]), (product, word[at + 2])))
-            for old, new in neighbours:
-                self.pair_counts[old] -= count
-                self._change(new, index, count)
-                touched.update((old, new))
-            merged.append(product)
-            at += 2
-        self.words[index] = merged
+    def count(block: Block) -> None:
+        try:
+            counter = free.pop()  # safe, as is `append`, between threads
+        except IndexError:
+            counter = PieceCounter(specials)
+        counter.count(block.data, block.ends)
+        free.append(counter)
 
-    def _change(self, pair: Pair, index: int, count: int) -> None:
-        self.pair_counts[pair] += count
-        places = self.places[pair]
-        if not places or places[-1] != index:
-            places.append(index)
+    for _ in ordered_thread_map(count, blocks, threads=threads):
+        pass
+    total = free.pop()
+    while free:
+        total.add(free.pop())
+    return total.words()

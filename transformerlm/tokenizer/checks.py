@@ -6,6 +6,9 @@ that are there: single bytes or products of earlier merges. What else is in the 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from transformerlm.utils.errors import TokenizerError
 
 SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
@@ -61,3 +64,19 @@ def _merge_problem(left: bytes, right: bytes, known: set[bytes], in_vocab: Colle
     if left + right not in in_vocab:
         return f"makes {left + right!r}, which the vocabulary lacks; give the vocabulary that belongs to it"
     return None
+
+
+def check_id_array(ids: npt.NDArray[np.generic]) -> None:
+    """Raise `TokenizerError` unless `ids` is an array of integers in one dimension."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TokenizerError(
+            f"the ids are an array of {ids.dtype} in {ids.ndim} dimensions; give an array of integers in one dimension"
+        )
+
+
+def unknown_id(token_id: object, vocab_size: int) -> TokenizerError:
+    """Return the error for an id that is not in the vocabulary."""
+    return TokenizerError(
+        f"{token_id!r} is no id of the vocabulary, whose size is {vocab_size}; "
+        "decode with the tokenizer that made the ids"
+    )

@@ -2,92 +2,93 @@
 
 import codecs
 from collections.abc import Collection, Iterable, Iterator
-from typing import Protocol
+from typing import Any, AnyStr, Protocol
 
 import regex
 
-BLOCK_CHARS = 1 << 16
+BLOCK_LENGTH = 1 << 16
 
-# The last place where a pre-token ends whatever stands around it; `(?r)` searches from the end. No
-# alternative of the pre-token pattern goes on after a letter with anything but a letter, after a number with
-# anything but a number, or after a character that is not white space with white space.
-_BOUNDARY = regex.compile(r"(?r)(?<=\p{L})\P{L}|(?<=\p{N})\P{N}|(?<=\S)\s")
+# The last place where a pre-token ends whatever stands around it; `(?r)` searches from the end. No alternative of the
+# pre-token pattern goes on after a letter with anything but a letter, after a number with anything but a number, or
+# after a character that is not white space with white space. The letters and numbers here are few: they are the same in
+# every version of Unicode, and no surrogate, which may be half a letter, is cut from another.
+_TEXT_BOUNDARY = regex.compile(
+    r"(?r)(?<=[A-Za-z])[\x00-@\[-`{-\x7f]|(?<=[0-9])[\x00-/:-\x7f]|(?<=\S)\s"
+    r"|(?<=[\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])[\u3001\u3002\uff01\uff0c\uff1f]"  # CJK: 。 after 好
+)
+
+# The same for bytes, which need not be UTF-8, and only before ASCII. The second line is about white space after a byte
+# that is not ASCII; the bytes named there are white space too.
+_BYTES_BOUNDARY = regex.compile(
+    rb"(?r)(?<=[A-Za-z])[\x00-@\[-`{-\x7f]|(?<=[0-9])[\x00-/:-\x7f]|(?<=[!-~])[\t-\r ]|(?<=[\x80-\xff])"
+    rb"(?<!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)[\t-\r ]"
+)
 
 
 def safe_blocks(
-    parts: Iterable[str], special_tokens: Collection[str] = (), block_chars: int = BLOCK_CHARS
-) -> Iterator[str]:
-    """Cut the text that `parts` join to into blocks that can be pre-tokenized each by itself.
+    parts: Iterable[AnyStr], special_tokens: Collection[str] = (), length: int = BLOCK_LENGTH
+) -> Iterator[AnyStr]:
+    """Cut the text or bytes that `parts` join to into blocks that can be pre-tokenized each by itself.
 
     The special tokens and the pre-tokens of the blocks, one block after the other, are those of the whole
-    text, however it is divided into `parts`. A block has about `block_chars` characters; it is longer only
+    text, however it is divided into `parts`. A block has about `length` characters or bytes; it is longer only
     where no safe cut exists, as in a very long word. Then the next attempt waits until the text has doubled,
     so that the work stays linear.
     """
-    waiting: list[str] = []
-    size, enough = 0, block_chars
-    for part in _slices(parts, block_chars):
+    waiting: list[AnyStr] = []
+    size, enough = 0, length
+    for part in _slices(parts, length):
         waiting.append(part)
         size += len(part)
         if size < enough:
             continue
-        text = "".join(waiting)
+        text = _join(waiting)
         cut = _last_safe_cut(text, special_tokens)
         if cut:
             yield text[:cut]
         waiting = [text[cut:]]
         size = len(text) - cut
-        enough = max(block_chars, 2 * size)
+        enough = max(length, 2 * size)
     if size:
-        yield "".join(waiting)
+        yield _join(waiting)
 
 
-def _slices(parts: Iterable[str], length: int) -> Iterator[str]:
+def _slices(parts: Iterable[AnyStr], length: int) -> Iterator[AnyStr]:
     for part in parts:
-        for start in range(0, len(part), length):
-            yield part[start : start + length]
+        if len(part) <= length:
+            yield part
+        else:
+            for start in range(0, len(part), length):
+                yield part[start : start + length]
 
 
-def _last_safe_cut(text: str, special_tokens: Collection[str]) -> int:
+def _join(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else parts[0][:0].join(parts)
+
+
+def _last_safe_cut(text: str | bytes, special_tokens: Collection[str]) -> int:
     """Return the last safe place to cut `text`, of which more may follow, or 0 if there is none.
 
-    A cut is safe if it is a boundary of pre-tokens in any context (see `_BOUNDARY`) and lies inside no
+    A cut is safe if it is a boundary of pre-tokens in any context (see above) and lies inside no
     occurrence of a special token, not even one that another special token overlaps: then each match of the
     leftmost-longest search for special tokens lies wholly on one side, and neither side's search sees the
     other. An occurrence around a cut is wholly in `text` if the longest special token fits behind the cut.
     """
+    if isinstance(text, str):
+        return _last_cut(text, _TEXT_BOUNDARY, special_tokens)
+    return _last_cut(text, _BYTES_BOUNDARY, [special.encode("utf-8") for special in special_tokens])
+
+
+def _last_cut(text: AnyStr, boundary: regex.Pattern[Any], special_tokens: Collection[AnyStr]) -> int:
     longest = max(map(len, special_tokens), default=1)
     end = max(0, len(text) - longest + 2)
-    while match := _BOUNDARY.search(text, 0, end):
+    while match := boundary.search(text, 0, end):
         end = match.start()
         if not any(
             special in text[max(0, end - len(special) + 1) : end + len(special) - 1] for special in special_tokens
         ):
             return end
     return 0
-
-
-def repair_surrogates(parts: Iterable[str]) -> Iterator[str]:
-    """Yield `parts` as valid Unicode: a surrogate pair becomes its character, a lone surrogate U+FFFD.
-
-    Python strings may hold surrogates, UTF-8 may not. This is what tiktoken does with them. A pair may lie in
-    two parts.
-    """
-    high = ""
-    for part in parts:
-        text = high + part
-        high = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        yield _without_surrogates(text.removesuffix(high) if high else text)
-    if high:
-        yield "\ufffd"
-
-
-def _without_surrogates(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 class DecodesBytes(Protocol):

@@ -1,32 +1,40 @@
 """The tokenizer: text to ids and back, the same ids that GPT-2 (and tiktoken) gives for the same files.
 
 Text is cut at special tokens, the rest into pre-tokens, and each pre-token is merged by itself; since most of
-them come again and again, their ids are remembered.
+them come again and again, their ids are remembered. A long text goes through in blocks, one after another or on several
+threads.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
 
 from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer import io
 from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
-from transformerlm.tokenizer.merge import MergeTable, merge_bytes, merge_table
-from transformerlm.tokenizer.pretokenize import (
-    check_special_tokens,
-    pretokenize,
-    special_pattern,
-    split_special,
-)
-from transformerlm.tokenizer.streaming import repair_surrogates, safe_blocks
+from transformerlm.tokenizer.corpus import read_bytes
+from transformerlm.tokenizer.layers import Codec, IdArray, Specials, joined
+from transformerlm.tokenizer.pretokenize import check_special_tokens
+from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.parallel import ordered_thread_map, worker_count
 
-MAX_CACHED_PIECES = 1 << 18  # about 60 MB
-MAX_CACHED_CHARS = 64
+BLOCK = 1 << 18
+"""Characters or bytes that are encoded at a time: so many that the call does not count, so few that they and their ids
+stay in the processor's cache."""
+
+ITERABLE_BLOCK = 1 << 16
+"""The same for ids that are wanted one by one: so few that the first does not wait for long."""
+
+AllowedSpecial: TypeAlias = Literal["all"] | Set[str]
+Ids: TypeAlias = Iterable[int] | npt.NDArray[np.integer]
 
 
 @final
@@ -55,8 +63,8 @@ class Tokenizer:
         self._vocab = dict(sorted(vocab.items()))
         self._merges = list(merges)
         self._special_tokens = self._number_specials(special_tokens)
-        self._pattern = special_pattern(self._special_tokens)
-        self._piece_ids = _PieceIds(self._vocab, self._merges)
+        self._all_specials = Specials(self._special_tokens)
+        self._codec = Codec(self._vocab, self._merges)
 
     def _number_specials(self, special_tokens: Sequence[str]) -> dict[str, int]:
         ordinary = ordinary_tokens(self._merges)
@@ -144,37 +152,84 @@ class Tokenizer:
         content = json.dumps([tokens, merges, list(self._special_tokens.values())], separators=(",", ":"))
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
-    def encode(self, text: str, *, allowed_special: Literal["all"] | Set[str] = "all") -> list[int]:
+    def encode(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> list[int]:
         """Return the ids of `text`.
 
         Special tokens not in `allowed_special` are encoded as the plain text they look like; for untrusted
-        text give `set()`. Surrogates, which UTF-8 cannot express, are joined to their character where they
-        form a pair and become U+FFFD where not, as in tiktoken.
+        text give `set()`. Bytes need not be UTF-8: a byte that is not part of a character is a sign of its own. In
+        a `str`, surrogates, which UTF-8 cannot express, are joined to their character where they form a pair and
+        become U+FFFD where not, as in tiktoken.
 
         Raises `TokenizerError` if `allowed_special` names an unknown special token.
         """
-        return list(chain.from_iterable(self._encode_blocks([text], allowed_special)))
+        specials = self._specials(allowed_special)
+        if len(text) <= BLOCK:
+            return self._codec.encode(text, specials)
+        self._codec.expect(len(text))
+        ids: list[int] = []
+        for block_ids in self._encode_blocks([text], specials, BLOCK):
+            ids += block_ids
+        return ids
 
-    def encode_iterable(
-        self, texts: Iterable[str], *, allowed_special: Literal["all"] | Set[str] = "all"
-    ) -> Iterator[int]:
+    def encode_iterable(self, texts: Iterable[str], *, allowed_special: AllowedSpecial = "all") -> Iterator[int]:
         """Yield the ids of the text that `texts` join to, the same however it is divided.
 
         Memory is constant: it holds a block of text, however long the whole is (but a single pre-token
         longer than a block is held whole). For other arguments and errors see `encode`.
         """
-        return chain.from_iterable(self._encode_blocks(texts, allowed_special))
+        return chain.from_iterable(self._encode_blocks(texts, self._specials(allowed_special), ITERABLE_BLOCK))
 
-    def _encode_blocks(self, texts: Iterable[str], allowed_special: Literal["all"] | Set[str]) -> Iterator[list[int]]:
+    def _encode_blocks(self, parts: Iterable[Any], specials: Specials, length: int) -> Iterator[list[int]]:
+        return (self._codec.encode(block, specials) for block in safe_blocks(parts, specials.ids, length))
+
+    def encode_to_array(
+        self, text: str | bytes, *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
+    ) -> IdArray:
+        """Return the ids of `text` as an array: uint16 if the vocabulary has at most 65,536 entries, else uint32.
+
+        `num_threads` threads share the work; 0 stands for one a core. For the rest see `encode`.
+        """
+        specials = self._specials(allowed_special)
+        self._codec.expect(len(text))
+        if isinstance(text, bytes) and num_threads == 1:
+            return self._codec.encode_to_arrays([text], specials)[0]
+        return joined(self._arrays([text], specials, num_threads), self._codec.dtype, room=len(text))
+
+    def encode_file(
+        self, path: Path | str, *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
+    ) -> Iterator[IdArray]:
+        """Yield the ids of a text file part by part, in constant memory; joined they are those of the whole text.
+
+        The file may be compressed or remote, see `corpus`, and need not be UTF-8. Raises `DataError` if it cannot be
+        read. For the rest see `encode_to_array`.
+        """
+        yield from self._arrays(read_bytes(path), self._specials(allowed_special), num_threads)
+
+    def _arrays(self, parts: Iterable[Any], specials: Specials, num_threads: int) -> Iterator[IdArray]:
+        blocks = safe_blocks(parts, specials.ids, BLOCK)
+        threads = worker_count(num_threads)
+        return ordered_thread_map(
+            lambda block: self._codec.encode_to_arrays([block], specials)[0], blocks, threads=threads
+        )
+
+    def encode_batch(
+        self, texts: Iterable[str | bytes], *, num_threads: int = 0, allowed_special: AllowedSpecial = "all"
+    ) -> list[IdArray]:
+        """Return the ids of each text, as `encode_to_array` does; 0 threads stand for one a core."""
+        specials = self._specials(allowed_special)
+        encode_group = partial(self._codec.encode_to_arrays, specials=specials)
+        groups = ordered_thread_map(encode_group, _groups(texts), threads=worker_count(num_threads))
+        return list(chain.from_iterable(groups))
+
+    def count_tokens(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> int:
+        """Return how many ids `text` has, without keeping them. For the rest see `encode`."""
+        specials = self._specials(allowed_special)
+        self._codec.expect(len(text))
+        return sum(map(len, self._arrays([text], specials, num_threads=1)))
+
+    def _specials(self, allowed_special: AllowedSpecial | str) -> Specials:
         if allowed_special == "all":
-            allowed, pattern = self._special_tokens.keys(), self._pattern
-        else:
-            allowed = self._check_allowed(allowed_special)
-            pattern = special_pattern(allowed)
-        blocks = safe_blocks(repair_surrogates(texts), allowed)
-        return (self._encode_block(block, pattern) for block in blocks)
-
-    def _check_allowed(self, allowed_special: Set[str] | str) -> Set[str]:
+            return self._all_specials
         if isinstance(allowed_special, str):
             raise TokenizerError(f'allowed_special is {allowed_special!r}; give "all" or a set of special tokens')
         for special in allowed_special:
@@ -182,58 +237,36 @@ class Tokenizer:
                 raise TokenizerError(
                     f"allowed_special names {special!r}; the special tokens are {list(self._special_tokens)}"
                 )
-        return allowed_special
+        return Specials({special: self._special_tokens[special] for special in allowed_special})
 
-    def _encode_block(self, block: str, pattern: re.Pattern[str] | None) -> list[int]:
-        ids: list[int] = []
-        for place, part in enumerate(split_special(block, pattern)):
-            if place % 2:
-                ids.append(self._special_tokens[part])
-            else:
-                ids.extend(chain.from_iterable(map(self._piece_ids.__getitem__, pretokenize(part))))
-        return ids
-
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Return the text of `ids`, with U+FFFD for bytes that are not UTF-8.
 
         Raises `TokenizerError` for an id outside the vocabulary.
         """
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return self._codec.decode(ids).decode("utf-8", errors="replace")
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Ids) -> bytes:
         """Return the bytes of `ids`, which need not be UTF-8. Raises `TokenizerError` as `decode`."""
-        try:
-            return b"".join(map(self._vocab.__getitem__, ids))
-        except KeyError as error:
-            raise TokenizerError(
-                f"{error.args[0]!r} is no id of the vocabulary, whose size is {self.vocab_size}; "
-                "decode with the tokenizer that made the ids"
-            ) from None
+        return self._codec.decode(ids)
+
+    def decode_batch(self, batch: Iterable[Ids], *, num_threads: int = 1) -> list[str]:
+        """Return the text of each list or array of ids; 0 threads stand for one a core. Raises as `decode`."""
+        return list(ordered_thread_map(self.decode, batch, threads=worker_count(num_threads)))
 
 
-@final
-class _PieceIds(dict[str, tuple[int, ...]]):
-    """From a pre-token to its ids, merged when first asked for and remembered if it is short.
-
-    It starts anew when it is full. A dict with `__missing__`, so that the common case, a pre-token
-    that was seen before, runs no Python code at all.
-    """
-
-    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
-        super().__init__()
-        id_of = {token: token_id for token_id, token in vocab.items()}
-        self._table: MergeTable = merge_table(merges)
-        self._id_of_number = [id_of[bytes([byte])] for byte in range(256)]
-        self._id_of_number += [id_of[left + right] for left, right in merges]
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        numbers = merge_bytes(piece.encode("utf-8"), self._table)
-        ids = tuple(map(self._id_of_number.__getitem__, numbers))
-        if len(piece) <= MAX_CACHED_CHARS:
-            if len(self) >= MAX_CACHED_PIECES:
-                self.clear()
-            self[piece] = ids
-        return ids
+def _groups(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
+    """Gather texts until they are worth a call."""
+    group: list[str | bytes] = []
+    length = 0
+    for text in texts:
+        group.append(text)
+        length += len(text)
+        if length >= BLOCK:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group
 
 
 def _is_utf8(token: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Map a function over a stream in worker processes, in order and in bounded memory."""
+"""Map a function over a stream, in order and in bounded memory, by threads or by worker processes."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -23,6 +23,33 @@ def worker_count(requested: int | None) -> int:
     if requested:
         return requested
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_thread_map(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
+    """Yield `function(item)` for every item, in the order of the items, computed by threads.
+
+    For functions that release the GIL. One thread is this one. Items are taken as they are needed.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _in_order(pool, function, items, threads)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # after the last item there is nothing to cancel
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def ordered_map(
@@ -43,22 +70,13 @@ def ordered_map(
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_initialize, initargs=(initializer, initargs)
     ) as pool:
-        waiting: deque[Future[Result]] = deque()
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= _AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from _in_order(pool, function, items, workers)
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a worker process ended early, for want of memory or because the script that calls this has no "
                 '`if __name__ == "__main__":`; add it, or use one worker'
             ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _initialize(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:

@@ -1,0 +1,57 @@
+"""The compiled layer: bytes to arrays of ids and back, on as many threads as call it. The kernels are in `kernels`."""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.tokenizer.kernels.decoder import decode_array, decode_list, decode_tables
+from transformerlm.tokenizer.kernels.encoder import SLACK, EncodeTables, Memory, encode_texts, new_memory
+from transformerlm.tokenizer.kernels.merger import merge_tables
+from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
+from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.plain import ids_of_numbers
+from transformerlm.utils.token_file import id_dtype
+
+IdArray = npt.NDArray[np.unsignedinteger]
+
+
+@final
+class CompiledCodec:
+    """Encodes and decodes bytes with a vocabulary (id to bytes) and merges (the earliest first)."""
+
+    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+        self._tables = EncodeTables(
+            merges=merge_tables(merges),
+            ids=np.array(ids_of_numbers(vocab, merges), id_dtype(len(vocab))),
+            classes=class_table(),
+        )
+        self._decode_tables = decode_tables(list(vocab.values()))
+        self._free_memories: list[Memory] = []
+
+    def encode(self, texts: Sequence[bytes], special_tokens: SpecialTokens) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of `texts`, one after another, and where those of each end.
+
+        May be called by several threads at once: each call takes a memory that is free, or a new one, so that there
+        are as many as calls at a time.
+        """
+        data = np.frombuffer(texts[0] if len(texts) == 1 else b"".join(texts), np.uint8)
+        text_ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        id_ends = np.empty(len(texts), np.int64)
+        # Mostly too large by far. But what is never written to is never taken from the system.
+        ids = np.empty(len(data) + SLACK, self._tables.ids.dtype)
+        try:
+            memory = self._free_memories.pop()
+        except IndexError:
+            memory = new_memory()
+        count = encode_texts(data, text_ends, special_tokens, self._tables, memory, ids, id_ends)
+        self._free_memories.append(memory)
+        ids.resize(count, refcheck=False)
+        return ids, id_ends
+
+    def decode(self, ids: npt.NDArray[np.integer] | Sequence[int]) -> bytes | None:
+        """Return the bytes of `ids`, or None if that is for the plain layer to judge; see `kernels.decoder`."""
+        if isinstance(ids, np.ndarray):
+            return decode_array(ids, self._decode_tables)
+        return decode_list(ids, self._decode_tables)

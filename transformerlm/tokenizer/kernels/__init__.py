@@ -1,0 +1,18 @@
+"""The compiled layer of the tokenizer: the same results as the plain Python around it, a few hundred times as fast.
+
+Importing a module of this package imports numba, but compiles nothing. The rooms, from the bottom up:
+
+    compiling         numba's compiler, and the folder on disk that keeps what it made
+    machine           the few machine operations that Python has no words for
+    unicode_classes   which characters are letters, numbers, white space
+    scanner           bytes → where the pre-tokens start
+    pieces            a pre-token as a key of two 64-bit words, and its hash
+    merger            one pre-token → its ids
+    encoder           bytes → ids, by way of a cache of the pre-tokens seen
+    decoder           ids → bytes
+    counter           bytes → distinct pre-tokens and how often they occur
+    trainer           counted pre-tokens → merges
+
+In all of them masks, keys and hashes are `uint64`, and places, lengths and counts are `int64`. The two never meet in
+one expression: numba, like numpy, would make a float of them.
+"""

@@ -1,0 +1,57 @@
+"""Text in chunks: how a kernel goes through a text of any length with a few kilobytes of its own.
+
+    text       … rds of any length, and here they end in the middle of wor│ds, where the text goes on …
+    chunk        └──────────────────── about 4 KB ────────────────────────┘
+    buffer       rds of any length, and here they end in the middle of wor·················  spaces behind it
+    pieces       rds│ of│ any│ length│,│ and│ …           │ middle│ of│ wor
+    next chunk                                                        └─────────── begins with the unfinished piece
+
+The text itself is only ever read by one copy, inside its bounds. Everything else reads the buffer, which ends in
+spaces: so nobody must be careful at the end, and no text whatever makes a kernel read where it should not.
+
+A chunk may end inside a pre-token. So the next one begins at the last start that nothing behind this chunk can
+change. That gives the pre-tokens of the whole text, for the pattern only ever looks ahead: what follows the start of a
+pre-token is cut the same whatever stands before it. A chunk without such a start lies inside one long pre-token, and is
+tried again with twice the length, which keeps the work linear.
+"""
+
+import numpy as np
+
+from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.machine import read_word, write_word
+from transformerlm.tokenizer.kernels.scanner import LOOKAHEAD, PADDING, scan
+
+CHUNK = 1 << 12
+"""Bytes of a chunk: text, starts and keys of it stay in the processor's nearest cache (32 KB or more)."""
+
+_EIGHT_SPACES = np.uint64(0x2020202020202020)
+
+
+@kernel
+def fill(buffer, text, at, length):
+    """Copy `text[at : at + length]` to the beginning of `buffer`, and `PADDING` spaces behind it."""
+    done = 0
+    while done + 8 <= length:
+        write_word(buffer, done, read_word(text, at + done))
+        done += 8
+    while done < length:
+        buffer[done] = text[at + done]
+        done += 1
+    for place in range(length, length + PADDING, 8):
+        write_word(buffer, place, _EIGHT_SPACES)
+
+
+@kernel
+def scan_chunk(buffer, length, is_end, classes, starts):
+    """Return how many pre-tokens of the chunk `buffer[:length]` are final; piece i is `starts[i]` to `starts[i + 1]`.
+
+    If `is_end`, the text ends here and all are final; else there may be none. `starts` has room for `length + 1`.
+    """
+    found = scan(buffer, length, classes, starts)
+    if is_end:
+        starts[found] = length
+        return found
+    last = found - 1
+    while last > 0 and starts[last] > length - LOOKAHEAD:
+        last -= 1
+    return max(last, 0)

@@ -1,0 +1,137 @@
+r"""The decoder: ids → bytes.
+
+Decoding is copying: the bytes of each token, one after another. Almost every token has at most 16 bytes, and to copy
+16 takes two instructions, while to find out how many they are and to copy just those takes many. So the first 16 bytes
+of every token stand in a table, filled up with zeros, and all 16 are copied, always. What is too much is overwritten
+by the next token:
+
+    ids       464                 2068                7586
+    heads     The·············    ␣quick··········    ␣brown··········
+
+    output    The·············
+              The␣quick··········
+              The␣quick␣brown··········
+
+The rest of a longer token is copied from a second array, where all tokens lie whole, eight bytes at a time. Near the
+end of the output there is no room for too much, and the last tokens are copied byte by byte.
+
+The ids pass twice: once to look at each and to add up the sizes, so that the output can be made, then to copy.
+"""
+
+import array
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.machine import read_word, write_word
+from transformerlm.utils.errors import TokenizerError
+
+WORD = 8
+HEAD = 2 * WORD
+"""Bytes of a token that stand in the table: 72 of GPT-2's 50,257 are longer."""
+
+_COMPILED_DTYPES = (np.uint16, np.uint32, np.int64)
+"""Types of ids that the kernels are compiled for: those of token files, and the one that ids in memory mostly have."""
+
+# Python's C interface lets the content of `bytes` be written before anyone has seen them, which spares a copy. It is
+# https://docs.python.org/3/c-api/bytes.html that says so, of PyBytes_AsString.
+_new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
+_memory = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
+_WRITABLE = 0x200  # PyBUF_WRITE
+
+
+class DecodeTables(NamedTuple):
+    """The tokens. Only read, so that threads share it."""
+
+    sizes: npt.NDArray[np.int32]
+    """(tokens,); bytes of each token."""
+    heads: npt.NDArray[np.uint64]
+    """(tokens, 2); its first 16 bytes, with zeros behind a shorter one."""
+    begins: npt.NDArray[np.int64]
+    """(tokens,); where it begins in `whole`."""
+    whole: npt.NDArray[np.uint8]
+    """All tokens one after another, and a word that may be read behind them."""
+
+
+def decode_tables(tokens: Sequence[bytes]) -> DecodeTables:
+    """Return the tables of the tokens with ids 0, 1, 2, …"""
+    sizes = np.fromiter(map(len, tokens), np.int32, len(tokens))
+    heads = np.array(tokens, f"S{HEAD}").view(np.uint64).reshape(-1, 2)  # cuts off the rest, fills up with zeros
+    begins = np.cumsum(sizes, dtype=np.int64) - sizes
+    whole = np.frombuffer(bytearray().join([*tokens, bytes(WORD)]), np.uint8)
+    return DecodeTables(sizes, heads, begins, whole)
+
+
+def decode_array(ids: npt.NDArray[np.integer], tables: DecodeTables) -> bytes:
+    """Return the bytes of the ids in an array of one dimension and of any integer type.
+
+    Raises `TokenizerError` for an id outside the vocabulary, and for an array that is not of ids.
+    """
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TokenizerError(
+            f"the ids are an array of {ids.dtype} in {ids.ndim} dimensions; give an array of integers in one dimension"
+        )
+    # Read-only or strided arrays are copied, or the kernels would be compiled for each kind.
+    dtype = ids.dtype.type if ids.dtype.isnative and ids.dtype.type in _COMPILED_DTYPES else np.int64
+    numbers = np.require(ids, dtype, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
+    known, size = measure(numbers, tables.sizes)
+    if known < len(ids):
+        raise TokenizerError(
+            f"{ids[known]} is no id of the vocabulary, whose size is {len(tables.sizes)}; "
+            "decode with the tokenizer that made the ids"
+        )
+    decoded = _new_bytes(None, size)
+    copy_tokens(numbers, tables, np.frombuffer(_memory(_address(decoded), size, _WRITABLE), np.uint8))
+    return decoded
+
+
+def decode_list(ids: Sequence[int], tables: DecodeTables) -> bytes | None:
+    """Return the bytes of the ids in a list, or None if one of them is no integer of 32 bits.
+
+    None is for the plain layer to judge. Raises `TokenizerError` for other ids outside the vocabulary.
+    """
+    try:
+        numbers = array.array("I", ids)  # twice as fast as an array of numpy's, and it takes no float for an integer
+    except (TypeError, OverflowError):
+        return None
+    return decode_array(np.frombuffer(numbers, np.uintc), tables)
+
+
+@kernel
+def measure(ids, sizes):
+    """Return how many ids come before the first that is not in the vocabulary, and the bytes they stand for."""
+    num_tokens = np.uint64(len(sizes))
+    size = 0
+    for at in range(len(ids)):
+        if np.uint64(ids[at]) >= num_tokens:  # as is a negative one: without a sign it is large
+            return at, size
+        size += sizes[np.int64(ids[at])]
+    return len(ids), size
+
+
+@kernel
+def copy_tokens(ids, tables, out):
+    """Write the tokens of `ids` into `out`, which has just the room for them."""
+    sizes, heads, begins, whole = tables
+    end = 0
+    for at in range(len(ids)):
+        token = np.int64(ids[at])
+        size = np.int64(sizes[token])
+        if end + size + HEAD <= len(out):
+            write_word(out, end, heads[token, 0])
+            write_word(out, end + WORD, heads[token, 1])
+            for place in range(HEAD, size, WORD):
+                write_word(out, end + place, read_word(whole, begins[token] + place))
+        else:
+            for place in range(size):
+                out[end + place] = whole[begins[token] + place]
+        end += size

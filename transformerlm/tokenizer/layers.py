@@ -1,0 +1,142 @@
+"""The two layers of encoding and decoding behind one door: plain Python for little, compiled kernels for much.
+
+Their results are the same; see `choice` for when the compiled one is fetched. From then on it does everything but the
+shortest calls.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import numpy.typing as npt
+
+from transformerlm.tokenizer import choice
+from transformerlm.tokenizer.checks import check_id_array, unknown_id
+from transformerlm.tokenizer.plain import PlainEncoder
+from transformerlm.tokenizer.pretokenize import special_pattern
+from transformerlm.tokenizer.utf8 import to_text, valid_unicode
+from transformerlm.utils.token_file import id_dtype
+
+if TYPE_CHECKING:
+    from transformerlm.tokenizer.compiled import CompiledCodec
+    from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
+
+SHORT = 256
+"""Characters, bytes or ids that plain Python handles as fast as a compiled kernel is called."""
+
+IdArray = npt.NDArray[np.unsignedinteger]
+
+
+@final
+class Specials:
+    """The special tokens that are looked for in a text, as either layer takes them."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = ids
+        self.pattern = special_pattern(ids)
+
+    @cached_property
+    def for_kernels(self) -> "SpecialTokens":
+        from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
+
+        return special_tokens_of({token.encode("utf-8"): token_id for token, token_id in self.ids.items()})
+
+
+@final
+class Codec:
+    """Encodes and decodes with a vocabulary (id to bytes) and merges (the earliest first)."""
+
+    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+        self._vocab = vocab
+        self._merges = merges
+        self._plain = PlainEncoder(vocab, merges)
+        self._compiled: CompiledCodec | None = None
+        self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
+        self._seen = 0
+        self._lock = Lock()
+        self.dtype = np.dtype(id_dtype(len(vocab)))
+
+    def expect(self, length: int) -> None:
+        """Make ready for `length` characters or bytes of text; without this, the text that comes is counted."""
+        self._compiled_for(length)
+
+    def encode(self, text: str | bytes, specials: Specials) -> list[int]:
+        """Return the ids of `text`."""
+        compiled = self._compiled_for(len(text)) if len(text) > SHORT else None
+        if compiled is None:
+            return self._plain.encode(_as_text(text), specials)
+        ids, _ = compiled.encode([_as_bytes(text)], specials.for_kernels)
+        return self._integers[ids].tolist()  # the numbers are there already: faster than to make them from an array
+
+    def encode_to_arrays(self, texts: Sequence[str | bytes], specials: Specials) -> list[IdArray]:
+        """Return the ids of each of `texts`. May be called by several threads at once."""
+        length = sum(map(len, texts))
+        compiled = self._compiled_for(length) if length > SHORT else None
+        if compiled is None:
+            return [np.array(self._plain.encode(_as_text(text), specials), self.dtype) for text in texts]
+        ids, ends = compiled.encode([_as_bytes(text) for text in texts], specials.for_kernels)
+        if len(texts) == 1:
+            return [ids]
+        begins = [0, *ends.tolist()]
+        return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
+
+    def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> bytes:
+        """Return the bytes of `ids`; raise `TokenizerError` for an id outside the vocabulary."""
+        if isinstance(ids, np.ndarray):
+            check_id_array(ids)
+        if isinstance(ids, np.ndarray | list | tuple) and len(ids) > SHORT:
+            compiled = self._compiled_for(len(ids))
+            decoded = compiled.decode(ids) if compiled is not None else None
+            if decoded is not None:
+                return decoded
+        try:
+            return b"".join(map(self._vocab.__getitem__, ids.tolist() if isinstance(ids, np.ndarray) else ids))
+        except KeyError as error:
+            raise unknown_id(error.args[0], len(self._vocab)) from None
+
+    def _compiled_for(self, length: int) -> "CompiledCodec | None":
+        """Return the compiled layer if it is there or now worth its while, with `length` more to do."""
+        if self._compiled is None:
+            self._seen += length
+            if choice.compiled_pays(self._seen, choice.TEXT, "encoder.encode_texts"):
+                with self._lock:
+                    self._load()
+        return self._compiled
+
+    def _load(self) -> None:
+        from transformerlm.tokenizer.compiled import CompiledCodec
+
+        if self._compiled is None:
+            self._integers = np.arange(len(self._vocab)).astype(object)
+            self._compiled = CompiledCodec(self._vocab, self._merges)
+
+
+def _as_text(text: str | bytes) -> str:
+    return valid_unicode(text) if isinstance(text, str) else to_text(text)
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return valid_unicode(text).encode("utf-8")
+
+
+def joined(arrays: Iterable[IdArray], dtype: np.dtype, room: int) -> IdArray:
+    """Return `arrays` as one, for which `room` items are set aside at first.
+
+    Room that is not used costs nothing: the system hands out memory when it is written to.
+    """
+    result = np.empty(room, dtype)
+    count = 0
+    for array in arrays:
+        if count + len(array) > len(result):
+            result.resize(max(count + len(array), 2 * len(result)), refcheck=False)
+        result[count : count + len(array)] = array
+        count += len(array)
+    result.resize(count, refcheck=False)
+    return result

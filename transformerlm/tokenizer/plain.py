@@ -1,0 +1,79 @@
+"""The plain encoder: text to ids as the textbook has it. For short texts, and as the oracle of the compiled one.
+
+A pre-token is merged when it is first met; since most come again and again, their ids are remembered.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Protocol, final
+
+from transformerlm.tokenizer.merge import merge_bytes, merge_table
+from transformerlm.tokenizer.pretokenize import pretokenize
+from transformerlm.tokenizer.utf8 import to_bytes
+
+MAX_REMEMBERED = 1 << 18  # pre-tokens; about 60 MB
+MAX_REMEMBERED_CHARS = 64
+
+
+class SpecialTokens(Protocol):
+    """The special tokens that are looked for, and the pattern that finds them (None if there are none)."""
+
+    @property
+    def ids(self) -> Mapping[str, int]: ...
+
+    @property
+    def pattern(self) -> re.Pattern[str] | None: ...
+
+
+@final
+class PlainEncoder:
+    """Encodes text with a vocabulary (id to bytes) and merges (the earliest first)."""
+
+    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+        self._ids_of = _PieceIds(vocab, merges)
+
+    def encode(self, text: str, specials: SpecialTokens) -> list[int]:
+        """Return the ids of `text`.
+
+        A surrogate U+DC80 to U+DCFF stands for a byte that is not UTF-8, as in Python's "surrogateescape".
+        """
+        ids_of = self._ids_of.__getitem__
+        if specials.pattern is None or specials.pattern.search(text) is None:
+            return list(chain.from_iterable(map(ids_of, pretokenize(text))))
+        ids: list[int] = []
+        for place, part in enumerate(specials.pattern.split(text)):
+            if place % 2:
+                ids.append(specials.ids[part])
+            else:
+                ids.extend(chain.from_iterable(map(ids_of, pretokenize(part))))
+        return ids
+
+
+@final
+class _PieceIds(dict[str, tuple[int, ...]]):
+    """From a pre-token to its ids, merged when first asked for and remembered if it is short.
+
+    It starts anew when it is full. A dict with `__missing__`, so that the common case, a pre-token
+    that was seen before, runs no Python code at all.
+    """
+
+    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self._table = merge_table(merges)
+        self._id_of_number = ids_of_numbers(vocab, merges)
+
+    def __missing__(self, piece: str) -> tuple[int, ...]:
+        numbers = merge_bytes(to_bytes(piece), self._table)
+        ids = tuple(map(self._id_of_number.__getitem__, numbers))
+        if len(piece) <= MAX_REMEMBERED_CHARS:
+            if len(self) >= MAX_REMEMBERED:
+                self.clear()
+            self[piece] = ids
+        return ids
+
+
+def ids_of_numbers(vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> list[int]:
+    """Return the id of every token number of `merge`: of the single bytes, then of the products."""
+    id_of = {token: token_id for token_id, token in vocab.items()}
+    return [id_of[bytes([byte])] for byte in range(256)] + [id_of[left + right] for left, right in merges]

@@ -1,62 +1,73 @@
-"""`transformerlm-bench-tokenizer`: how fast the tokenizer is trained, encodes and decodes, beside tiktoken.
+"""`transformerlm-bench-tokenizer`: how fast the tokenizer is trained, encodes and decodes, beside other tokenizers.
 
-Training is timed in its two hops, counting pre-tokens and learning merges. Encoding is timed cold, by a
-tokenizer that has encoded nothing yet, and warm, when it does the same text once more; then decoding, and one
-call on a dozen characters. tiktoken, where it is installed, does the same with the same vocabulary in the same
-repeats, one thread each, after both have been seen to give the same ids.
+A text is made from the sources (`tokenizer_text`), and each measurement is taken in fresh processes
+(`tokenizer_cell`), ours and each peer's in turn (`tokenizer_tools`), so that a busy moment of the machine meets all
+of them. A figure is the median of the processes. Encoding and decoding are timed twice in each: cold, by a tokenizer
+that has seen nothing, and warm, the same once more. A process is confined to as many cores as it is to have threads.
+What is needed once a process is timed apart, under `start`, and not a part of any other figure.
 
-stdout gets one line of JSON with flat keys; MB are 10^6 bytes of UTF-8, tokens those of the whole text:
+All must give the same ids and the same text, or their times are not compared: this is checked in each process, after
+the clock has stopped. A peer that is not installed is named and skipped; one that crashes or takes too long is
+reported in its place in the table.
+
+stdout gets one line of JSON with flat keys. MB are 10^6 bytes of UTF-8.
 
     benchmark, date, machine.*, setting.*     what was asked for, and where it ran
-    text.mb, text.tokens, text.bytes_per_token, tokenizer.vocab_size
-    train.vocab_size                          entries of the tokenizer that was trained
-    X.seconds.{median,min,max}                of the repeats; X is train (both hops), train.count, train.merge,
-                                              encode_cold, encode_warm, decode, tiktoken.encode, tiktoken.decode
-    X.mb_per_second, X.tokens_per_second      by the median; no tokens in training
-    short_call.us.{median,min,max}            microseconds of one call; tiktoken.short_call.us likewise
-    ratio.X                                   our speed over tiktoken's: above 1 we are faster; X is encode_cold,
-                                              encode_warm, decode, short_call
-    tiktoken.version                          null, and no other key of it and no ratio, where it is not installed
-    peak_memory_mb                            resident, of this process, worker processes left out
+    version.NAME                              of numba and the peers; null for a peer that is not installed
+    tokenizer.vocab_size                      of the tokenizer that encodes and decodes
+    text.NAME.{bytes,tokens}                  of each text: main, multilingual; pathological.KIND; NAME.head, the part
+    text.NAME.distinct_pretokens                of it that the slow peer is given
+    ROW.TOOL.CALL.seconds.{median,min,max}    ROW and CALL as below; TOOL is transformerlm or a peer
+    ROW.TOOL.CALL.mb_per_second               by the median, of the text that the tool was given
+    ROW.TOOL.peak_memory_mb                   resident, of the whole process with interpreter and text; median
+    ROW.TOOL.memory_before_mb                 the same when the first timed call begins
+    ROW.TOOL.status                           only of what cannot be compared: "timeout", "other ids", "failed: …"
+    ROW.ratio.PEER.CALL                       our speed over the peer's: above 1 we are faster
+    train.SIZE.THREADS.PEER.shared_tokens     share of the tokens it learned that we learned too
+
+    ROW                                       CALL
+    start.compile, start.load                 import: the package; construct: a tokenizer from its files; encode,
+                                                train: to compile their kernels, or load those that lie on disk
+    encode_array.THREADS                      cold, warm: bytes (or str) to an array of ids
+    encode_list                               cold, warm: str to a list of ids; one thread, as all below but training
+    short_call                                cold, warm: one of 10,000 different calls on 12 characters
+    decode_bytes, decode_str                  cold, warm: array to bytes, list to str
+    train.SIZE.THREADS                        cold: a text file to a vocabulary of so many entries
+    pathological.KIND                         cold: encode_array of one pre-token of the kind
+    multilingual                              cold, warm: encode_array of texts in many scripts
 """
 
-import statistics
+import json
+import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from benchmarking.report import machine, peak_rss_bytes, print_summary, print_table
-from benchmarking.timing import repeat, spread
+from benchmarking.report import machine, print_summary
+from benchmarking.tokenizer_cell import SHORT_CHARS, Cell
+from benchmarking.tokenizer_rows import HEAD, MAIN, MULTILINGUAL, OURS, PATHOLOGICAL, Row, plan
+from benchmarking.tokenizer_table import OK, Outcome, print_results, summarise
 from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, run_command
-from config.bench_tokenizer import BenchTokenizerConfig, BenchTokenizerSection
+from config.bench_tokenizer import PEER_NAMES, BenchTokenizerConfig, BenchTokenizerSection
+from config.schemas import BUILTIN_STORIES
 from transformerlm.hparams import END_OF_TEXT
-from transformerlm.utils.errors import DataError, TokenizerError
-
-if TYPE_CHECKING:
-    import tiktoken
-
-    from transformerlm.tokenizer import Tokenizer
+from transformerlm.utils.errors import DataError
 
 EPILOG = (
-    "example: transformerlm-bench-tokenizer --config config/resources/bench_tokenizer.toml --benchmark.sources book.txt"
+    "example: transformerlm-bench-tokenizer --config config/resources/bench_tokenizer.toml "
+    "--benchmark.rows encode_array short_call"
 )
-SHORT_CHARS = 12
-SHORT_CALLS = 1000
-PEERS = {
-    "encode_cold": "tiktoken.encode",
-    "encode_warm": "tiktoken.encode",
-    "decode": "tiktoken.decode",
-    "short_call": "tiktoken.short_call",
-}
-"""What of ours is compared with what of tiktoken's, which has no cache."""
-
-Timings = dict[str, list[float]]
-"""Seconds of every measured repeat, by what was timed."""
+ROOT = Path(__file__).parents[1]
+PREPARE_TIMEOUT = 600  # seconds; it is not timed, and may compile kernels
+TIMEOUT = "timeout"
+ENGLISH = ("tinyshakespeare.txt", "wikitext2_valid.txt")
+MULTILINGUAL_FILE = "udhr_multilingual.txt"
+GPT2_VOCAB, GPT2_MERGES = "gpt2_vocab.json", "gpt2_merges.txt"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,194 +83,178 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench_tokenizer(config: BenchTokenizerConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
-    from transformerlm.tokenizer import Tokenizer
-
     settings = config.benchmark
+    versions = {name: _version(name) for name in ("numba", *PEER_NAMES)}
+    tools = [OURS, *(peer for peer in settings.peers if versions[peer] or _say_missing(peer))]
     head = {"benchmark": "tokenizer", **machine(), **_settings(settings)}
-    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer is not None else None
-    text = read_corpus(settings)
-    with progress_bar("training") as update:
-        trained, timings = time_training(text, settings, update)
-    tokenizer = trained if given is None else given
-    ids = tokenizer.encode(text)
-    peer = make_peer(tokenizer)
-    check_ids(tokenizer, peer, text, ids)
-    with progress_bar("encoding and decoding") as update:
-        timings |= time_coding(tokenizer, peer, text, settings, update)
-    num_bytes = len(text.encode("utf-8"))
-    results = summarise(timings, num_bytes=num_bytes, num_tokens=len(ids))
-    _print_results(results)
+    with tempfile.TemporaryDirectory(prefix="bench-tokenizer-") as name:
+        folder = Path(name)
+        (folder / "tokenizer").mkdir()
+        save_tokenizer(settings, folder / "tokenizer")
+        say("making the texts")
+        write_texts(settings, folder)
+        preparation = Cell(
+            "prepare", OURS, threads=max(settings.threads), text=name, tokenizer=f"{name}/tokenizer",
+            vocab_size=settings.vocab_sizes[-1],
+        )  # fmt: skip
+        facts = run_cell(preparation, timeout=PREPARE_TIMEOUT)
+        rows = plan(settings, facts["texts"])
+        with progress_bar("measuring") as update:
+            outcomes = measure(rows, tools, settings, folder, update)
+    text_bytes = {text: fact["bytes"] for text, fact in facts["texts"].items()}
+    results = summarise(rows, outcomes, text_bytes)
+    _describe_text(facts["texts"][MAIN], text_bytes[MAIN + HEAD])
+    print_results(rows, results, tools)
     print_summary(
         {
             **head,
-            "text.mb": num_bytes / 1e6,
-            "text.tokens": len(ids),
-            "text.bytes_per_token": num_bytes / len(ids),
-            "tokenizer.vocab_size": tokenizer.vocab_size,
-            "train.vocab_size": trained.vocab_size,
-            "tiktoken.version": metadata.version("tiktoken") if peer else None,
+            **{f"version.{name}": version for name, version in versions.items()},
+            "tokenizer.vocab_size": facts["vocab_size"],
+            **{f"text.{text}.{key}": value for text, fact in facts["texts"].items() for key, value in fact.items()},
             **results,
-            "peak_memory_mb": peak_rss_bytes() / 1e6,
         }
     )
     return EXIT_OK
 
 
-def read_corpus(settings: BenchTokenizerSection) -> str:
-    """Return the first `megabytes` of the sources, or all of them if they hold less.
-
-    Raises `DataError` if they are missing or too short to measure.
-    """
-    from cli.sources import find_sources
-    from transformerlm.tokenizer.corpus import read_text
-
-    wanted = round(settings.megabytes * 1e6)
-    data = bytearray()
-    for part in chain.from_iterable(map(read_text, find_sources(settings.sources))):
-        data += part.encode("utf-8")
-        if len(data) >= wanted:
-            break
-    else:
-        say(f"the sources hold {len(data) / 1e6:.2f} MB, less than benchmark.megabytes = {settings.megabytes}")
-    text = data[:wanted].decode("utf-8", errors="ignore")  # ignored: a character that the cut divides
-    if len(text) < SHORT_CHARS:
-        raise DataError(f"the text has {len(text)} characters; give at least {SHORT_CHARS} to measure")
-    return text
-
-
-def time_training(text: str, settings: BenchTokenizerSection, update: Update) -> tuple["Tokenizer", Timings]:
-    """Train on `text`, from a file as users do; return the tokenizer and the timings of both hops."""
-    from transformerlm.tokenizer import Tokenizer, count_pretokens, learn_merges
-
-    num_merges = settings.vocab_size - 256 - 1  # 256 bytes and the special token
-    counts: Mapping[bytes, int] = {}
-    merges: list[tuple[bytes, bytes]] = []
-
-    def count() -> None:
-        nonlocal counts
-        counts = count_pretokens(path, [END_OF_TEXT], num_workers=settings.workers or None)
-
-    def merge() -> None:
-        nonlocal merges
-        merges = learn_merges(counts, num_merges)
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "corpus.txt"
-        path.write_bytes(text.encode("utf-8"))
-        timings = repeat(
-            {"train.count": count, "train.merge": merge},
-            warmup=settings.warmup,
-            repeats=settings.repeats,
-            report=update,
-        )
-    timings["train"] = [sum(hops) for hops in zip(*timings.values(), strict=True)]
-    tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
-    return Tokenizer(dict(enumerate(tokens)), merges, [END_OF_TEXT]), timings
-
-
-def make_peer(tokenizer: "Tokenizer") -> "tiktoken.Encoding | None":
-    """Return tiktoken with the tokenizer's vocabulary and GPT-2's pattern; None if it is not installed."""
+def _version(name: str) -> str | None:
     try:
-        import tiktoken
-        from tiktoken_ext.openai_public import r50k_pat_str  # in the spelling that is fast for its engine
-    except ImportError:
-        say("tiktoken is not installed, so there is no comparison; install it with: uv sync --extra bench")
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None
-    ordinary = {bytes([byte]) for byte in range(256)} | {left + right for left, right in tokenizer.merges}
-    return tiktoken.Encoding(
-        name="benchmark",
-        pat_str=r50k_pat_str,
-        mergeable_ranks={token: token_id for token_id, token in tokenizer.vocab.items() if token in ordinary},
-        special_tokens=dict(tokenizer.special_tokens),
-    )
 
 
-def check_ids(tokenizer: "Tokenizer", peer: "tiktoken.Encoding | None", text: str, ids: list[int]) -> None:
-    """Make sure that what is timed is the same work: the ids are tiktoken's and decode to the text."""
-    assert tokenizer.decode(ids) == text
-    if peer is not None and peer.encode(text, allowed_special="all") != ids:
-        raise TokenizerError(
-            "tiktoken gives other ids for this text, so that times cannot be compared: its ranks are the ids, "
-            "and the ids of this tokenizer do not ascend with its merges; measure another tokenizer"
-        )
+def _say_missing(peer: str) -> None:
+    say(f"{peer} is not installed and is skipped; install the peers with: uv sync --extra bench")
 
 
-def time_coding(
-    tokenizer: "Tokenizer",
-    peer: "tiktoken.Encoding | None",
-    text: str,
-    settings: BenchTokenizerSection,
-    update: Update,
-) -> Timings:
-    """Time encoding and decoding of `text`, ours and tiktoken's in turn."""
+def save_tokenizer(settings: BenchTokenizerSection, folder: Path) -> None:
+    """Write the tokenizer to measure into `folder`, or nothing, if it is to be trained on the text."""
     from transformerlm.tokenizer import Tokenizer
 
-    ids = tokenizer.encode(text)
-    short = text[:SHORT_CHARS]
-    fresh = tokenizer
-
-    def renew() -> None:
-        nonlocal fresh
-        fresh = Tokenizer(tokenizer.vocab, tokenizer.merges, list(tokenizer.special_tokens))
-
-    actions: dict[str, Callable[[], object]] = {
-        "encode_cold": lambda: fresh.encode(text),
-        "encode_warm": lambda: fresh.encode(text),
-        "decode": lambda: fresh.decode(ids),
-        "short_call": lambda: [fresh.encode(short) for _ in range(SHORT_CALLS)],
-    }
-    if peer is not None:
-        actions |= {
-            "tiktoken.encode": lambda: peer.encode(text, allowed_special="all"),
-            "tiktoken.decode": lambda: peer.decode(ids),
-            "tiktoken.short_call": lambda: [peer.encode(short, allowed_special="all") for _ in range(SHORT_CALLS)],
-        }
-    return repeat(actions, warmup=settings.warmup, repeats=settings.repeats, before=renew, report=update)
+    vocab, merges = settings.data / GPT2_VOCAB, settings.data / GPT2_MERGES
+    if settings.tokenizer is not None:
+        Tokenizer.load(settings.tokenizer).save(folder)
+    elif vocab.exists() and merges.exists():
+        Tokenizer.from_files(vocab, merges, [END_OF_TEXT]).save(folder)
 
 
-def summarise(timings: Timings, *, num_bytes: int, num_tokens: int) -> dict[str, float]:
-    """Return the entries of the summary that are measured; keys as in the module's docstring."""
-    results: dict[str, float] = {}
-    for name, values in timings.items():
-        if name.endswith("short_call"):
-            results |= spread(f"{name}.us", [1e6 * value / SHORT_CALLS for value in values])
-            continue
-        results |= spread(f"{name}.seconds", values)
-        median = results[f"{name}.seconds.median"]
-        results[f"{name}.mb_per_second"] = num_bytes / 1e6 / median
-        if not name.startswith("train"):
-            results[f"{name}.tokens_per_second"] = num_tokens / median
-    for ours, theirs in PEERS.items():
-        if theirs in timings:
-            results[f"ratio.{ours}"] = statistics.median(timings[theirs]) / statistics.median(timings[ours])
-    return results
+def write_texts(settings: BenchTokenizerSection, folder: Path) -> None:
+    """Write each text that `plan` names to a file in `folder`. Raises `DataError` if the sources give none."""
+    from benchmarking.tokenizer_text import build_text, cut_text, pathological_text
+
+    sources = [_read_head(path, settings.megabytes) for path in find_texts(settings)]
+    texts = {MAIN: build_text(sources, round(settings.megabytes * 1e6), settings.seed)}
+    if len(texts[MAIN]) < SHORT_CHARS:
+        raise DataError("the sources hold no words; give files of text")
+    multilingual = settings.data / MULTILINGUAL_FILE
+    if multilingual.exists():
+        languages = multilingual.read_bytes().decode("utf-8").split(END_OF_TEXT)
+        texts[MULTILINGUAL] = build_text(languages, round(settings.multilingual_megabytes * 1e6), settings.seed)
+    elif "multilingual" in settings.rows:
+        say(f"{multilingual} is missing, and the multilingual text with it")
+    for name in list(texts):
+        texts[name + HEAD] = cut_text(texts[name], round(settings.slow_megabytes * 1e6))[0]
+    for kind in PATHOLOGICAL:
+        texts[f"pathological.{kind}"] = pathological_text(
+            kind, round(settings.pathological_megabytes * 1e6), settings.seed
+        )
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_bytes(text.encode("utf-8"))
+
+
+def find_texts(settings: BenchTokenizerSection) -> list[Path]:
+    """Return the files whose paragraphs make the text."""
+    from cli.sources import find_sources
+
+    english = [str(settings.data / name) for name in ENGLISH if (settings.data / name).exists()]
+    return find_sources(settings.sources or english or [BUILTIN_STORIES])
+
+
+def _read_head(path: Path, megabytes: float) -> str:
+    from transformerlm.tokenizer.corpus import read_text
+
+    parts, length = [], 0.0
+    for part in read_text(path):
+        parts.append(part)
+        length += len(part) / 1e6
+        if length >= megabytes:
+            break
+    return "".join(parts)
+
+
+class CellError(Exception):
+    """A process gave no result; the message is a status, as in the summary."""
+
+
+def run_cell(cell: Cell, *, timeout: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
+    command = [sys.executable, "-m", "benchmarking.tokenizer_cell", cell.to_json()]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | dict(environment or {}), capture_output=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise CellError(TIMEOUT) from None
+    if done.returncode:
+        words = done.stderr.decode("utf-8", errors="replace").strip() or "nothing on stderr"
+        lines = words.splitlines()
+        said = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+        error = CellError(f"failed: exit code {done.returncode}, {said}")
+        error.add_note(words)
+        raise error
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(
+    rows: Sequence[Row], tools: Sequence[str], settings: BenchTokenizerSection, folder: Path, update: Update
+) -> dict[tuple[str, str], Outcome]:
+    """Run the processes of all rows; `folder` holds the texts and the tokenizer."""
+    outcomes = {(row.name, tool): Outcome() for row in rows for tool in row.tools if tool in tools}
+    done, total = 0, len(outcomes) * settings.repeats
+    for row in rows:
+        for repeat in range(settings.repeats):
+            for tool in (tool for tool in row.tools if tool in tools):
+                update(done / total, f"{row.label}: {tool}")
+                done += 1
+                outcome = outcomes[row.name, tool]
+                if outcome.status == OK:
+                    _run_once(row, tool, repeat, outcome, settings, folder)
+    return outcomes
+
+
+def _run_once(
+    row: Row, tool: str, repeat: int, outcome: Outcome, settings: BenchTokenizerSection, folder: Path
+) -> None:
+    text = folder / row.text_of(tool)
+    cell = Cell(
+        row.operation, tool, row.threads, f"{text}.txt", f"{text}.npy", f"{folder}/tokenizer", row.vocab_size,
+        settings.seed,
+    )  # fmt: skip
+    environment = {}
+    if row.operation == "start":
+        # The first of these rows finds the folder empty, the second finds what the first one left. Kernels are also
+        # looked for beside the temporary files.
+        kernels = folder / "kernels" / str(repeat)
+        kernels.mkdir(parents=True, exist_ok=True)
+        environment = {"NUMBA_CACHE_DIR": str(kernels), "TMPDIR": str(kernels)}
+    try:
+        outcome.add(run_cell(cell, timeout=settings.timeout, environment=environment))
+    except CellError as error:
+        outcome.status = str(error)
+    if outcome.status != OK:
+        say(f"{row.label}: {tool}: {outcome.status}")
 
 
 def _settings(settings: BenchTokenizerSection) -> dict[str, object]:
     return {f"setting.{key}": value for key, value in settings.model_dump(mode="json").items()}
 
 
-def _print_results(results: Mapping[str, float]) -> None:
-    names = ("train.count", "train.merge", "train", "encode_cold", "encode_warm", "decode")
-    columns = ["", "seconds", "min", "max", "MB/s", "tokens/s", "tiktoken", "ratio"]
-    print_table("tokenizer; MB/s of tiktoken, and our speed over its", columns, [_row(results, name) for name in names])
-    theirs = results.get("tiktoken.short_call.us.median")
-    beside = f"; tiktoken {theirs:,.1f}" if theirs else ""
-    say(f"one call on {SHORT_CHARS} characters: {results['short_call.us.median']:,.1f} microseconds{beside}")
-
-
-def _row(results: Mapping[str, float], name: str) -> list[str]:
-    def number(key: str, digits: int) -> str:
-        return f"{results[key]:,.{digits}f}" if key in results else ""
-
-    return [
-        name,
-        *(number(f"{name}.seconds.{key}", 3) for key in ("median", "min", "max")),
-        number(f"{name}.mb_per_second", 2),
-        number(f"{name}.tokens_per_second", 0),
-        number(f"{PEERS[name]}.mb_per_second", 2) if name in PEERS else "",
-        number(f"ratio.{name}", 2),
-    ]
+def _describe_text(fact: Mapping[str, int], head_bytes: int) -> None:
+    say(
+        f"text: {fact['bytes'] / 1e6:.1f} MB, {fact['tokens']:,} tokens, {fact['distinct_pretokens']:,} distinct "
+        f"pre-tokens; tokenizers encodes and decodes the first {head_bytes / 1e6:.1f} MB of it"
+    )
 
 
 if __name__ == "__main__":

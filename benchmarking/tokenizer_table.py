@@ -1,0 +1,148 @@
+"""What the tokenizer benchmark measured: as flat entries of a summary, and as a table laid out row by row."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarking.report import print_table
+from benchmarking.timing import spread
+from benchmarking.tokenizer_rows import OURS, Row
+
+OK = "ok"
+OTHER_IDS = "other ids"
+
+
+@dataclass
+class Outcome:
+    """What the processes of one tool in one row printed, and `OK` or why that cannot be compared."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    status: str = OK
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keep what a process printed, if it did what was asked for."""
+        if run["same"] is False:
+            self.status = OTHER_IDS
+        else:
+            self.runs.append(run)
+
+    def seconds(self, call: str) -> list[float]:
+        return [run["seconds"][call] for run in self.runs]
+
+
+Outcomes = Mapping[tuple[str, str], Outcome]
+"""By the name of the row and the tool; who did not take part is not there."""
+
+
+def summarise(rows: Sequence[Row], outcomes: Outcomes, text_bytes: Mapping[str, int]) -> dict[str, object]:
+    """Return the entries of the summary that are measured; keys as in `bench_tokenizer`."""
+    summary: dict[str, object] = {}
+    for row in rows:
+        for tool in row.tools:
+            outcome = outcomes.get((row.name, tool))
+            if outcome is None:
+                continue
+            if outcome.status != OK:
+                summary[f"{row.name}.{tool}.status"] = outcome.status
+                continue
+            summary |= _measured(row, tool, outcome, text_bytes)
+            if tool != OURS:
+                summary |= _compared(row, tool, outcome, outcomes, text_bytes)
+    return summary
+
+
+def _measured(row: Row, tool: str, outcome: Outcome, text_bytes: Mapping[str, int]) -> dict[str, object]:
+    entries: dict[str, object] = {}
+    for call in row.calls:
+        entries |= spread(f"{row.name}.{tool}.{call}.seconds", outcome.seconds(call))
+        if row.operation not in ("start", "short_call"):
+            entries[f"{row.name}.{tool}.{call}.mb_per_second"] = _speed(row, tool, call, outcome, text_bytes) / 1e6
+    for moment in ("memory_before", "peak_memory"):
+        entries[f"{row.name}.{tool}.{moment}_mb"] = (
+            statistics.median(run[f"{moment}_bytes"] for run in outcome.runs) / 1e6
+        )
+    return entries
+
+
+def _compared(
+    row: Row, peer: str, theirs: Outcome, outcomes: Outcomes, text_bytes: Mapping[str, int]
+) -> dict[str, object]:
+    ours = outcomes.get((row.name, OURS))
+    if ours is None or ours.status != OK:
+        return {}
+    entries: dict[str, object] = {
+        f"{row.name}.ratio.{peer}.{call}": _speed(row, OURS, call, ours, text_bytes)
+        / _speed(row, peer, call, theirs, text_bytes)
+        for call in row.calls
+    }
+    if "tokens" in ours.runs[0]:
+        our_tokens, their_tokens = (set(outcome.runs[0]["tokens"]) for outcome in (ours, theirs))
+        entries[f"{row.name}.{peer}.shared_tokens"] = len(our_tokens & their_tokens) / max(1, len(their_tokens))
+    return entries
+
+
+def _speed(row: Row, tool: str, call: str, outcome: Outcome, text_bytes: Mapping[str, int]) -> float:
+    """Return bytes a second by the median, of the text that the tool was given; of short calls, calls a second."""
+    work = 1 if row.operation == "short_call" else text_bytes[row.text_of(tool)]
+    return work / statistics.median(outcome.seconds(call))
+
+
+def print_results(rows: Sequence[Row], summary: Mapping[str, object], tools: Sequence[str]) -> None:
+    """Print the tables on stderr, one for each unit: our figure, each tool's, and by what factor ours is better."""
+    start = [row for row in rows if row.operation == "start"]
+    if start:
+        cells = [[row.label, *(_number(summary, row, OURS, call) for call in row.calls)] for row in start]
+        print_table("once a process, in seconds", ["", *start[0].calls], cells)
+    titles = {
+        "MB/s": "MB/s (and our speed over the peer's)",
+        "µs": "microseconds (and our speed over the peer's)",
+        "s": "seconds (and our speed over the peer's)",
+    }
+    for unit, title in titles.items():
+        shown = [row for row in rows if row.unit == unit and row.operation != "start"]
+        lines = [_line(row, call, summary, tools) for row in shown for call in row.calls]
+        if lines:
+            print_table(title, ["", *_taking_part(shown, tools)], lines)
+    training = [row for row in rows if row.operation == "train"]
+    if training:
+        lines = [_memory_line(row, summary, tools) for row in training]
+        title = "peak memory in MB (and ours as a share of the peer's)"
+        print_table(title, ["", *_taking_part(training, tools)], lines)
+
+
+def _taking_part(rows: Sequence[Row], tools: Sequence[str]) -> list[str]:
+    """Return those of `tools` that can do some of `rows`; all of a table's rows are done by the same ones."""
+    return [tool for tool in tools if any(tool in row.tools for row in rows)]
+
+
+def _line(row: Row, call: str, summary: Mapping[str, object], tools: Sequence[str]) -> list[str]:
+    label = row.label if len(row.calls) == 1 else f"{row.label}, {call}"
+    return [label, *(_cell(row, call, summary, tool) for tool in _taking_part([row], tools))]
+
+
+def _cell(row: Row, call: str, summary: Mapping[str, object], tool: str) -> str:
+    ratio = summary.get(f"{row.name}.ratio.{tool}.{call}")
+    return _number(summary, row, tool, call) + (f" ({ratio:.2f})" if isinstance(ratio, float) else "")
+
+
+def _number(summary: Mapping[str, object], row: Row, tool: str, call: str) -> str:
+    status = summary.get(f"{row.name}.{tool}.status")
+    if status is not None:
+        return str(status).partition(":")[0]
+    key = "mb_per_second" if row.unit == "MB/s" else "seconds.median"
+    value = summary.get(f"{row.name}.{tool}.{call}.{key}")
+    if not isinstance(value, float):
+        return ""
+    value *= 1e6 if row.unit == "µs" else 1
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _memory_line(row: Row, summary: Mapping[str, object], tools: Sequence[str]) -> list[str]:
+    peaks = {tool: summary.get(f"{row.name}.{tool}.peak_memory_mb") for tool in _taking_part([row], tools)}
+    ours = peaks.get(OURS)
+    cells = []
+    for tool, peak in peaks.items():
+        share = f" ({ours / peak:.2f})" if tool != OURS and isinstance(ours, float) and isinstance(peak, float) else ""
+        cells.append(f"{peak:,.0f}{share}" if isinstance(peak, float) else "")
+    return [row.label, *cells]

@@ -35,8 +35,8 @@ from transformerlm.hparams import END_OF_TEXT
 
 SHORT_CHARS = 12
 SHORT_CALLS = 10_000
-WARM_UP_BYTES = 3 << 19  # 1.5 MB, more than our tokenizer encodes before it finds loading its kernels worth while
-WARM_UP_WORDS = 10_000  # for the same reason in training, when merges are learned from the different words
+WARM_UP_BYTES = 3 << 19
+WARM_UP_WORDS = 10_000
 WARM_UP_VOCAB_SIZE = 300
 
 
@@ -88,11 +88,10 @@ def use_cores(count: int) -> None:
 
 
 def compile_at_once() -> None:
-    """Let our tokenizer compile its kernels for the warm-up, were they not on disk yet, and not in what is timed."""
+    """Let our tokenizer load or compile its kernels at its first text: in the warm-up, and in no timed call."""
     from transformerlm.tokenizer import choice
 
-    choice.TEXT = choice.Threshold(choice.TEXT.to_load, choice.TEXT.to_load)
-    choice.WORDS = choice.Threshold(choice.WORDS.to_load, choice.WORDS.to_load)
+    choice.TEXT = choice.CORPUS = choice.WORDS = choice.Threshold(to_load=0, to_compile=0)
 
 
 def measure_encoding(cell: Cell) -> dict[str, Any]:
@@ -272,9 +271,7 @@ def _memory(before: int) -> dict[str, int]:
 
 
 def _warm_up_text() -> str:
-    """Return words of random letters: nothing that helps later, and of so many bytes and so many different words that
-    our tokenizer finds its kernels worth while.
-    """
+    """Return words of random letters: nothing that helps later."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(WARM_UP_WORDS)]
     return " ".join(rng.choices(words, k=WARM_UP_BYTES // 7))

@@ -25,7 +25,7 @@ class InputSection(Section):
 
     sources: Strings = Field(
         min_length=1,
-        description=f"Text files, globs or folders, also .gz and .zst; '{BUILTIN_STORIES}' is the built-in corpus.",
+        description=f"Text files, globs or folders, also .gz, .xz, .zst; '{BUILTIN_STORIES}' is the built-in corpus.",
     )
 
 
@@ -37,7 +37,7 @@ class TokenizerTrainingSection(Section):
     )
     special_tokens: Strings = Field(default=(END_OF_TEXT,), description="Tokens that are never split or merged.")
     output: PathSetting = Field(description="Folder for vocab.json and merges.txt.")
-    workers: int = Field(default=0, ge=0, description="Processes that count pre-tokens (0: one a core).")
+    workers: int = Field(default=0, ge=0, description="Threads that count pre-tokens (0: one a core).")
 
     def problems(self) -> Iterator[Problem]:
         smallest = 256 + len(self.special_tokens)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from databuilder.documents import is_validation, read_documents, split_single_document
+from databuilder.sources import COMPRESSED_SUFFIXES
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import require_free_space
@@ -213,7 +214,7 @@ def _named(paths: Sequence[Path]) -> str:
 
 def _text_size(path: Path) -> int:
     """Return the bytes of text in a file; of a compressed one about, since text shrinks to a third or quarter."""
-    return path.stat().st_size * (4 if path.suffix in (".gz", ".zst") else 1)
+    return path.stat().st_size * (4 if path.suffix in COMPRESSED_SUFFIXES else 1)
 
 
 def _describe(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ BUILTIN_FOLDER = Path("data/builtin")
 BUILTIN_NUM_STORIES = 20_000
 BUILTIN_SEED = 0
 TEXT_SUFFIXES = (".txt", ".md", ".text")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
+COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
 
 
 def resolve_sources(names: Sequence[str]) -> list[Path]:
@@ -46,7 +46,9 @@ def _matching(name: str) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and _is_text(file.relative_to(path)))
         if not files:
-            raise DataError(f"{name}: the folder holds no text file ({', '.join(TEXT_SUFFIXES)}, also .gz or .zst)")
+            raise DataError(
+                f"{name}: the folder holds no text file ({', '.join(TEXT_SUFFIXES)}, also .gz, .xz or .zst)"
+            )
         return files
     matches = glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     files = sorted(Path(match) for match in matches if Path(match).is_file())

@@ -61,7 +61,7 @@ def random_text(seed: int, num_parts: int = 3000) -> bytes:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes all text large enough for the compiled layer, and for many blocks."""
-    monkeypatch.setattr(choice, "TEXT", Threshold(0, 0))
+    monkeypatch.setattr(choice, "CORPUS", Threshold(0, 0))
     monkeypatch.setattr(choice, "WORDS", Threshold(0, 0))
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
 
@@ -110,7 +110,7 @@ def test_the_same_documents_in_other_files_train_the_same(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", [0, 1 << 30])
 def test_texts_of_a_generator_stand_for_themselves(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "TEXT", Threshold(size, size))
+    monkeypatch.setattr(choice, "CORPUS", Threshold(size, size))
 
     def texts() -> Iterator[str | bytes]:
         yield from ["one tw", b"o one\r\n", "", "\ud83d\ude00\udc80"]
@@ -122,7 +122,7 @@ def test_texts_of_a_generator_stand_for_themselves(size: int, monkeypatch: pytes
 def test_real_text_trains_the_same_in_both_layers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = data / "udhr_multilingual.txt"
     plain = train_bpe(path, 400, [END_OF_TEXT])
-    monkeypatch.setattr(choice, "TEXT", Threshold(0, 0))
+    monkeypatch.setattr(choice, "CORPUS", Threshold(0, 0))
     monkeypatch.setattr(choice, "WORDS", Threshold(0, 0))
     assert train_bpe(path, 400, [END_OF_TEXT], num_workers=2) == plain
 
@@ -156,7 +156,7 @@ def test_ids_are_bytes_then_merges_then_special_tokens(tmp_path: Path) -> None:
 def test_the_vocabulary_stays_small_when_no_pairs_are_left(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "TEXT", Threshold(size, size))
+    monkeypatch.setattr(choice, "CORPUS", Threshold(size, size))
     monkeypatch.setattr(choice, "WORDS", Threshold(size, size))
     vocab, merges = train_bpe(corpus_of(tmp_path, "ab"), 1000, [END_OF_TEXT])
     assert merges == [(b"a", b"b")]
@@ -188,7 +188,7 @@ def test_an_error_in_the_source_ends_the_counting(tmp_path: Path, workers: int) 
 
 @pytest.mark.parametrize("size", [0, 1 << 30])
 def test_progress_rises_to_the_end_of_both_stages(data: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "TEXT", Threshold(size, size))
+    monkeypatch.setattr(choice, "CORPUS", Threshold(size, size))
     reports: list[tuple[str, float]] = []
     path = data / "tinyshakespeare.txt"
     train_bpe([path, path], 800, [], progress=lambda stage, done: reports.append((stage, done)))

@@ -142,13 +142,15 @@ def _count(
 
 
 def _first_blocks(blocks: Iterator[Block]) -> tuple[list[Block], bool]:
-    """Take blocks until the compiled layer pays for them; return them, and whether it does or there were no more."""
+    """Take blocks until it is clear which layer counts; return them, and whether it is the compiled one."""
     first_blocks, size = [], 0
     for block in blocks:
         first_blocks.append(block)
         size += len(block.data)
-        if choice.compiled_pays(size, choice.TEXT, "counter.count_texts"):
+        if choice.compiled_pays(size, choice.CORPUS, "counter.count_texts"):
             return first_blocks, True
+        if size >= choice.CORPUS.to_compile:  # numba's compiler is switched off
+            break
     return first_blocks, False
 
 

@@ -148,7 +148,7 @@ class PieceCounter:
 def count_texts(data, ends, special_tokens, table, classes, room, stop):
     """Count the pre-tokens of the texts in `data`; return whether it is done.
 
-    If not, the table must grow (see `has_room`), and the next call goes on where this one stopped. `stop` begins as zeros.
+    If not, the table must grow (see `has_room`), and the next call goes on from there. `stop` begins as zeros.
     """
     buffer, starts, keys = room
     text, at = stop[NEXT], stop[NEXT_BYTE]

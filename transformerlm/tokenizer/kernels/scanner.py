@@ -4,40 +4,47 @@ A regular expression walks through a text character by character. But GPT-2's pa
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-asks little of a character: to which of four classes it belongs (letter, number, white space, other), and to which its
-neighbours do. A mask holds the answer for 64 bytes in one machine word, bit i for byte i, and a few operations on such
-words answer for 64 bytes at once. (Here the first byte stands on the left, and a dot is a 0.)
+asks little of a character: to which of four classes it belongs (letter, number, white space, other), to which its
+neighbours belong, and whether it is a space or an apostrophe. A mask holds the answer for 64 bytes in one machine word,
+bit i for byte i, and a few operations on such words answer for 64 bytes at once. (Here the first byte stands on the
+left, and a dot is a 0. "space" is U+0020 alone, "white" all that `\s` matches.)
 
     text           H e l l o       y o u   a r e   4 2 .
     letter         1 1 1 1 1 . . . 1 1 1 . 1 1 1 . . . .
     number         . . . . . . . . . . . . . . . . 1 1 .
     white          . . . . . 1 1 1 . . . 1 . . . 1 . . .
+    space          . . . . . 1 1 1 . . . 1 . . . 1 . . .
     other          . . . . . . . . . . . . . . . . . . 1
 
 A run of a class starts where its mask has a 1 and has none at the byte before: `mask & ~(mask << 1)`, for a shift to
-the left moves each bit to the byte after it. Pre-tokens follow from the runs by three rules:
+the left (in the picture, to the right) moves each bit to the byte after it. Pre-tokens follow from the runs by three
+rules:
 
     1. A run of letters, numbers or others is a pre-token and takes in one space before it (` ?\p{L}+` and so on). So
        it starts a pre-token unless a space stands before it.
-    2. A run of white space starts a pre-token. If something follows, its last character starts another, since
-       `\s+(?!\S)` leaves that character over: as a pre-token of its own or, if it is a space, as the one of rule 1.
-    3. An apostrophe that starts a pre-token takes in `s t d m ll ve re` if they come next: letters that start
-       no pre-token of their own. What comes behind them starts one.
+    2. A run of white space starts a pre-token. If the text goes on after the run, its last character starts another,
+       since `\s+(?!\S)` leaves that character over: it is a pre-token of its own or, if it is a space, the space that
+       rule 1 takes in.
+    3. An apostrophe that rule 1 lets start a pre-token takes in `s t d m ll ve re` if they come next: letters that
+       start no pre-token of their own. What comes after them starts one.
 
-    text           H e l l o       y o u   a r e   4 2 .
-    rule 1         1 . . . . . . . . . . . . . . . . . 1
-    rule 2, first  . . . . . 1 . . . . . 1 . . . 1 . . .
-    rule 2, last   . . . . . . . 1 . . . 1 . . . 1 . . .
-    starts         1 . . . . 1 . 1 . . . 1 . . . 1 . . 1
+    text           H e l l o       y o u   a r e   4 2 .        d o n ' t !
+    rule 1         1 . . . . . . . . . . . . . . . . . 1        1 . . 1 1 1
+    rule 2, first  . . . . . 1 . . . . . 1 . . . 1 . . .        . . . . . .
+    rule 2, last   . . . . . . . 1 . . . 1 . . . 1 . . .        . . . . . .
+    rule 3                                                      . . . . 0 1
+    starts         1 . . . . 1 . 1 . . . 1 . . . 1 . . 1        1 . . 1 . 1
 
-    pre-tokens     "Hello" "  " " you" " are" " 42" "."
+    pre-tokens     "Hello" "  " " you" " are" " 42" "."         "don" "'t" "!"
 
-What a block of 64 bytes must know of the one before it is carried over, one bit for each mask. A character that is not
-ASCII is decoded and looked up, and all its bytes get its class; where a block would end inside a character, it ends
-before it. A byte that is not UTF-8 counts as a character of the class "other".
+From one block of 64 bytes to the next are carried: the classes of the last byte, and the starts that rule 3 adds and
+removes among the next bytes. Two things a block looks up in the bytes after it: whether white space goes on, and the
+letters after an apostrophe. A character that is not ASCII is decoded and looked up, and all its bytes get its class;
+where a block would end inside a character, it ends before it. A byte that is not UTF-8 counts as a character of the
+class "other".
 
-Behind the text the buffer holds spaces. So no rule has to ask whether the text is over: it seems to end in white
-space that goes on, and that is how the pattern treats an end.
+After the text, the buffer holds spaces. So no rule has to ask whether the text is over: every text seems to be followed
+by white space without end, and to `(?!\S)` that is the same as the end.
 
 Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019) and its published code for the
 pattern; Langdale and Lemire, "Parsing Gigabytes of JSON per Second" (2019), section 3, for masks over blocks.
@@ -50,11 +57,12 @@ from transformerlm.tokenizer.kernels.machine import BLOCK, classify, lowest_bit
 from transformerlm.tokenizer.kernels.unicode_classes import LETTER, NUMBER, OTHER, WHITE
 
 PADDING = 2 * BLOCK
-"""Spaces that must follow the text in its buffer: the last block looks at up to 63 bytes behind it and a few ahead."""
+"""Spaces that must follow the text in its buffer: a block that begins in the text reads up to 63 bytes after it, and a
+character may be looked up that begins after the block."""
 
 LOOKAHEAD = 8
-"""Bytes from a start on that can have a say in it: 3 of a white character, and of the next as many as show that it is
-white too, which are 3; `'ll` needs no more."""
+"""How many bytes, from a place on, decide whether a pre-token starts there: 6 at most, a white character of 3 bytes and
+3 of the next that show whether it is white too; rounded up. For those who scan a text in parts."""
 
 NONE, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 
@@ -64,21 +72,21 @@ def scan(buffer, length, classes, starts):
     """Write where the pre-tokens of `buffer[:length]` start into `starts`, ascending, and return how many there are.
 
     Args:
-        buffer: uint8; the text, and behind it at least `PADDING` spaces.
+        buffer: uint8; the text, which begins with a pre-token, and after it at least `PADDING` spaces.
         length: bytes of text. If the whole text is longer and `buffer` holds only its beginning, what follows may
             change the starts among the last `LOOKAHEAD` bytes, but none before.
-        classes: `class_table()`.
+        classes: `unicode_classes.class_table()`, the class of every code point.
         starts: int64; room for `length` numbers.
     """
     found = 0
-    # Carried from block to block: the classes of the last byte, in bit 0, and what rule 3 says of the next bytes.
+    # Carried from block to block: masks with the last byte in bit 0, and starts that rule 3 removes and adds.
     letter_before = number_before = other_before = white_before = space_before = NONE
     removed_next = added_next = NONE
     at = 0
     while at < length:
         letter, number, white, space, apostrophe, not_ascii = classify(buffer, at)
         size = min(BLOCK, length - at)
-        ends_of_2 = ends_of_3 = NONE  # the last bytes of white characters of two and three bytes
+        ends_of_2 = ends_of_3 = NONE  # last bytes of white characters of two and three bytes; see rule 2
         if not_ascii != NONE:
             letter, number, white, ends_of_2, ends_of_3, size = add_characters(
                 buffer, at, size, classes, letter, number, white, not_ascii
@@ -96,12 +104,12 @@ def scan(buffer, length, classes, starts):
         starts_of_runs |= other & ~(other << 1 | other_before)
         rule_1 = starts_of_runs & ~(space << 1 | space_before)
 
-        # Rule 2. A white character of several bytes ends at its last byte and starts at its first.
+        # Rule 2. A run's last byte is found first, then the first byte of the character that ends there.
         white_comes_next = np.uint64(character_at(buffer, at + size, classes)[0] == WHITE)
-        white_ends = white & ~(white >> 1 | white_comes_next << last)
-        white_lasts = white_ends & ~(ends_of_2 | ends_of_3)
-        white_lasts |= (white_ends & ends_of_2) >> 1 | (white_ends & ends_of_3) >> 2
-        rule_2 = white & ~(white << 1 | white_before) | white_lasts
+        ends_of_white_runs = white & ~(white >> 1 | white_comes_next << last)
+        last_white = ends_of_white_runs & ~(ends_of_2 | ends_of_3)
+        last_white |= (ends_of_white_runs & ends_of_2) >> 1 | (ends_of_white_runs & ends_of_3) >> 2
+        rule_2 = white & ~(white << 1 | white_before) | last_white
 
         # Rule 3.
         removed, added = removed_next, added_next
@@ -110,25 +118,25 @@ def scan(buffer, length, classes, starts):
         while apostrophes != NONE:
             bit = lowest_bit(apostrophes)
             apostrophes &= apostrophes - ONE  # takes the lowest bit away
-            letters = letters_of_contraction(buffer, at + bit)
-            if letters > 0:
+            num_letters = letters_of_contraction(buffer, at + bit)
+            if num_letters > 0:
                 removed, removed_next = with_bit(removed, removed_next, bit + 1, size)
-                added, added_next = with_bit(added, added_next, bit + 1 + letters, size)
+                added, added_next = with_bit(added, added_next, bit + 1 + num_letters, size)
 
-        start = ((rule_1 | rule_2) & ~removed | added) & inside
-        while start != NONE:
-            starts[found] = at + lowest_bit(start)
+        remaining = ((rule_1 | rule_2) & ~removed | added) & inside  # what is added may lie after the text
+        while remaining != NONE:
+            starts[found] = at + lowest_bit(remaining)
             found += 1
-            start &= start - ONE
+            remaining &= remaining - ONE
         letter_before, number_before, other_before = letter >> last, number >> last, other >> last
-        white_before, space_before = white >> last, space >> last & ONE
+        white_before, space_before = white >> last, space >> last & ONE  # space was not cut to the block
         at += size
     return found
 
 
 @kernel
 def with_bit(mask, mask_of_next_block, bit, size):
-    """Return both masks with `bit` set: in the first if it lies in its block of `size` bytes, else in the second."""
+    """Set `bit` in the first mask if it lies in the block of `size` bytes, else in the second; return both masks."""
     if bit < size:
         return mask | ONE << bit, mask_of_next_block
     return mask, mask_of_next_block | ONE << (bit - size)
@@ -151,6 +159,8 @@ def letters_of_contraction(buffer, at):
 def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
     """Add the characters that are not ASCII to the masks of the block at `at`, all bytes of each to that of its class.
 
+    The class "other" has no mask: it is what is left.
+
     Returns the masks, then the masks of the last bytes of white characters of two and of three bytes, then the size
     of the block, which is smaller than before if it would end inside a character.
     """
@@ -161,9 +171,9 @@ def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
             break
         character_class, num_bytes = character_at(buffer, at + bit, classes)
         if bit + num_bytes > size:
-            size = bit
+            size = bit  # more than 60: only a block of 64 ends inside a character, since spaces follow the text
             break
-        its_bytes = (ONE << num_bytes) - ONE << bit
+        its_bytes = ((ONE << num_bytes) - ONE) << bit
         not_ascii &= ~its_bytes
         if character_class == LETTER:
             letter |= its_bytes
@@ -173,7 +183,7 @@ def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
             white |= its_bytes
             if num_bytes == 2:
                 ends_of_2 |= ONE << (bit + 1)
-            else:
+            else:  # none has four
                 ends_of_3 |= ONE << (bit + 2)
     return letter, number, white, ends_of_2, ends_of_3, size
 
@@ -182,8 +192,8 @@ def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
 def character_at(buffer, at, classes):
     """Return the class of the character at `at` and its length in bytes.
 
-    A byte with which no well-formed character starts is "other" and one byte long, as Unicode 3.9, table 3-7 has it:
-    neither longer forms than needed, nor surrogates, nor what lies beyond U+10FFFF.
+    A byte with which no well-formed character starts is "other" and one byte long. Not well-formed are also forms that
+    are longer than needed, surrogates, and what lies beyond U+10FFFF (The Unicode Standard, section 3.9, table 3-7).
     """
     first = np.int64(buffer[at])
     if first < 0x80:

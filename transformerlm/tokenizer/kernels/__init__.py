@@ -1,16 +1,20 @@
-"""The compiled layer of the tokenizer: the same results as the plain Python around it, a few hundred times as fast.
+"""The compiled layer of the tokenizer: the same results as the plain Python around it, a few dozen times as fast.
 
 Importing a module of this package imports numba, but compiles nothing. The rooms, from the bottom up:
 
     compiling         numba's compiler, and the folder on disk that keeps what it made
     machine           the few machine operations that Python has no words for
-    unicode_classes   which characters are letters, numbers, white space
+    unicode_ranges    which characters are letters, numbers, white space (generated); unicode_classes: as a table
     scanner           bytes → where the pre-tokens start
+    chunks            a text of any length, through a small buffer
+    special_tokens    where the special tokens are
     pieces            a pre-token as a key of two 64-bit words, and its hash
     merger            one pre-token → its ids
     encoder           bytes → ids, by way of a cache of the pre-tokens seen
     decoder           ids → bytes
     counter           bytes → distinct pre-tokens and how often they occur
+    pair_queue        which pair is merged next
+    trainer_steps     what happens when a pair is merged
     trainer           counted pre-tokens → merges
 
 In all of them masks, keys and hashes are `uint64`, and places, lengths and counts are `int64`. The two never meet in

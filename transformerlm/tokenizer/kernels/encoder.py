@@ -34,15 +34,15 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.tokenizer.kernels.chunks import CHUNK, fill, scan_chunk
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
 from transformerlm.tokenizer.kernels.machine import borrow, prefetch, read_word, write_word
-from transformerlm.tokenizer.kernels.merger import MergeTables, borrow_tables, merge_piece
+from transformerlm.tokenizer.kernels.merger import SHORT, MergeTables, borrow_tables, merge_long, merge_short
 from transformerlm.tokenizer.kernels.pieces import MAX_EXACT, hash_key, piece_key
 from transformerlm.tokenizer.kernels.scanner import PADDING
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token
 
-LINE_BITS = 17
-"""The cache has 2**17 lines: 8 MB, for 262,144 pre-tokens. More would hit a little more often and wait longer."""
+LINE_BITS = 19
+"""The cache has 2**19 lines: 32 MB, for a million pre-tokens; 100 MB of English have about half a million."""
 
 LINE_WORDS, ENTRY_WORDS = 8, 4
 ARENA = 1 << 21
@@ -91,7 +91,7 @@ def new_memory() -> Memory:
         words[skip : skip + size],
         np.zeros(ARENA, np.uint32),
         np.zeros(1, np.int64),
-        np.zeros(MAX_REMEMBERED, np.int64),
+        np.zeros(SHORT, np.int64),
     )
 
 
@@ -140,7 +140,7 @@ def encode_texts(data, text_ends, special_tokens, tables, memory, ids, id_ends):
     return count
 
 
-@kernel
+@borrowing_kernel
 def make_keys(chunk, starts, pieces, lines, keys):
     """Write into `keys` the key of each piece and where its line begins, and ask for the line."""
     for piece in range(pieces):
@@ -154,6 +154,7 @@ def make_keys(chunk, starts, pieces, lines, keys):
 @kernel
 def look_up(chunk, starts, pieces, keys, tables, memory, ids, count):
     """Write the ids of the pieces behind the first `count` ids; return how many there are then."""
+    chunk, starts, keys, ids = borrow(chunk), borrow(starts), borrow(keys), borrow(ids)
     tables, memory = borrowed(tables, memory)
     lines = memory.lines
     id_bits = 8 * ids.itemsize
@@ -179,11 +180,15 @@ def look_up(chunk, starts, pieces, keys, tables, memory, ids, count):
 def look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, ids, count):
     """Write the ids of a piece that is in the arena or not known, and return their number."""
     start, length = starts[piece], starts[piece + 1] - starts[piece]
-    number = 0
     if is_known:
         number = recall(chunk, start, length, memory.lines, entry, memory.arena, ids, count)
-    if number == 0:
+        if number > 0:
+            return number
+    if length <= SHORT:
         number = merge(chunk, start, length, tables, memory.numbers, ids, count)
+    else:
+        number = merge_longer(chunk, start, length, tables, ids, count)
+    if length <= MAX_REMEMBERED:
         low, high, line = keys[piece, 0], keys[piece, 1], np.int64(keys[piece, 2])
         remember(chunk, start, length, low, high, line, memory, ids, count, number)
     return number
@@ -197,7 +202,7 @@ def borrowed(tables, memory):
     return tables, Memory(borrow(memory.lines), arena, arena_used, numbers)
 
 
-@kernel
+@borrowing_kernel
 def recall(chunk, start, length, lines, entry, arena, ids, count):
     """Copy the ids of a piece from the arena and return their number; 0 if it was another piece with the same key."""
     place = np.int64(lines[entry + 2])
@@ -213,26 +218,32 @@ def recall(chunk, start, length, lines, entry, arena, ids, count):
     return number
 
 
-@kernel
+@borrowing_kernel
 def merge(chunk, start, length, tables, numbers, ids, count):
-    """Write the ids of a piece that is not in the cache; return their number."""
-    if length > len(numbers):
-        numbers = np.empty(length, np.int64)
-    number = merge_piece(chunk, start, length, tables.merges, numbers)
+    """Write the ids of a short piece that is not in the cache; return their number."""
+    number = merge_short(chunk, start, length, tables.merges, numbers)
     for item in range(number):
         ids[count + item] = tables.ids[numbers[item]]
     return number
 
 
 @kernel
+def merge_longer(chunk, start, length, tables, ids, count):
+    """Do what `merge` does for a piece of any length."""
+    numbers = np.empty(length, np.int64)
+    number = merge_long(chunk, start, length, tables.merges, numbers)
+    for item in range(number):
+        ids[count + item] = tables.ids[numbers[item]]
+    return number
+
+
+@borrowing_kernel
 def remember(chunk, start, length, low, high, line, memory, ids, count, number):
     """Put a piece and its `number` ids, `ids[count:]`, into the cache.
 
     The first entry of a line stays with the piece that came first, likely a frequent one; the second goes to whichever
     came last.
     """
-    if length > MAX_REMEMBERED:
-        return
     lines, arena = memory.lines, memory.arena
     id_bits = 8 * ids.itemsize
     ids_in_word = 64 // id_bits
@@ -242,8 +253,7 @@ def remember(chunk, start, length, low, high, line, memory, ids, count, number):
     else:
         items = number + (length if length > MAX_EXACT else 0)
         if memory.arena_used[0] + items > len(arena):
-            lines[:] = NONE
-            memory.arena_used[0] = 0
+            forget(memory)
         place = memory.arena_used[0]
         memory.arena_used[0] += items
         for item in range(number):
@@ -256,7 +266,15 @@ def remember(chunk, start, length, low, high, line, memory, ids, count, number):
     lines[entry], lines[entry + 1], lines[entry + 2], lines[entry + 3] = low, high, first, rest
 
 
-@kernel
+@borrowing_kernel
+def forget(memory):
+    """Empty the cache and the arena."""
+    for word in range(len(memory.lines)):
+        memory.lines[word] = NONE
+    memory.arena_used[0] = 0
+
+
+@borrowing_kernel
 def pack(ids, at, number, id_bits):
     """Return `number` ids from `ids[at]` on as one word, the first lowest; nothing if the number is not positive."""
     word = NONE

@@ -46,8 +46,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
 from transformerlm.tokenizer.kernels.machine import borrow, lowest_bit
+from transformerlm.utils.errors import TokenizerError
 
 SHORT = 80
 """Bytes of the longest piece that is merged as the definition says; from about here on the lists are faster."""
@@ -70,6 +71,12 @@ NONE, ONE = np.uint64(0), np.uint64(1)
 FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 """2⁶⁴ divided by the golden ratio, for hashing by multiplication (Knuth, The Art of Computer Programming, 6.4)."""
 
+TOKEN_BITS = 21
+"""Bits of a token number in a slot: three of them fit one word, so that a look-up reads memory once."""
+
+FREE = np.uint64(2**64 - 1)
+_TOKEN_BITS = np.uint64(TOKEN_BITS)
+_PRODUCT = np.uint64((1 << TOKEN_BITS) - 1)
 _HALF = np.uint64(32)
 _LOW_HALF = np.uint64(2**32 - 1)
 
@@ -79,8 +86,8 @@ class MergeTables(NamedTuple):
 
     byte_pairs: npt.NDArray[np.int32]
     """(65536,); the product of bytes a and b at 256 a + b, or NEVER."""
-    slots: npt.NDArray[np.int32]
-    """(a power of two,); a hash table of the products of all other pairs, NEVER where a slot is free."""
+    slots: npt.NDArray[np.uint64]
+    """(a power of two,); a hash table of all other pairs: left, right and product, 21 bits each, or FREE."""
     pairs: npt.NDArray[np.uint64]
     """(tokens,); the two tokens that a product was made of, left in the high half; 0 for single bytes."""
     sizes: npt.NDArray[np.int32]
@@ -88,8 +95,13 @@ class MergeTables(NamedTuple):
 
 
 def merge_tables(merges: Sequence[tuple[bytes, bytes]]) -> MergeTables:
-    """Return the tables of a list of merges, each of single bytes and products of earlier merges."""
+    """Return the tables of a list of merges, each of single bytes and products of earlier merges.
+
+    Raises `TokenizerError` for more than about two million merges.
+    """
     count = len(merges)
+    if count + 256 > 1 << TOKEN_BITS:
+        raise TokenizerError(f"there are {count:,} merges; {(1 << TOKEN_BITS) - 256:,} is the most, give fewer")
     number_of = {left + right: product for product, (left, right) in enumerate(merges, start=256)}
     sizes = np.ones(256 + count, np.int32)
     sizes[256:] = np.fromiter(map(len, number_of), np.int32, count)
@@ -99,40 +111,42 @@ def merge_tables(merges: Sequence[tuple[bytes, bytes]]) -> MergeTables:
     pairs = np.zeros(256 + count, np.uint64)
     pairs[256:] = lefts << _HALF | rights
     byte_pairs = np.full(256 * 256, NEVER, np.int32)
-    slots = np.full(1 << (2 * count).bit_length(), NEVER, np.int32)  # at least half are free, so that few are tried
+    slots = np.full(1 << (2 * count).bit_length(), FREE)  # at least half are free, so that few are tried
     enter_products(pairs, byte_pairs, slots)
     return MergeTables(byte_pairs, slots, pairs, sizes)
 
 
-@kernel
+@borrowing_kernel
 def enter_products(pairs, byte_pairs, slots):
     """Enter all products into the two tables, which are empty."""
     for product in range(256, len(pairs)):
-        pair = pairs[product]
-        left, right = np.int64(pair >> _HALF), np.int64(pair & _LOW_HALF)
+        left, right = np.int64(pairs[product] >> _HALF), np.int64(pairs[product] & _LOW_HALF)
         if left < 256 and right < 256:
             byte_pairs[256 * left + right] = product
         else:
+            pair = np.uint64(left) << _TOKEN_BITS | np.uint64(right)
             slot = first_slot(pair, slots)
-            while slots[slot] != NEVER:
+            while slots[slot] != FREE:
                 slot = (slot + 1) & (len(slots) - 1)
-            slots[slot] = product
+            slots[slot] = pair << _TOKEN_BITS | np.uint64(product)
 
 
-@kernel
+@borrowing_kernel
 def first_slot(pair, slots):
     """Return the slot at which the search for a pair begins. The number of slots is a power of two."""
     return np.int64(pair * FIBONACCI >> _HALF) & (len(slots) - 1)
 
 
-@kernel
-def product_of(left, right, slots, pairs):
+@borrowing_kernel
+def product_of(left, right, slots):
     """Return the product of two tokens, not both single bytes, or NEVER."""
-    pair = np.uint64(left) << _HALF | np.uint64(right)
+    pair = np.uint64(left) << _TOKEN_BITS | np.uint64(right)
     slot = first_slot(pair, slots)
-    while slots[slot] != NEVER and pairs[slots[slot]] != pair:
+    while slots[slot] != FREE:
+        if slots[slot] >> _TOKEN_BITS == pair:
+            return np.int64(slots[slot] & _PRODUCT)
         slot = (slot + 1) & (len(slots) - 1)
-    return np.int64(slots[slot])
+    return np.int64(NEVER)
 
 
 @kernel
@@ -151,10 +165,10 @@ def merge_piece(buffer, start, length, tables, numbers):
     return merge_long(buffer, start, length, tables, numbers)
 
 
-@kernel
+@borrowing_kernel
 def merge_short(buffer, start, length, tables, items):
     """Do what `merge_piece` does, as the definition has it."""
-    byte_pairs, slots, pairs = tables.byte_pairs, tables.slots, tables.pairs
+    byte_pairs, slots = tables.byte_pairs, tables.slots
     byte = np.int64(buffer[start]) if length > 0 else 0
     for at in range(length - 1):
         next_byte = np.int64(buffer[start + at + 1])
@@ -175,11 +189,11 @@ def merge_short(buffer, start, length, tables, items):
         if at + 1 < length:
             for i in range(at + 1, length):
                 items[i] = items[i + 1]
-            product = product_of(token, items[at + 1] & TOKEN, slots, pairs)
+            product = product_of(token, items[at + 1] & TOKEN, slots)
         items[at] = product << 32 | token
         if at > 0:
             before = items[at - 1] & TOKEN
-            items[at - 1] = product_of(before, token, slots, pairs) << 32 | before
+            items[at - 1] = product_of(before, token, slots) << 32 | before
     for i in range(length):
         items[i] &= TOKEN
     return length
@@ -207,7 +221,7 @@ def merge_long(buffer, start, length, tables, numbers):
     return found
 
 
-@kernel
+@borrowing_kernel
 def merge_by_places(tokens, tables, listed, ends, cells):
     """Merge the bytes in `tokens`. The other arrays are the lists of places, all empty.
 
@@ -238,15 +252,15 @@ def merge_by_places(tokens, tables, listed, ends, cells):
                 tokens[place] = tokens[end - 1] = product
                 if place > 0:
                     before = tokens[place - 1]
-                    wider = product_of(before, product, slots, pairs)
+                    wider = product_of(before, product, slots)
                     cells_used += list_place(wider, place - sizes[before], cells_used, listed, ends, cells)
                 if end < len(tokens):
-                    wider = product_of(product, tokens[end], slots, pairs)
+                    wider = product_of(product, tokens[end], slots)
                     cells_used += list_place(wider, place, cells_used, listed, ends, cells)
             listed[word] &= listed[word] - ONE  # takes the lowest bit away, which is that of this product
 
 
-@kernel
+@borrowing_kernel
 def list_place(product, place, cell, listed, ends, cells):
     """Append a place to the list of a product, by a new cell, unless that is NEVER. Return how many cells that took."""
     if product == NEVER:

@@ -23,25 +23,12 @@ as one number, tells most of them apart.
 Source of the heap: Wegener, "Bottom-Up-Heapsort" (1993).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import available, kernel
-
-
-def borrowing_kernel(function: Any) -> Any:
-    """Make a kernel that does not count references to its arrays, and so can neither make nor keep an array.
-
-    The arrays belong to the caller in Python, which waits. Otherwise each call of a small function counts every
-    array that it is given up and down again, and that takes a quarter to a half of the time.
-    """
-    compiled: Any = kernel(function)
-    if available():
-        compiled.targetoptions["_nrt"] = False
-    return compiled
-
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 
 NO_PAIR = -1
 

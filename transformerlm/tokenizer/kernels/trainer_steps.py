@@ -44,13 +44,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import prefetch
 from transformerlm.tokenizer.kernels.pair_queue import (
     BITS_PER_BYTE,
     HEAD_BYTES,
     NO_PAIR,
     PairQueue,
-    borrowing_kernel,
     put,
     take,
 )

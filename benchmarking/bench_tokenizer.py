@@ -42,7 +42,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from typing import Any
 from benchmarking.report import machine, print_summary
 from benchmarking.tokenizer_cell import SHORT_CHARS, Cell
 from benchmarking.tokenizer_rows import HEAD, MAIN, MULTILINGUAL, OURS, PATHOLOGICAL, Row, plan
-from benchmarking.tokenizer_table import OK, Outcome, print_results, summarise
+from benchmarking.tokenizer_table import OK, Outcome, print_results, say_row, summarise
 from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, run_command
 from config.bench_tokenizer import PEER_NAMES, BenchTokenizerConfig, BenchTokenizerSection
@@ -99,10 +99,12 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> int:
         )  # fmt: skip
         facts = run_cell(preparation, timeout=PREPARE_TIMEOUT)
         rows = plan(settings, facts["texts"])
+        text_bytes = {text: fact["bytes"] for text, fact in facts["texts"].items()}
+        results: dict[str, object] = {}
         with progress_bar("measuring") as update:
-            outcomes = measure(rows, tools, settings, folder, update)
-    text_bytes = {text: fact["bytes"] for text, fact in facts["texts"].items()}
-    results = summarise(rows, outcomes, text_bytes)
+            for row, outcomes in measure(rows, tools, settings, folder, update):
+                results |= summarise([row], outcomes, text_bytes)
+                say_row(row, results, tools)
     _describe_text(facts["texts"][MAIN], text_bytes[MAIN + HEAD])
     print_results(rows, results, tools)
     print_summary(
@@ -208,19 +210,20 @@ def run_cell(cell: Cell, *, timeout: float, environment: Mapping[str, str] | Non
 
 def measure(
     rows: Sequence[Row], tools: Sequence[str], settings: BenchTokenizerSection, folder: Path, update: Update
-) -> dict[tuple[str, str], Outcome]:
-    """Run the processes of all rows; `folder` holds the texts and the tokenizer."""
-    outcomes = {(row.name, tool): Outcome() for row in rows for tool in row.tools if tool in tools}
-    done, total = 0, len(outcomes) * settings.repeats
+) -> Iterator[tuple[Row, dict[tuple[str, str], Outcome]]]:
+    """Run the processes of all rows, and yield each row when it is done. `folder` holds the texts and the tokenizer."""
+    taking_part = {row.name: [tool for tool in row.tools if tool in tools] for row in rows}
+    done, total = 0, sum(map(len, taking_part.values())) * settings.repeats
     for row in rows:
+        outcomes = {(row.name, tool): Outcome() for tool in taking_part[row.name]}
         for repeat in range(settings.repeats):
-            for tool in (tool for tool in row.tools if tool in tools):
+            for tool in taking_part[row.name]:
                 update(done / total, f"{row.label}: {tool}")
                 done += 1
                 outcome = outcomes[row.name, tool]
                 if outcome.status == OK:
                     _run_once(row, tool, repeat, outcome, settings, folder)
-    return outcomes
+        yield row, outcomes
 
 
 def _run_once(

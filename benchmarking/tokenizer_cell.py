@@ -162,7 +162,7 @@ def measure_short_calls(cell: Cell) -> dict[str, Any]:
 
 def measure_training(cell: Cell) -> dict[str, Any]:
     """Time training from the file; `tokens` are those that were learned, as Latin-1."""
-    from benchmarking.tokenizer_tools import TRAINERS
+    from benchmarking.tokenizer_trainers import TRAINERS
 
     train = TRAINERS[cell.tool]
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +191,8 @@ def measure_start(cell: Cell) -> dict[str, Any]:
     """
     before = memory_bytes("VmRSS")
     seconds = {"import": timing.seconds(lambda: importlib.import_module("transformerlm.tokenizer"))}
-    from benchmarking.tokenizer_tools import TRAINERS, Ours, Text
+    from benchmarking.tokenizer_tools import Ours, Text
+    from benchmarking.tokenizer_trainers import TRAINERS
 
     compile_at_once()
     seconds["construct"] = timing.seconds(lambda: Ours(Path(cell.tokenizer)))

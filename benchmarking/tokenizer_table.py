@@ -8,6 +8,7 @@ from typing import Any
 from benchmarking.report import print_table
 from benchmarking.timing import spread
 from benchmarking.tokenizer_rows import OURS, Row
+from cli.progress import say
 
 OK = "ok"
 OTHER_IDS = "other ids"
@@ -109,6 +110,13 @@ def print_results(rows: Sequence[Row], summary: Mapping[str, object], tools: Seq
         lines = [_memory_line(row, summary, tools) for row in training]
         title = "peak memory in MB (and ours as a share of the peer's)"
         print_table(title, ["", *_taking_part(training, tools)], lines)
+
+
+def say_row(row: Row, summary: Mapping[str, object], tools: Sequence[str]) -> None:
+    """Print a finished row on stderr: a run that is stopped has not been for nothing."""
+    for call in row.calls:
+        label, *cells = _line(row, call, summary, tools)
+        say(f"{label}: {', '.join(map(' '.join, zip(_taking_part([row], tools), cells, strict=True)))} {row.unit}")
 
 
 def _taking_part(rows: Sequence[Row], tools: Sequence[str]) -> list[str]:

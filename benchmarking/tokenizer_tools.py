@@ -14,17 +14,12 @@ batch calls give lists or ragged arrays, which are left as they are. Who shares 
 by the documents in it gets the text cut into pieces beforehand, where that changes no id. tokenizers gets pieces
 always: of a long text it takes twice as long.
 
-Training: `train_bpe` of ours and gigatoken's from the file, tokenizers' `train` from the file (which reads line by
-line, so that pre-tokens of several newlines are split), rustbpe's `train_from_iterator` from pieces of the file as
-they are read. Of pairs that are equally frequent each merges another one first, so that they learn mostly, not wholly,
-the same tokens.
-
 A peer is imported when it is asked for, so that each runs where the others are not installed.
 """
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -34,18 +29,15 @@ import numpy.typing as npt
 
 from benchmarking.tokenizer_rows import OURS
 from benchmarking.tokenizer_text import cut_text
-from transformerlm.hparams import END_OF_TEXT
 
 TOKENIZER_JSON = "tokenizer.json"
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PIECE_CHARS = 1 << 16  # so many that calls do not count, so few that the threads end together
 SMALL_PIECE_CHARS = 1 << 12  # for tokenizers, which is slower the longer a text is
-TRAINING_PIECE_CHARS = 1 << 12  # what rustbpe is given at a time: a document; of longer ones it takes longer
 
 IdArray = npt.NDArray[np.unsignedinteger]
 
 
-def _module(name: str) -> Any:
+def module_of(name: str) -> Any:
     """Import a module of a peer by its name, so that the type checker does not look for what is not installed."""
     return importlib.import_module(name)
 
@@ -123,10 +115,10 @@ class Ours:
 
 @final
 class Gigatoken:
-    """https://pypi.org/project/gigatoken"""
+    """The package of that name: an encoder and trainer in Rust."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _module("gigatoken").Tokenizer(folder / TOKENIZER_JSON)
+        self._tokenizer = module_of("gigatoken").Tokenizer(folder / TOKENIZER_JSON)
         self.encode_short = self._tokenizer.backend.encode  # what its own `encode` calls
         self.decode_bytes = self._tokenizer.decode
 
@@ -158,9 +150,9 @@ class Tiktoken:
 
         tokenizer = Tokenizer.load(folder)
         special = set(tokenizer.special_tokens.values())
-        self._encoding = _module("tiktoken").Encoding(
+        self._encoding = module_of("tiktoken").Encoding(
             name="benchmark",
-            pat_str=_module("tiktoken_ext.openai_public").r50k_pat_str,  # in the spelling that is fast for its engine
+            pat_str=module_of("tiktoken_ext.openai_public").r50k_pat_str,  # in the spelling that is fast for its engine
             mergeable_ranks={token: number for number, token in tokenizer.vocab.items() if number not in special},
             special_tokens=dict(tokenizer.special_tokens),
         )
@@ -191,7 +183,7 @@ class Tokenizers:
     """https://github.com/huggingface/tokenizers"""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _module("tokenizers").Tokenizer.from_file(str(folder / TOKENIZER_JSON))
+        self._tokenizer = module_of("tokenizers").Tokenizer.from_file(str(folder / TOKENIZER_JSON))
 
     @staticmethod
     def piece_chars(threads: int) -> int:
@@ -250,66 +242,3 @@ def write_tokenizer_json(folder: Path, special_tokens: Mapping[str, int]) -> Non
         },
     }  # fmt: skip
     (folder / TOKENIZER_JSON).write_text(json.dumps(content), encoding="utf-8")
-
-
-Trainer = Callable[[Path, int, int], Callable[[], Sequence[bytes]]]
-"""Trains on a text file to so many entries on so many threads; returns what gives the tokens that were learned."""
-
-
-def train_ours(path: Path, vocab_size: int, threads: int) -> Callable[[], Sequence[bytes]]:
-    from transformerlm.tokenizer import train_bpe
-
-    _vocab, merges = train_bpe(path, vocab_size, [END_OF_TEXT], num_workers=threads)
-    return lambda: [left + right for left, right in merges]
-
-
-def train_gigatoken(path: Path, vocab_size: int, threads: int) -> Callable[[], Sequence[bytes]]:
-    del threads  # set by RAYON_NUM_THREADS, as for the others below
-    _vocab, merges = _module("gigatoken").train_bpe(path, vocab_size, [END_OF_TEXT])
-    return lambda: [left + right for left, right in merges]
-
-
-def train_tokenizers(path: Path, vocab_size: int, threads: int) -> Callable[[], Sequence[bytes]]:
-    del threads
-    tokenizers = _module("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = byte_level
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=byte_level.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(path)], trainer)
-    return lambda: _learned(tokenizer)
-
-
-def _learned(tokenizer: Any) -> list[bytes]:
-    from transformerlm.tokenizer import gpt2_bytes_to_unicode
-
-    byte_of = {character: byte for byte, character in gpt2_bytes_to_unicode().items()}
-    tokens = [token for token in tokenizer.get_vocab() if len(token) > 1 and token != END_OF_TEXT]
-    return [bytes(byte_of[character] for character in token) for token in tokens]
-
-
-def train_rustbpe(path: Path, vocab_size: int, threads: int) -> Callable[[], Sequence[bytes]]:
-    del threads
-    num_ordinary = vocab_size - 1  # it knows no special tokens
-    tokenizer = _module("rustbpe").Tokenizer()
-    tokenizer.train_from_iterator(_pieces(path), num_ordinary, pattern=GPT2_PATTERN)
-    return lambda: [bytes(token) for token, _rank in tokenizer.get_mergeable_ranks() if len(token) > 1]
-
-
-def _pieces(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        while lines := file.readlines(TRAINING_PIECE_CHARS):
-            yield "".join(lines)
-
-
-TRAINERS: Mapping[str, Trainer] = {
-    OURS: train_ours,
-    "gigatoken": train_gigatoken,
-    "tokenizers": train_tokenizers,
-    "rustbpe": train_rustbpe,
-}

@@ -10,7 +10,8 @@ from benchmarking import tokenizer_cell
 from benchmarking.tokenizer_cell import Cell, measure_decoding, measure_encoding, measure_short_calls, measure_training
 from benchmarking.tokenizer_rows import CODEC_TOOLS, OURS, TRAINER_TOOLS
 from benchmarking.tokenizer_text import build_text
-from benchmarking.tokenizer_tools import CODECS, TRAINERS, Text, flat_ids, write_tokenizer_json
+from benchmarking.tokenizer_tools import CODECS, Text, flat_ids, write_tokenizer_json
+from benchmarking.tokenizer_trainers import TRAINERS
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 TEXT = (

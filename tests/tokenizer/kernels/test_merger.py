@@ -59,7 +59,6 @@ def test_any_merges_of_any_piece(alphabet: bytes, num_merges: int, length: int, 
     piece = bytes(rng.choices(alphabet, k=length))
     tables = merge_tables(merges)
     expected = merge_bytes(piece, merge_table(merges))
-    assert merge_with(merger.merge_piece, piece, tables) == expected
     assert merge_with(merger.merge_short, piece, tables) == expected
     assert merge_with(merger.merge_long, piece, tables) == expected
 
@@ -73,7 +72,7 @@ pieces = st.text(alphabet="abc", min_size=1, max_size=60).map(str.encode)
 def test_learned_merges(counts: dict[bytes, int], text: str) -> None:
     merges = learn_merges(counts, 60)
     expected = merge_bytes(text.encode(), merge_table(merges))
-    assert merge_with(merger.merge_piece, text.encode(), merge_tables(merges)) == expected
+    assert merge_with(merger.merge_short, text.encode(), merge_tables(merges)) == expected
     assert merge_with(merger.merge_long, text.encode(), merge_tables(merges)) == expected
 
 
@@ -97,14 +96,16 @@ def test_the_merges_of_gpt2(gpt2_merges: Merges, data: Path) -> None:
     for _ in range(1000):
         start, length = rng.randrange(len(text)), rng.choice([rng.randrange(20), rng.randrange(200)])
         piece = text[start : start + length]
-        assert merge_with(merger.merge_piece, piece, tables) == merge_bytes(piece, table)
+        expected = merge_bytes(piece, table)
+        assert merge_with(merger.merge_short, piece, tables) == expected
+        assert merge_with(merger.merge_long, piece, tables) == expected
 
 
 @pytest.mark.parametrize("alphabet", [b"a", b"\n", b"0123456789", b"abcdefghijklmnopqrstuvwxyz"])
 def test_a_very_long_piece(gpt2_merges: Merges, alphabet: bytes) -> None:
     piece = bytes(random.Random(0).choices(alphabet, k=100_000))
     expected = merge_bytes(piece, merge_table(gpt2_merges))
-    assert merge_with(merger.merge_piece, piece, merge_tables(gpt2_merges)) == expected
+    assert merge_with(merger.merge_long, piece, merge_tables(gpt2_merges)) == expected
 
 
 def test_places_beyond_32_bits(gpt2_merges: Merges) -> None:
@@ -133,4 +134,6 @@ def test_tables_of_many_merges() -> None:
     for length in (3, 30, 300):
         for _ in range(50):
             piece = rng.randbytes(length).replace(b"\x07", b"\x00")
-            assert merge_with(merger.merge_piece, piece, tables) == merge_bytes(piece, table)
+            expected = merge_bytes(piece, table)
+        assert merge_with(merger.merge_short, piece, tables) == expected
+        assert merge_with(merger.merge_long, piece, tables) == expected

@@ -17,7 +17,7 @@ tried again with twice the length, which keeps the work linear.
 
 import numpy as np
 
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
 from transformerlm.tokenizer.kernels.machine import read_word, write_word
 from transformerlm.tokenizer.kernels.scanner import LOOKAHEAD, PADDING, scan
 
@@ -28,6 +28,33 @@ _EIGHT_SPACES = np.uint64(0x2020202020202020)
 
 
 @kernel
+def next_pieces(text, at, end, classes, buffer, starts):
+    """Cut the pre-tokens of a chunk of `text[at:end]`, and return `buffer`, `starts` and how many are final.
+
+    At least one is. Piece i is `buffer[starts[i] : starts[i + 1]]`, and the next chunk begins `starts[pieces]` bytes
+    further on. What is returned are larger arrays than those given if a single pre-token needs them.
+
+    Args:
+        text: uint8.
+        at, end: int64; not the same.
+        classes: `unicode_classes.class_table()`.
+        buffer: uint8; at least `CHUNK + PADDING` items.
+        starts: int64; one item more than `buffer` has before its padding.
+    """
+    size = CHUNK
+    while True:
+        length = min(size, end - at)
+        if length + PADDING > len(buffer):
+            buffer = np.empty(length + PADDING, np.uint8)
+            starts = np.empty(length + 1, np.int64)
+        fill(buffer, text, at, length)
+        pieces = scan_chunk(buffer, length, at + length == end, classes, starts)
+        if pieces > 0:
+            return buffer, starts, pieces
+        size *= 2
+
+
+@borrowing_kernel
 def fill(buffer, text, at, length):
     """Copy `text[at : at + length]` to the beginning of `buffer`, and `PADDING` spaces behind it."""
     done = 0
@@ -41,7 +68,7 @@ def fill(buffer, text, at, length):
         write_word(buffer, place, _EIGHT_SPACES)
 
 
-@kernel
+@borrowing_kernel
 def scan_chunk(buffer, length, is_end, classes, starts):
     """Return how many pre-tokens of the chunk `buffer[:length]` are final; piece i is `starts[i]` to `starts[i + 1]`.
 

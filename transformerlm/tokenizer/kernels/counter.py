@@ -34,8 +34,8 @@ from typing import NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.chunks import CHUNK, fill, scan_chunk
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.chunks import CHUNK, next_pieces
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
 from transformerlm.tokenizer.kernels.machine import prefetch, read_word, write_word
 from transformerlm.tokenizer.kernels.pieces import LONG, MAX_EXACT, hash_key, piece_key
 from transformerlm.tokenizer.kernels.scanner import PADDING
@@ -154,18 +154,9 @@ def count_texts(data, ends, special_tokens, table, classes, room, stop):
     text, at = stop[NEXT], stop[NEXT_BYTE]
     while text < len(ends):
         special, special_end, _ = find_special_token(data, at, ends[text], special_tokens)
-        size = CHUNK
         while at < special:
-            length = min(size, special - at)
-            if length + PADDING > len(buffer):
-                buffer = np.empty(length + PADDING, np.uint8)
-                starts = np.empty(length + 1, np.int64)
-            fill(buffer, data, at, length)
-            pieces = scan_chunk(buffer, length, at + length == special, classes, starts)
-            if pieces == 0:
-                size *= 2
-                continue
-            if not has_room(table, pieces, length, stop):
+            buffer, starts, pieces = next_pieces(data, at, special, classes, buffer, starts)
+            if not has_room(table, pieces, starts[pieces], stop):
                 stop[NEXT], stop[NEXT_BYTE] = text, at
                 return False
             if pieces > len(keys):
@@ -173,14 +164,13 @@ def count_texts(data, ends, special_tokens, table, classes, room, stop):
             make_keys(buffer, starts, pieces, table.rows, keys)
             count_pieces(buffer, starts, pieces, keys, table)
             at += starts[pieces]
-            size = CHUNK
         at = special_end
         if special == ends[text]:
             text += 1
     return True
 
 
-@kernel
+@borrowing_kernel
 def has_room(table, pieces, length, stop):
     """Return whether the table has room for `pieces` more pieces of `length` bytes; say in `stop` what they need.
 
@@ -193,7 +183,7 @@ def has_room(table, pieces, length, stop):
     return stop[NUM_ROWS] <= len(table.rows) and stop[NUM_BYTES] <= len(table.arena)
 
 
-@kernel
+@borrowing_kernel
 def make_keys(buffer, starts, pieces, rows, keys):
     """Write the key and the first row of each piece into `keys`, and ask the memory for the row."""
     mask = np.uint64(len(rows) - 1)
@@ -205,13 +195,13 @@ def make_keys(buffer, starts, pieces, rows, keys):
         keys[piece, 0], keys[piece, 1], keys[piece, 2] = low, high, row
 
 
-@kernel
+@borrowing_kernel
 def first_row(low, high, mask):
     """Return the row from which a key is sought, in a table of `mask` + 1 rows: some of the hash's highest bits."""
     return hash_key(low, high) >> np.uint64(24) & mask
 
 
-@kernel
+@borrowing_kernel
 def count_pieces(buffer, starts, pieces, keys, table):
     """Add 1 to the count of each piece. The table must have room for them all."""
     rows = table.rows
@@ -225,7 +215,7 @@ def count_pieces(buffer, starts, pieces, keys, table):
             add_count(table, low, high, row, ONE, buffer, start, starts[piece + 1] - start)
 
 
-@kernel
+@borrowing_kernel
 def find_row(rows, low, high, row):
     """Return the first row from `row` on that has the key (low, high) or is empty."""
     mask = np.uint64(len(rows) - 1)
@@ -234,7 +224,7 @@ def find_row(rows, low, high, row):
     return row
 
 
-@kernel
+@borrowing_kernel
 def add_count(table, low, high, row, count, buffer, start, length):
     """Add `count` to the count of the piece `buffer[start : start + length]`; its key is (low, high).
 
@@ -258,7 +248,7 @@ def add_count(table, low, high, row, count, buffer, start, length):
         used[1] += LENGTH_BYTES + length
 
 
-@kernel
+@borrowing_kernel
 def is_in_arena(arena, place, buffer, start, length):
     """Whether the piece at `place` of the arena is `buffer[start : start + length]`."""
     if np.int64(read_word(arena, place)) != length:
@@ -269,7 +259,7 @@ def is_in_arena(arena, place, buffer, start, length):
     return same == length
 
 
-@kernel
+@borrowing_kernel
 def move_rows(rows, larger):
     """Put the rows of a table where they belong in a larger one."""
     mask = np.uint64(len(larger) - 1)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import read_word, write_word
 from transformerlm.utils.errors import TokenizerError
 
@@ -106,7 +106,7 @@ def decode_list(ids: Sequence[int], tables: DecodeTables) -> bytes | None:
     return decode_array(np.frombuffer(numbers, np.uintc), tables)
 
 
-@kernel
+@borrowing_kernel
 def measure(ids, sizes):
     """Return how many ids come before the first that is not in the vocabulary, and the bytes they stand for."""
     num_tokens = np.uint64(len(sizes))
@@ -118,7 +118,7 @@ def measure(ids, sizes):
     return len(ids), size
 
 
-@kernel
+@borrowing_kernel
 def copy_tokens(ids, tables, out):
     """Write the tokens of `ids` into `out`, which has just the room for them."""
     sizes, heads, begins, whole = tables

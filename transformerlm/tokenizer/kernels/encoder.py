@@ -26,6 +26,9 @@ not fit stands in the arena, a large array that is filled from the left; its ent
 
 There lie the ids and, for a pre-token of more than 15 bytes, whose key is only a hash, the bytes, to be compared. When
 the arena is full, it is emptied together with the cache. So memory is fixed, whatever the text.
+
+Lines come in pairs. A pre-token that finds both entries of its line taken goes to the line next door. There it is
+sought last, before it is merged, so that the common case is as fast as if there were no such second chance.
 """
 
 from typing import NamedTuple
@@ -33,10 +36,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.chunks import CHUNK, fill, scan_chunk
+from transformerlm.tokenizer.kernels.chunks import CHUNK, next_pieces
 from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import borrow, prefetch, read_word, write_word
-from transformerlm.tokenizer.kernels.merger import SHORT, MergeTables, borrow_tables, merge_long, merge_short
+from transformerlm.tokenizer.kernels.machine import prefetch, read_word, write_word
+from transformerlm.tokenizer.kernels.merger import SHORT, MergeTables, merge_long, merge_short
 from transformerlm.tokenizer.kernels.pieces import MAX_EXACT, hash_key, piece_key
 from transformerlm.tokenizer.kernels.scanner import PADDING
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token
@@ -54,6 +57,7 @@ MAX_REMEMBERED = 192
 SLACK = 8
 """Items behind the last id that may be written to: two words of ids of 16 bits."""
 
+NO_ENTRY = -1
 NONE = np.uint64(0)
 IN_ARENA = np.uint64(1 << 63)
 _LINE_SHIFT = np.uint64(64 - LINE_BITS)
@@ -115,23 +119,18 @@ def encode_texts(data, text_ends, special_tokens, tables, memory, ids, id_ends):
         end = text_ends[text]
         while at < end:
             special, special_end, special_id = find_special_token(data, at, end, special_tokens)
-            size = CHUNK
             while at < special:
-                length = min(size, special - at)
-                if length + PADDING > len(chunk):
-                    chunk = np.empty(length + PADDING, np.uint8)
-                    starts = np.empty(length + 1, np.int64)
-                fill(chunk, data, at, length)
-                pieces = scan_chunk(chunk, length, at + length == special, tables.classes, starts)
-                if pieces == 0:
-                    size *= 2
-                    continue
+                chunk, starts, pieces = next_pieces(data, at, special, tables.classes, chunk, starts)
                 if pieces > len(keys):
                     keys = np.empty((len(starts), 3), np.uint64)
                 make_keys(chunk, starts, pieces, memory.lines, keys)
-                count = look_up(chunk, starts, pieces, keys, tables, memory, ids, count)
+                piece = 0
+                while piece < pieces:
+                    piece, count = look_up(chunk, starts, piece, pieces, keys, tables, memory, ids, count)
+                    if piece < pieces:
+                        count += merge_longer(chunk, starts, piece, keys, tables, memory, ids, count)
+                        piece += 1
                 at += starts[pieces]
-                size = CHUNK
             if special < end:
                 ids[count] = special_id
                 count += 1
@@ -151,15 +150,17 @@ def make_keys(chunk, starts, pieces, lines, keys):
         keys[piece, 0], keys[piece, 1], keys[piece, 2] = low, high, np.uint64(line)
 
 
-@kernel
-def look_up(chunk, starts, pieces, keys, tables, memory, ids, count):
-    """Write the ids of the pieces behind the first `count` ids; return how many there are then."""
-    chunk, starts, keys, ids = borrow(chunk), borrow(starts), borrow(keys), borrow(ids)
-    tables, memory = borrowed(tables, memory)
+@borrowing_kernel
+def look_up(chunk, starts, first_piece, pieces, keys, tables, memory, ids, count):
+    """Write the ids of the pieces from `first_piece` on behind the first `count` ids.
+
+    Return where it stopped, and how many ids there are then: at `pieces`, or at a piece that is not in the cache and
+    too long to be merged without more room.
+    """
     lines = memory.lines
     id_bits = 8 * ids.itemsize
     ids_in_word = 64 // id_bits
-    for piece in range(pieces):
+    for piece in range(first_piece, pieces):
         low, high, line = keys[piece, 0], keys[piece, 1], np.int64(keys[piece, 2])
         first_differs = (read_word(lines, line) ^ low) | (read_word(lines, line + 1) ^ high)
         second = line + ENTRY_WORDS
@@ -172,43 +173,75 @@ def look_up(chunk, starts, pieces, keys, tables, memory, ids, count):
             write_word(ids, count + ids_in_word, rest)
             count += np.int64(rest >> (64 - id_bits))
         else:
-            count += look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, ids, count)
-    return count
+            number = look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, ids, count)
+            if number == 0:
+                return piece, count
+            count += number
+    return pieces, count
 
 
-@kernel
+@borrowing_kernel
 def look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, ids, count):
-    """Write the ids of a piece that is in the arena or not known, and return their number."""
+    """Write the ids of a piece that is in the arena or not known, and return their number; 0 if it is too long."""
     start, length = starts[piece], starts[piece + 1] - starts[piece]
-    if is_known:
-        number = recall(chunk, start, length, memory.lines, entry, memory.arena, ids, count)
+    if not is_known:
+        entry = find_next_door(memory.lines, keys, piece)
+    if entry != NO_ENTRY:
+        number = recall(chunk, start, length, memory, entry, ids, count)
         if number > 0:
             return number
-    if length <= SHORT:
-        number = merge(chunk, start, length, tables, memory.numbers, ids, count)
-    else:
-        number = merge_longer(chunk, start, length, tables, ids, count)
-    if length <= MAX_REMEMBERED:
-        low, high, line = keys[piece, 0], keys[piece, 1], np.int64(keys[piece, 2])
-        remember(chunk, start, length, low, high, line, memory, ids, count, number)
+    if length > SHORT:
+        return 0
+    number = merge_short(chunk, start, length, tables.merges, memory.numbers)
+    write_ids(memory.numbers, number, tables.ids, ids, count)
+    remember(chunk, start, length, keys, piece, memory, ids, count, number)
     return number
 
 
 @kernel
-def borrowed(tables, memory):
-    """Return both with every array as `borrow` has it, so that the functions for rare pieces are called quickly."""
-    tables = EncodeTables(borrow_tables(tables.merges), borrow(tables.ids), borrow(tables.classes))
-    arena, arena_used, numbers = borrow(memory.arena), borrow(memory.arena_used), borrow(memory.numbers)
-    return tables, Memory(borrow(memory.lines), arena, arena_used, numbers)
+def merge_longer(chunk, starts, piece, keys, tables, memory, ids, count):
+    """Write the ids of a piece of any length that is not in the cache, and return their number."""
+    start, length = starts[piece], starts[piece + 1] - starts[piece]
+    numbers = np.empty(length, np.int64)
+    number = merge_long(chunk, start, length, tables.merges, numbers)
+    write_ids(numbers, number, tables.ids, ids, count)
+    if length <= MAX_REMEMBERED:
+        remember(chunk, start, length, keys, piece, memory, ids, count, number)
+    return number
 
 
 @borrowing_kernel
-def recall(chunk, start, length, lines, entry, arena, ids, count):
-    """Copy the ids of a piece from the arena and return their number; 0 if it was another piece with the same key."""
-    place = np.int64(lines[entry + 2])
-    number = np.int64((lines[entry + 3] & ~IN_ARENA) >> _HALF)
+def write_ids(numbers, number, id_of, ids, count):
+    """Write the ids of the first `number` of the token numbers."""
+    for item in range(number):
+        ids[count + item] = id_of[numbers[item]]
+
+
+@borrowing_kernel
+def find_next_door(lines, keys, piece):
+    """Return the entry of a piece in the line next to its own; NO_ENTRY if it is not there."""
+    low, high, line = keys[piece, 0], keys[piece, 1], np.int64(keys[piece, 2])
+    if lines[line + ENTRY_WORDS + 1] == NONE:
+        return NO_ENTRY  # nothing was sent there, as its own line has room
+    for entry in range(line ^ LINE_WORDS, (line ^ LINE_WORDS) + LINE_WORDS, ENTRY_WORDS):
+        if lines[entry] == low and lines[entry + 1] == high:
+            return entry
+    return NO_ENTRY
+
+
+@borrowing_kernel
+def recall(chunk, start, length, memory, entry, ids, count):
+    """Copy the ids of a piece from its entry and return their number; 0 if that is of another with the same key."""
+    lines, arena = memory.lines, memory.arena
+    rest = lines[entry + 3]
+    if rest < IN_ARENA:
+        id_bits = 8 * ids.itemsize
+        write_word(ids, count, lines[entry + 2])
+        write_word(ids, count + 64 // id_bits, rest)
+        return np.int64(rest >> (64 - id_bits))
+    place, number = np.int64(lines[entry + 2]), np.int64((rest & ~IN_ARENA) >> _HALF)
     if length > MAX_EXACT:
-        if np.int64(lines[entry + 3] & _LOW_HALF) != length:
+        if np.int64(rest & _LOW_HALF) != length:
             return 0
         for byte in range(length):
             if arena[place + number + byte] != chunk[start + byte]:
@@ -219,31 +252,12 @@ def recall(chunk, start, length, lines, entry, arena, ids, count):
 
 
 @borrowing_kernel
-def merge(chunk, start, length, tables, numbers, ids, count):
-    """Write the ids of a short piece that is not in the cache; return their number."""
-    number = merge_short(chunk, start, length, tables.merges, numbers)
-    for item in range(number):
-        ids[count + item] = tables.ids[numbers[item]]
-    return number
-
-
-@kernel
-def merge_longer(chunk, start, length, tables, ids, count):
-    """Do what `merge` does for a piece of any length."""
-    numbers = np.empty(length, np.int64)
-    number = merge_long(chunk, start, length, tables.merges, numbers)
-    for item in range(number):
-        ids[count + item] = tables.ids[numbers[item]]
-    return number
-
-
-@borrowing_kernel
-def remember(chunk, start, length, low, high, line, memory, ids, count, number):
+def remember(chunk, start, length, keys, piece, memory, ids, count, number):
     """Put a piece and its `number` ids, `ids[count:]`, into the cache.
 
-    The first entry of a line stays with the piece that came first, likely a frequent one; the second goes to whichever
-    came last.
+    What stood where it goes is forgotten.
     """
+    low, high, line = keys[piece, 0], keys[piece, 1], np.int64(keys[piece, 2])
     lines, arena = memory.lines, memory.arena
     id_bits = 8 * ids.itemsize
     ids_in_word = 64 // id_bits
@@ -262,8 +276,21 @@ def remember(chunk, start, length, low, high, line, memory, ids, count, number):
             arena[place + number + item] = chunk[start + item]
         first = np.uint64(place)
         rest = IN_ARENA | np.uint64(number) << _HALF | np.uint64(length)
-    entry = line if lines[line + 1] == NONE else line + ENTRY_WORDS
+    entry = entry_to_take(lines, line)
     lines[entry], lines[entry + 1], lines[entry + 2], lines[entry + 3] = low, high, first, rest
+
+
+@borrowing_kernel
+def entry_to_take(lines, line):
+    """Return the entry for a new piece: a free one of its line, else of the next door's, else the second of its line.
+
+    So the first entry stays with the piece that came first, likely a frequent one.
+    """
+    next_door = line ^ LINE_WORDS
+    for entry in (line, line + ENTRY_WORDS, next_door, next_door + ENTRY_WORDS):
+        if lines[entry + 1] == NONE:
+            return entry
+    return line + ENTRY_WORDS
 
 
 @borrowing_kernel

@@ -14,8 +14,8 @@ and `classify` looks at 64 bytes at once, and answers with masks: 64-bit numbers
     number      0 0 0 0 0 1 1 0  …
     white       0 1 0 0 1 0 0 0  …
 
-None of them looks at the length of the array: the caller must have made sure that the bytes are there. `prefetch` and
-`borrow` change no result, only how long it takes.
+None of them looks at the length of the array: the caller must have made sure that the bytes are there. `prefetch`
+changes no result, only how long it takes.
 """
 
 from typing import Any
@@ -141,21 +141,3 @@ def equal_bytes(typingctx: Any, text: Any, at: Any, byte: Any) -> Any:
         return builder.bitcast(builder.icmp_unsigned("==", block, copies), _WORD)
 
     return types.uint64(text, types.int64, types.uint8), generate
-
-
-@intrinsic
-def borrow(typingctx: Any, array: Any) -> Any:
-    """Return `array` as a view whose users are not counted.
-
-    Numba counts the users of an array, and handing it to another function, or taking it out of a tuple, costs two
-    atomic additions, as much as some forty others. A function may spare them for an array that it was given as an
-    argument, since whoever called it holds that until it is done; not for an array of its own.
-    """
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, arguments[0])
-        view.meminfo = ir.Constant(view.meminfo.type, None)
-        view.parent = ir.Constant(view.parent.type, None)
-        return view._getvalue()
-
-    return array(array), generate

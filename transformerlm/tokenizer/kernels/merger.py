@@ -47,7 +47,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import borrow, lowest_bit
+from transformerlm.tokenizer.kernels.machine import lowest_bit
 from transformerlm.utils.errors import TokenizerError
 
 SHORT = 80
@@ -149,25 +149,17 @@ def product_of(left, right, slots):
     return np.int64(NEVER)
 
 
-@kernel
-def merge_piece(buffer, start, length, tables, numbers):
-    """Write the numbers of the tokens of `buffer[start : start + length]` into `numbers`, and return how many they are.
+@borrowing_kernel
+def merge_short(buffer, start, length, tables, items):
+    """Write the numbers of the tokens of `buffer[start : start + length]` into `items`, and return how many they are.
+
+    This does it as the definition has it.
 
     Args:
         buffer: uint8.
         tables: `MergeTables`.
-        numbers: int64; room for `length` of them, all of which may be written to.
+        items: int64; room for `length` of them, all of which may be written to.
     """
-    buffer, numbers = borrow(buffer), borrow(numbers)
-    tables = borrow_tables(tables)
-    if length <= SHORT:
-        return merge_short(buffer, start, length, tables, numbers)
-    return merge_long(buffer, start, length, tables, numbers)
-
-
-@borrowing_kernel
-def merge_short(buffer, start, length, tables, items):
-    """Do what `merge_piece` does, as the definition has it."""
     byte_pairs, slots = tables.byte_pairs, tables.slots
     byte = np.int64(buffer[start]) if length > 0 else 0
     for at in range(length - 1):
@@ -201,7 +193,7 @@ def merge_short(buffer, start, length, tables, items):
 
 @kernel
 def merge_long(buffer, start, length, tables, numbers):
-    """Do what `merge_piece` does, by lists of places."""
+    """Do what `merge_short` does, by lists of places."""
     tokens = np.empty(length, np.int32)
     for place in range(length):
         tokens[place] = buffer[start + place]
@@ -232,8 +224,7 @@ def merge_by_places(tokens, tables, listed, ends, cells):
         ends: (tokens, 2); the first and the last cell of each list that has a place, else anything.
         cells: (3 * length of `tokens`, 2); a place, and the cell of the next place of its list or NO_CELL.
     """
-    byte_pairs, slots, pairs, sizes = borrow_tables(tables)
-    tokens, listed, ends, cells = borrow(tokens), borrow(listed), borrow(ends), borrow(cells)
+    byte_pairs, slots, pairs, sizes = tables
     cells_used = 0
     for place in range(len(tokens) - 1):
         product = np.int64(byte_pairs[256 * tokens[place] + tokens[place + 1]])
@@ -274,9 +265,3 @@ def list_place(product, place, cell, listed, ends, cells):
         cells[ends[product, 1], 1] = cell
     ends[product, 1] = cell
     return 1
-
-
-@kernel
-def borrow_tables(tables):
-    """Return the tables with each array as `borrow` has it."""
-    return MergeTables(borrow(tables.byte_pairs), borrow(tables.slots), borrow(tables.pairs), borrow(tables.sizes))

@@ -20,7 +20,7 @@ that carries every bit into all higher ones (Knuth, "The Art of Computer Program
 
 import numpy as np
 
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import read_word
 
 MAX_EXACT = 15
@@ -39,7 +39,7 @@ ALL_BUT_LAST = np.uint64(2**56 - 1)  # the bytes of `high` below the length
 HALF = np.uint64(32)  # bits; a shift by it brings the upper half of a word, where products mix best, to the lower
 
 
-@kernel
+@borrowing_kernel
 def piece_key(buffer, start, length):
     """Return the key (low, high) of the pre-token `buffer[start : start + length]`, as two uint64.
 
@@ -53,7 +53,7 @@ def piece_key(buffer, start, length):
     return low, high | np.uint64(length) << np.uint64(56)
 
 
-@kernel
+@borrowing_kernel
 def long_key(buffer, start, length):
     """Return the key of a pre-token of at least 8 bytes: two hashes of it, taken eight bytes at a time.
 
@@ -73,7 +73,7 @@ def long_key(buffer, start, length):
     return low, high | LONG
 
 
-@kernel
+@borrowing_kernel
 def hash_key(low, high):
     """Return a hash of a key, uint64. Use its highest bits: they depend on all bits of the key."""
     mixed = (low ^ high * PRIME_2) * PRIME_1

@@ -52,7 +52,7 @@ pattern; Langdale and Lemire, "Parsing Gigabytes of JSON per Second" (2019), sec
 
 import numpy as np
 
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import BLOCK, classify, lowest_bit
 from transformerlm.tokenizer.kernels.unicode_classes import LETTER, NUMBER, OTHER, WHITE
 
@@ -67,7 +67,7 @@ LOOKAHEAD = 8
 NONE, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 
 
-@kernel
+@borrowing_kernel
 def scan(buffer, length, classes, starts):
     """Write where the pre-tokens of `buffer[:length]` start into `starts`, ascending, and return how many there are.
 
@@ -134,7 +134,7 @@ def scan(buffer, length, classes, starts):
     return found
 
 
-@kernel
+@borrowing_kernel
 def with_bit(mask, mask_of_next_block, bit, size):
     """Set `bit` in the first mask if it lies in the block of `size` bytes, else in the second; return both masks."""
     if bit < size:
@@ -142,7 +142,7 @@ def with_bit(mask, mask_of_next_block, bit, size):
     return mask, mask_of_next_block | ONE << (bit - size)
 
 
-@kernel
+@borrowing_kernel
 def letters_of_contraction(buffer, at):
     """Return how many letters belong to the apostrophe at `at`: 1 for s, t, d, m; 2 for ll, ve, re; else 0."""
     first, second = buffer[at + 1], buffer[at + 2]
@@ -155,7 +155,7 @@ def letters_of_contraction(buffer, at):
     return 0
 
 
-@kernel
+@borrowing_kernel
 def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
     """Add the characters that are not ASCII to the masks of the block at `at`, all bytes of each to that of its class.
 
@@ -188,7 +188,7 @@ def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
     return letter, number, white, ends_of_2, ends_of_3, size
 
 
-@kernel
+@borrowing_kernel
 def character_at(buffer, at, classes):
     """Return the class of the character at `at` and its length in bytes.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import BLOCK, equal_bytes, lowest_bit
 
 NO_ID = np.int64(-1)
@@ -42,7 +42,7 @@ def special_tokens_of(id_of: Mapping[bytes, int]) -> SpecialTokens:
     )
 
 
-@kernel
+@borrowing_kernel
 def find_special_token(text, at, end, special_tokens):
     """Return start, end and id of the first special token in `text[at:end]`; (end, end, -1) for none."""
     bytes_, ends, ids, first_bytes = special_tokens
@@ -67,7 +67,7 @@ def find_special_token(text, at, end, special_tokens):
     return end, end, NO_ID
 
 
-@kernel
+@borrowing_kernel
 def token_at(text, start, end, bytes_, ends):
     """Return length and number of the longest special token that `text[start:end]` begins with; length 0 for none."""
     first = 0

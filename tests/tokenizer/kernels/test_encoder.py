@@ -1,0 +1,93 @@
+"""The encoder's cache: what is remembered where, and that it changes no id."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from transformerlm.tokenizer.kernels import encoder
+from transformerlm.tokenizer.kernels.compiling import available
+from transformerlm.tokenizer.kernels.encoder import ENTRY_WORDS, LINE_WORDS, EncodeTables, Memory
+from transformerlm.tokenizer.kernels.merger import SHORT, merge_tables
+from transformerlm.tokenizer.kernels.pieces import piece_key
+from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
+from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.merge import merge_bytes, merge_table
+from transformerlm.tokenizer.pretokenize import pretokenize
+
+pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
+
+MERGES = [(b"a", b"b"), (b"c", b"d"), (b"ab", b"cd"), (b"e", b"e"), (b"ee", b"ee")]
+
+
+class Cache:
+    """A cache of two lines, next door to each other, to which `encode` sends all pieces."""
+
+    def __init__(self, dtype: type = np.uint16) -> None:
+        self.tables = EncodeTables(merge_tables(MERGES), np.arange(256 + len(MERGES), dtype=dtype), class_table())
+        arena, numbers = np.zeros(1000, np.uint32), np.zeros(SHORT, np.int64)
+        self.memory = Memory(np.zeros(2 * LINE_WORDS, np.uint64), arena, np.zeros(1, np.int64), numbers)
+
+    def encode(self, pieces: Sequence[bytes], line: int = 0) -> tuple[int, list[int]]:
+        """Return at which piece the look-up stopped, and the ids of those before it."""
+        text = b"".join(pieces)
+        chunk = np.frombuffer(bytearray(text + b" " * 64), np.uint8)
+        starts = np.cumsum([0, *map(len, pieces)])
+        keys = np.empty((len(pieces), 3), np.uint64)
+        for number, piece in enumerate(pieces):
+            low, high = piece_key(chunk, starts[number], len(piece))
+            keys[number] = np.uint64(low), np.uint64(high), np.uint64(line * LINE_WORDS)
+        ids = np.zeros(len(text) + encoder.SLACK, self.tables.ids.dtype)
+        stop, count = encoder.look_up(chunk, starts, 0, len(pieces), keys, self.tables, self.memory, ids, 0)
+        return stop, ids[:count].tolist()
+
+    def entries(self) -> list[bytes]:
+        """Return the pieces of up to 15 bytes in the four entries, in order; empty for a free one."""
+        words = self.memory.lines.reshape(-1, ENTRY_WORDS)[:, :2]
+        return [entry.tobytes()[: entry.tobytes()[15]] for entry in words]
+
+
+def expected(pieces: Sequence[bytes]) -> list[int]:
+    return [number for piece in pieces for number in merge_bytes(piece, merge_table(MERGES))]
+
+
+def test_a_full_line_sends_its_pieces_next_door() -> None:
+    cache = Cache()
+    pieces = [b"abcd", b"b", b"abc", b"dee", b"eeee"]
+    for line, order in ((0, [0, 1, 2, 3]), (1, [2, 3, 0, 1])):
+        cache.memory.lines[:] = 0
+        for _ in range(2):
+            assert cache.encode(pieces[:4], line) == (4, expected(pieces[:4]))
+            assert cache.entries() == [pieces[i] for i in order]
+    assert cache.encode(pieces[4:], line=1) == (1, expected(pieces[4:]))
+    assert cache.entries() == [b"abc", b"dee", b"abcd", b"eeee"], "the second of the own line gives way"
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_any_pieces_through_a_tiny_cache(dtype: type) -> None:
+    """Every entry gives way again and again, and the arena is emptied many times."""
+    rng = random.Random(0)
+    cache = Cache(dtype)
+    words = [bytes(rng.choices(b"abcdefgh", k=rng.choice([1, 2, 5, 9, 15, 16, 40, SHORT]))) for _ in range(12)]
+    for _ in range(200):
+        pieces = rng.choices(words, k=20)
+        assert cache.encode(pieces, line=rng.randrange(2)) == (20, expected(pieces))
+
+
+def test_a_long_piece_is_left_to_the_caller_until_it_is_remembered() -> None:
+    cache = Cache()
+    assert cache.encode([b"ab", b"e" * (SHORT + 1), b"cd"]) == (1, expected([b"ab"]))
+
+
+@pytest.mark.parametrize("length", [SHORT, SHORT + 1, encoder.MAX_REMEMBERED, encoder.MAX_REMEMBERED + 1, 10_000])
+def test_long_pieces_between_short_ones(length: int) -> None:
+    cache = Cache()
+    text = (b"abcd " + b"e" * length + b" ee ") * 3
+    memory, ids, ends = encoder.new_memory(), np.zeros(len(text) + encoder.SLACK, np.uint16), np.zeros(1, np.int64)
+    specials = special_tokens_of({})
+    count = encoder.encode_texts(
+        np.frombuffer(text, np.uint8), np.array([len(text)]), specials, cache.tables, memory, ids, ends
+    )
+    assert ids[:count].tolist() == expected([piece.encode() for piece in pretokenize(text.decode())])
+    assert ends.tolist() == [count]

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.tokenizer.checks import check_id_array, unknown_id
 from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import read_word, write_word
-from transformerlm.utils.errors import TokenizerError
 
 WORD = 8
 HEAD = 2 * WORD
@@ -76,19 +76,13 @@ def decode_array(ids: npt.NDArray[np.integer], tables: DecodeTables) -> bytes:
 
     Raises `TokenizerError` for an id outside the vocabulary, and for an array that is not of ids.
     """
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TokenizerError(
-            f"the ids are an array of {ids.dtype} in {ids.ndim} dimensions; give an array of integers in one dimension"
-        )
+    check_id_array(ids)
     # Read-only or strided arrays are copied, or the kernels would be compiled for each kind.
     dtype = ids.dtype.type if ids.dtype.isnative and ids.dtype.type in _COMPILED_DTYPES else np.int64
     numbers = np.require(ids, dtype, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
     known, size = measure(numbers, tables.sizes)
     if known < len(ids):
-        raise TokenizerError(
-            f"{ids[known]} is no id of the vocabulary, whose size is {len(tables.sizes)}; "
-            "decode with the tokenizer that made the ids"
-        )
+        raise unknown_id(int(ids[known]), len(tables.sizes))
     decoded = _new_bytes(None, size)
     copy_tokens(numbers, tables, np.frombuffer(_memory(_address(decoded), size, _WRITABLE), np.uint8))
     return decoded

@@ -1,7 +1,7 @@
 """AdamW, which parameters it decays, and gradient clipping.
 
-The `torch._foreach_*` functions apply one operation to a list of tensors: the same arithmetic as a loop
-over the parameters, in a handful of kernel launches instead of a handful per parameter.
+Nothing here waits for the device: norms, scales and step counts are tensors there, and so is the decision to skip a
+step. The learning rate is one as well, so that the compiled update of `distributed.compiling` serves every step.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -9,8 +9,8 @@ over the parameters, in a handful of kernel launches instead of a handful per pa
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class AdamW(Optimizer):
         θ ← θ − lr · weight_decay · θ
         θ ← θ − lr · m / (1 − β₁ᵗ) / (sqrt(v / (1 − β₂ᵗ)) + eps)
 
-    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step.
+    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step. The
+    arithmetic of all parameters is one call of `update`, so that it can be compiled as a whole.
     Raises `ConfigError` for settings out of range.
     """
 
@@ -49,45 +50,41 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas must be at least 0 and below 1 (got {betas})")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.update = adamw_update
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; return what `closure`, if given, computes first."""
+    def step(self, closure: Callable[[], Any] | None = None, *, gradient_scale: Tensor | None = None) -> Any:
+        """Update every parameter that has a gradient; return what `closure`, if given, computes first.
+
+        Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
+        nothing, not even the step counts, whatever the gradients are: so a step is skipped without the host waiting.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
+        members = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        groups = [
+            AdamWGroup(
+                params=params,
+                grads=[p.grad for p in params if p.grad is not None],
+                states=[self._state(p) for p in params],
+                # A tensor, since a compiled function is compiled again for another number.
+                lr=torch.full((), group["lr"], device=params[0].device),
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+            for group, params in zip(self.param_groups, members, strict=True)
+            if params
+        ]
+        self.update(groups, gradient_scale)
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        grads = [at_least_float32(p.grad) for p in params if p.grad is not None]
-        states = [self._state(p) for p in params]
-        first = [state["exp_avg"] for state in states]
-        second = [state["exp_avg_sq"] for state in states]
-        for state in states:
-            state["step"] += 1
-
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-
-        denominators = torch._foreach_sqrt(second)
-        torch._foreach_div_(denominators, [math.sqrt(1 - beta2 ** state["step"]) for state in states])
-        torch._foreach_add_(denominators, group["eps"])
-
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        step_sizes = [-lr / (1 - beta1 ** state["step"]) for state in states]
-        torch._foreach_addcdiv_(params, first, denominators, step_sizes)
-
-    def _state(self, param: Tensor) -> dict[str, Any]:
+    def _state(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:
-            state["step"] = 0
+            state["step"] = torch.zeros((), device=param.device)
             for moment in _MOMENTS:
                 state[moment] = torch.zeros_like(param, dtype=_moment_dtype(param))
         return state
@@ -104,6 +101,47 @@ class AdamW(Optimizer):
             for moment in _MOMENTS if name in state_dict["state"] else ():
                 saved = state_dict["state"][name][moment]
                 self.state[param][moment] = saved.to(param.device, _moment_dtype(param), copy=True)
+            if name in state_dict["state"]:
+                steps = torch.as_tensor(state_dict["state"][name]["step"], dtype=torch.float32)
+                self.state[param]["step"] = steps.to(param.device, copy=True)
+
+
+class AdamWGroup(NamedTuple):
+    """What `adamw_update` is given of a group: tensors, which change, and numbers, which do not."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[dict[str, Tensor]]
+    lr: Tensor
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+def adamw_update(groups: list[AdamWGroup], gradient_scale: Tensor | None = None) -> None:
+    """Do the arithmetic of `AdamW` in place, on tensors only: nothing is read back to the host.
+
+    A scale of zero turns the step into one that keeps everything: gradients of zero, no decay, a rate of zero.
+    """
+    for group in groups:
+        (beta1, beta2), lr = group.betas, group.lr
+        taken = torch.ones_like(lr) if gradient_scale is None else (gradient_scale > 0).to(lr)
+        for param, grad, state in zip(group.params, group.grads, group.states, strict=True):
+            grad = at_least_float32(grad)
+            if gradient_scale is not None:  # zero times infinity would not be zero
+                grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
+            state["step"].add_(taken)
+            first = state["exp_avg"].lerp_(grad, (1 - beta1) * taken)
+            second = state["exp_avg_sq"].lerp_(grad.square(), (1 - beta2) * taken)
+            steps = state["step"].clamp(min=1)  # a first step that is skipped has none
+            denominator = (second / _one_minus_power(beta2, steps)).sqrt_().add_(group.eps)
+            param.mul_(1 - lr * group.weight_decay * taken)
+            param.sub_(first * (lr * taken / _one_minus_power(beta1, steps)) / denominator)
+
+
+def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
+    """Return 1 − βᵗ to float32's last digits: the difference of the two would lose four of them at β = 0.999."""
+    return -torch.expm1(steps * (math.log(beta) if beta else -math.inf))
 
 
 def _moment_dtype(param: Tensor) -> torch.dtype:
@@ -130,13 +168,24 @@ def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tenso
     here (Pascanu et al. 2013, algorithm 1). Parameters without a gradient are skipped. If the norm is
     not finite neither are the gradients afterwards: look at the norm before stepping.
     """
-    if not max_l2_norm > 0:
-        raise ConfigError(f"max_l2_norm must be positive (got {max_l2_norm}); use inf to measure only")
     grads = [p.grad for p in parameters if p.grad is not None]
+    total = gradient_norm(grads)
+    scale = clipping_scale(total, max_l2_norm)
+    if grads:
+        torch._foreach_mul_(grads, scale)
+    return total
+
+
+def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
+    """Return the joint L2 norm of `grads`, a scalar of at least float32 on their device."""
     if not grads:
         return torch.tensor(0.0)
     norms = torch._foreach_norm([at_least_float32(grad) for grad in grads], 2)
-    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
-    scale = (max_l2_norm / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, scale)
-    return total
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+
+
+def clipping_scale(norm: Tensor, max_l2_norm: float) -> Tensor:
+    """Return what gradients of joint norm `norm` are multiplied with to have one of at most `max_l2_norm`."""
+    if not max_l2_norm > 0:
+        raise ConfigError(f"max_l2_norm must be positive (got {max_l2_norm}); use inf to measure only")
+    return (max_l2_norm / (norm + 1e-6)).clamp(max=1.0)

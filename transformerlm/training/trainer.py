@@ -1,34 +1,54 @@
 """One optimizer step, and the state that makes the next one the same after a restart."""
 
-import contextlib
-import math
-from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from transformerlm.distributed.precision import compute_in
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.training.checkpoint import Checkpoint, load_model_state
-from transformerlm.training.loss import cross_entropy
-from transformerlm.training.optim import AdamW, gradient_clipping, parameter_groups
+from transformerlm.training.loss import NextTokenLoss
+from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm, parameter_groups
 from transformerlm.training.schedule import lr_cosine_schedule
 
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """What one step did. `applied` is False if loss or gradient was not finite and the step was skipped."""
+    """What one step did. Its numbers lie on the device until one of them is asked for; only then the host waits."""
 
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    applied: bool
+    def __init__(self, numbers: Tensor, learning_rate: float) -> None:
+        self._numbers = numbers
+        self.learning_rate = learning_rate
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the batch, in nats a token."""
+        return self._read[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Joint L2 norm of the gradients before clipping."""
+        return self._read[1]
+
+    @property
+    def applied(self) -> bool:
+        """False if loss or gradient was not finite, so that the step changed nothing."""
+        return self._read[2] > 0
+
+    @functools.cached_property
+    def _read(self) -> list[float]:
+        return self._numbers.tolist()
 
 
 class Trainer:
-    """A model and its optimizer; `step` is forward, backward, clipping and update."""
+    """A model and its optimizer; `step` is forward, backward, clipping and update.
+
+    `loss` is a module that maps (inputs, targets) to the summed loss of `model`, if it has been wrapped for several
+    devices, say; it is then used as it is. Otherwise the model is prepared here, in place, for one device.
+    """
 
     def __init__(
         self,
@@ -39,12 +59,17 @@ class Trainer:
         training: TrainingHparams,
         device: torch.device,
         dtype: torch.dtype,
+        loss: nn.Module | None = None,
     ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
         self.schedule = schedule
         self.training = training
+        if loss is None:
+            compute_in(model, dtype)
+            loss = NextTokenLoss(model)
+        self.loss = loss
         self.optimizer = AdamW(
             parameter_groups(model, optimizer.weight_decay),
             lr=schedule.max_learning_rate,
@@ -72,26 +97,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self._accumulate_gradients(batch)
-        norm = gradient_clipping(self.model.parameters(), self.training.max_grad_norm)
-        loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
-        applied = math.isfinite(loss_value) and math.isfinite(norm_value)
-        if applied:
-            self.optimizer.step()
+        norm = gradient_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        finite = loss.isfinite() & norm.isfinite()
+        # The decision is taken where the numbers are: no scale is zero but that of a step to skip.
+        scale = torch.where(finite, clipping_scale(norm, self.training.max_grad_norm), 0)
+        self.optimizer.step(gradient_scale=scale)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_value, norm_value, learning_rate, applied)
+        return StepResult(torch.stack((loss, norm.to(loss), finite.to(loss))), learning_rate)
 
     def evaluate(self, batches: list[Batch]) -> float:
         """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are."""
         self.model.eval()
-        total, count = 0.0, 0
         with torch.no_grad():
-            for inputs, targets in batches:
-                with self._autocast():
-                    logits = self.model(inputs)
-                total += cross_entropy(logits, targets).sum().item()
-                count += targets.numel()
+            total = torch.stack([self.loss(inputs, targets).double() for inputs, targets in batches]).sum().item()
         self.model.train()
-        return total / count
+        return total / sum(targets.numel() for _, targets in batches)
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', for a checkpoint."""
@@ -114,14 +134,7 @@ class Trainer:
         rows = self.training.micro_batch_size or len(inputs)
         loss = torch.zeros((), device=self.device)
         for micro_inputs, micro_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
-            with self._autocast():
-                logits = self.model(micro_inputs)
-            micro_loss = cross_entropy(logits, micro_targets).sum() / targets.numel()
+            micro_loss = self.loss(micro_inputs, micro_targets) / targets.numel()
             micro_loss.backward()
             loss += micro_loss.detach()
         return loss
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)

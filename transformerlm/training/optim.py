@@ -1,4 +1,4 @@
-"""AdamW, which parameters it decays, and gradient clipping.
+"""AdamW and gradient clipping.
 
 Nothing here waits for the device: norms, scales and step counts are tensors there, and so is the decision to skip a
 step. The learning rate is one as well, so that the compiled update of `distributed.compiling` serves every step.
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from transformerlm.distributed.shards import local_piece, norm_over_processes
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -66,9 +67,9 @@ class AdamW(Optimizer):
         members = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         groups = [
             AdamWGroup(
-                params=params,
-                grads=[p.grad for p in params if p.grad is not None],
-                states=[self._state(p) for p in params],
+                params=[local_piece(p) for p in params],
+                grads=[local_piece(p.grad) for p in params if p.grad is not None],
+                states=[{name: local_piece(value) for name, value in self._state(p).items()} for p in params],
                 # A tensor, since a compiled function is compiled again for another number.
                 lr=torch.full((), group["lr"], device=params[0].device),
                 betas=group["betas"],
@@ -148,18 +149,6 @@ def _moment_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups for the optimizer: matrices (embeddings too), which decay, and vectors, which do not.
-
-    Decay shrinks what is multiplied with activations; a norm's gains belong near one, not zero.
-    """
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 @torch.no_grad()
 def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tensor:
     """Scale all gradients in place so that their joint L2 norm is at most `max_l2_norm`.
@@ -172,7 +161,7 @@ def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tenso
     total = gradient_norm(grads)
     scale = clipping_scale(total, max_l2_norm)
     if grads:
-        torch._foreach_mul_(grads, scale)
+        torch._foreach_mul_([local_piece(grad) for grad in grads], scale)
     return total
 
 
@@ -180,8 +169,9 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     """Return the joint L2 norm of `grads`, a scalar of at least float32 on their device."""
     if not grads:
         return torch.tensor(0.0)
-    norms = torch._foreach_norm([at_least_float32(grad) for grad in grads], 2)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    norms = torch._foreach_norm([at_least_float32(local_piece(grad)) for grad in grads], 2)
+    norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    return norm_over_processes(norm, grads[0])
 
 
 def clipping_scale(norm: Tensor, max_l2_norm: float) -> Tensor:

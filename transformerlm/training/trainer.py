@@ -1,17 +1,22 @@
 """One optimizer step, and the state that makes the next one the same after a restart."""
 
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from transformerlm.distributed.precision import compute_in
+from transformerlm.distributed.sharding import ALONE, Parallelism
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.training.checkpoint import Checkpoint, load_model_state
 from transformerlm.training.loss import NextTokenLoss
-from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm, parameter_groups
-from transformerlm.training.schedule import lr_cosine_schedule
+from transformerlm.training.optim import clipping_scale, gradient_norm
+from transformerlm.training.param_groups import build_optimizer, set_learning_rate
+from transformerlm.training.schedule import learning_rate
+from transformerlm.utils.errors import CheckpointError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -46,8 +51,7 @@ class StepResult:
 class Trainer:
     """A model and its optimizer; `step` is forward, backward, clipping and update.
 
-    `loss` is a module that maps (inputs, targets) to the summed loss of `model`, if it has been wrapped for several
-    devices, say; it is then used as it is. Otherwise the model is prepared here, in place, for one device.
+    The model is prepared here, in place, for its device, and for the processes that `parallelism` names.
     """
 
     def __init__(
@@ -59,43 +63,32 @@ class Trainer:
         training: TrainingHparams,
         device: torch.device,
         dtype: torch.dtype,
-        loss: nn.Module | None = None,
+        parallelism: Parallelism = ALONE,
     ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
         self.schedule = schedule
         self.training = training
-        if loss is None:
-            compute_in(model, dtype)
-            loss = NextTokenLoss(model)
-        self.loss = loss
-        self.optimizer = AdamW(
-            parameter_groups(model, optimizer.weight_decay),
-            lr=schedule.max_learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-        )
+        self.parallelism = parallelism
+        compute_in(model, dtype)
+        self.loss = NextTokenLoss(model)
+        self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
+        self.optimizer = build_optimizer(model, optimizer, dtype=dtype)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step; steps count from 1, so that the first one already learns."""
-        return lr_cosine_schedule(
-            step,
-            self.schedule.max_learning_rate,
-            self.schedule.min_learning_rate,
-            self.schedule.warmup_iters,
-            self.schedule.cosine_cycle_iters or self.training.steps,
-        )
+        return learning_rate(step, self.schedule, self.training.steps)
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take optimizer step number `step` (from 1) on (inputs, targets), each of shape (B, T).
 
         The batch goes through the model in pieces of `micro_batch_size` rows; the gradients add up to those
-        of the whole batch. A step whose loss or gradient is not finite changes nothing.
+        of the whole batch. Of several processes each is given its rows of it; loss and gradient are those of all.
+        A step whose loss or gradient is not finite changes nothing.
         """
-        learning_rate = self.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        rate = self.learning_rate(step)
+        set_learning_rate(self.optimizer, rate)
         loss = self._accumulate_gradients(batch)
         norm = gradient_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         finite = loss.isfinite() & norm.isfinite()
@@ -103,7 +96,7 @@ class Trainer:
         scale = torch.where(finite, clipping_scale(norm, self.training.max_grad_norm), 0)
         self.optimizer.step(gradient_scale=scale)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(torch.stack((loss, norm.to(loss), finite.to(loss))), learning_rate)
+        return StepResult(torch.stack((loss, norm.to(loss), finite.to(loss))), rate)
 
     def evaluate(self, batches: list[Batch]) -> float:
         """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are."""
@@ -122,19 +115,38 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        load_model_state(self.model, checkpoint.model_state())
-        state = checkpoint.optimizer_state()
-        self.optimizer.load_state_dict(state["optimizer"])
+        like = self._layout() if self.parallelism.sharded else None
+        load_model_state(self.model, checkpoint.model_state(like))
+        state = checkpoint.optimizer_state(like)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: does not fit the optimizer of these settings: {error}") from None
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
 
+    def _layout(self) -> Callable[[str, torch.Size], Tensor | None]:
+        """Return a function that gives, for a tensor of a checkpoint, one that is sharded as it should be here."""
+        layout: dict[str, Tensor] = dict(self.model.state_dict())
+        params = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        # An optimizer's state dict numbers the parameters in the order of its groups.
+        moments = {f"optimizer.state.{number}": param for number, param in enumerate(params)}
+
+        def like(name: str, size: torch.Size) -> Tensor | None:
+            found = layout.get(name, moments.get(name.rpartition(".")[0]))
+            return found if found is not None and found.shape == size else None
+
+        return like
+
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
         inputs, targets = batch
         rows = self.training.micro_batch_size or len(inputs)
-        loss = torch.zeros((), device=self.device)
+        loss, rows_done = torch.zeros((), device=self.device), 0
         for micro_inputs, micro_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
-            micro_loss = self.loss(micro_inputs, micro_targets) / targets.numel()
-            micro_loss.backward()
+            rows_done += len(micro_inputs)
+            with self.parallelism.accumulation(self.training_loss, last=rows_done == len(inputs)):
+                micro_loss = self.training_loss(micro_inputs, micro_targets) / targets.numel()
+                micro_loss.backward()
             loss += micro_loss.detach()
-        return loss
+        return self.parallelism.world.mean(loss)

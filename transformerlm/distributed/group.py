@@ -25,6 +25,8 @@ from transformerlm.utils.errors import TransformerLMError
 
 T = TypeVar("T")
 
+_CPU = torch.device("cpu")
+
 
 class PeerError(TransformerLMError):
     """Another process of the group has failed; its own words say why."""
@@ -32,13 +34,13 @@ class PeerError(TransformerLMError):
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that train together; its methods are called by all of them, in the same order."""
+    """This process's place among those that train together; all of them call its methods, in the same order."""
 
     rank: int = 0
     local_rank: int = 0
     """Rank among the processes of this machine."""
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def is_first(self) -> bool:
@@ -58,7 +60,7 @@ class World:
         return int(shared)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of `value`, a tensor on this world's device, over all processes; nothing waits for it here."""
+        """Return the mean of `value`, a tensor on this world's device, over all processes; the host does not wait."""
         if self.size == 1:
             return value
         total = value.clone()

@@ -6,8 +6,6 @@ tensor passes through all of these unchanged, so that an optimizer has one body 
 
 # DTensor is imported where it is needed: it takes as long to load as torch, and without processes there is none.
 
-from collections.abc import Iterable
-
 import torch.distributed as dist
 from torch import Tensor
 
@@ -41,9 +39,10 @@ def sharded_like(like: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def sum_of_squares(tensors: Iterable[Tensor], local: Tensor) -> Tensor:
-    """Return `local`, the sum of squares of this process's pieces, added up over processes if `tensors` are sharded."""
-    if any(is_sharded(tensor) for tensor in tensors):
-        local = local.clone()
-        dist.all_reduce(local)
-    return local
+def norm_over_processes(norm: Tensor, like: Tensor) -> Tensor:
+    """Return the L2 norm of all pieces, of which this process's have `norm`, if `like` is sharded; else `norm`."""
+    if not is_sharded(like):
+        return norm
+    squares = norm.square()
+    dist.all_reduce(squares)
+    return squares.sqrt()

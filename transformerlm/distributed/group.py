@@ -21,15 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from transformerlm.utils.errors import TransformerLMError
+from transformerlm.utils.errors import ConfigError, PeerError, TransformerLMError
 
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
-
-
-class PeerError(TransformerLMError):
-    """Another process of the group has failed; its own words say why."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +97,9 @@ class World:
                 raise PeerError(f"process {rank} failed: {message}")
 
 
-def started_together() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def launched_rank() -> int:
-    """Return the rank that torchrun gave this process; 0 without it. For words that only one process should say."""
-    return int(os.environ.get("RANK", "0"))
+def restarts() -> int:
+    """Return how often torchrun has started this run's processes again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
@@ -118,25 +109,23 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
     On CUDA each process takes the device of its local rank. `timeout` is how long one waits for the others, at
     the start and later.
     """
-    if not started_together():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(device=device)
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     backend = "gloo"
     if device.type == "cuda":
+        wanted, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if wanted > there:
+            raise ConfigError(f"{wanted} processes have {there} GPUs here; give torchrun --nproc-per-node={there}")
         device = torch.device("cuda", local_rank)
-        if local_rank >= torch.cuda.device_count():
-            raise TransformerLMError(
-                f"process {local_rank} of this machine has no device: it has {torch.cuda.device_count()}; "
-                f"use torchrun --nproc-per-node={torch.cuda.device_count()}"
-            )
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"  # the CPUs agree over gloo, beside what the devices do
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # After a restart the launcher's store still holds the addresses of the processes that are gone.
-    start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(f"start_{restarts()}", store)
     dist.init_process_group(
-        backend, store=dist.PrefixStore(start, store), rank=rank, world_size=size, timeout=timeout,
+        backend, store=store, rank=rank, world_size=size, timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
     world = World(rank, local_rank, size, device)

@@ -34,6 +34,10 @@ class GroupCheckpointStore:
         """As of the store."""
         self.parallelism.world.from_first(lambda: self.store.prepare(num_bytes))
 
+    def clean(self) -> None:
+        """As of the store."""
+        self.parallelism.world.from_first(self.store.clean)
+
     def newest(self, damaged: list[DamagedCheckpointError] | None = None) -> Checkpoint | None:
         """As of the store: the first process verifies the checkpoint, and has the damaged ones in its list."""
 

@@ -16,6 +16,7 @@ from transformerlm.training.loss import NextTokenLoss
 from transformerlm.training.optim import clipping_scale, gradient_norm
 from transformerlm.training.param_groups import build_optimizer, set_learning_rate
 from transformerlm.training.schedule import learning_rate
+from transformerlm.utils.devices import fingerprint
 from transformerlm.utils.errors import CheckpointError
 
 Batch = tuple[Tensor, Tensor]
@@ -105,6 +106,12 @@ class Trainer:
             total = torch.stack([self.loss(inputs, targets).double() for inputs, targets in batches]).sum().item()
         self.model.train()
         return total / sum(targets.numel() for _, targets in batches)
+
+    def environment(self) -> dict[str, str | int]:
+        """Return what a bit-exact repetition depends on, for people to compare."""
+        parallelism = self.parallelism
+        processes = {"processes": parallelism.world.size, "strategy": parallelism.strategy}
+        return fingerprint(self.device) | processes
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', for a checkpoint."""

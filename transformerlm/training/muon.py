@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from transformerlm.distributed.shards import local_piece, sharded_like, whole
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -160,21 +161,29 @@ def muon_update(groups: list[MuonGroup], dtype: torch.dtype, gradient_scale: Ten
     """
     for group in groups:
         taken = torch.ones_like(group.lr) if gradient_scale is None else (gradient_scale > 0).to(group.lr)
-        directions = []
-        for grad, momentum in zip(group.grads, group.momenta, strict=True):
-            grad = at_least_float32(grad)
-            if gradient_scale is not None:  # zero times infinity would not be zero
-                grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
-            momentum.lerp_(grad, (1 - group.momentum) * taken)
-            directions.append(grad.lerp(momentum, group.momentum))  # Nesterov's: one step ahead
+        directions = [
+            _nesterov(grad, momentum, group.momentum, taken=taken, gradient_scale=gradient_scale)
+            for grad, momentum in zip(group.grads, group.momenta, strict=True)
+        ]
         for batch in _batches(group.params):
-            wide = torch.stack([_lying(_gathered(directions[i])) for i in batch])
+            wide = torch.stack([_lying(whole(directions[i])) for i in batch])
             for i, update in zip(batch, orthogonalize(wide, dtype).unbind(), strict=True):
                 param = group.params[i]
                 rows, columns = param.shape
-                update = _sharded_like(param, update.mT if rows > columns else update)
-                param.mul_(1 - group.lr * group.weight_decay * taken)
-                param.sub_(update * (group.lr * taken * update_scale(rows, columns)))
+                update = sharded_like(param, update.mT if rows > columns else update)
+                local_piece(param).mul_(1 - group.lr * group.weight_decay * taken)
+                local_piece(param).sub_(local_piece(update) * (group.lr * taken * update_scale(rows, columns)))
+
+
+def _nesterov(grad: Tensor, momentum: Tensor, decay: float, *, taken: Tensor, gradient_scale: Tensor | None) -> Tensor:
+    """Move `momentum` on by `grad`, if the step is `taken`; return the direction one step ahead of it."""
+    grad = at_least_float32(local_piece(grad))
+    if gradient_scale is not None:  # zero times infinity would not be zero
+        grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
+    local_piece(momentum).lerp_(grad, (1 - decay) * taken)
+    direction = torch.empty_like(momentum)  # sharded as it is
+    local_piece(direction).copy_(grad.lerp(local_piece(momentum), decay))
+    return direction
 
 
 def _momentum_dtype(param: Tensor) -> torch.dtype:
@@ -195,28 +204,3 @@ def _batches(params: Sequence[Tensor]) -> list[list[int]]:
 
 def _lying(matrix: Tensor) -> Tensor:
     return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-
-
-def _gathered(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that is sharded over processes. All of them call this in the same order."""
-    if _no_processes():
-        return tensor
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _sharded_like(param: Tensor, whole: Tensor) -> Tensor:
-    """Return the piece of `whole`, which every process has computed, that belongs to `param`'s: nothing is sent."""
-    if _no_processes():
-        return whole
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(param, DTensor):
-        return whole
-    return distribute_tensor(whole, param.device_mesh, param.placements, src_data_rank=None)
-
-
-def _no_processes() -> bool:
-    # Loading DTensor takes as long as loading torch, and there is none without a process group.
-    return not (distributed.is_available() and distributed.is_initialized())

@@ -15,8 +15,9 @@ from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, Valida
 from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
+from transformerlm.training.group_store import GroupCheckpointStore
 from transformerlm.training.trainer import Batch, StepResult, Trainer
-from transformerlm.utils.devices import fingerprint, peak_flops, peak_memory_bytes
+from transformerlm.utils.devices import peak_flops, peak_memory_bytes
 from transformerlm.utils.errors import CheckpointError, TransformerLMError
 
 Record = dict[str, Any]
@@ -51,7 +52,7 @@ class TrainingRun:
     loader: BatchLoader
     valid_batches: list[Batch]
     valid_bytes_per_token: float
-    store: CheckpointStore
+    store: CheckpointStore | GroupCheckpointStore
     identity: Mapping[str, Any]
     """What must be the same for a run to be continued: data, tokenizer, shape, seed."""
     logging: TrainLoggingHparams
@@ -62,8 +63,12 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     _saved_step: int = 0
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`; raise `OtherRunError` listing what differs if it is of another run."""
+    def resume(self, checkpoint: Checkpoint, *, force: bool = False) -> list[str]:
+        """Continue from `checkpoint`; return what differs from the run that made it, which `force` allows.
+
+        Raises `OtherRunError` with that list without `force`, and `CheckpointError` if the weights or the optimizer's
+        state do not fit.
+        """
         state = checkpoint.run_state()
         saved = state["identity"]
         differing = [
@@ -71,14 +76,15 @@ class TrainingRun:
             for key, value in self.identity.items()
             if saved.get(key) != value
         ]
-        if differing:
+        if differing and not force:
             raise OtherRunError(
-                f"{checkpoint.path}: is of another run: {'; '.join(differing)}; "
-                "choose another logging.run_name, or restore those settings"
+                f"{checkpoint.path}: is of another run: {'; '.join(differing)}; choose another logging.run_name, "
+                "restore those settings, or set training.resume to force to go on all the same"
             )
         self.trainer.load(checkpoint)
         self.progress = Progress(**state["progress"])
         self._saved_step = self.progress.step
+        return differing
 
     def run(self) -> Iterator[Record]:
         """Train to the last step; yield a record of everything worth logging.
@@ -143,7 +149,8 @@ class TrainingRun:
         }
         peak = peak_flops(device)
         if peak is not None:
-            record["metrics.mfu"] = tokens_per_second * self.flops_per_token / peak
+            devices = self.trainer.parallelism.world.size
+            record["metrics.mfu"] = tokens_per_second * self.flops_per_token / (peak * devices)
         return record
 
     def _validate(self) -> Record:
@@ -176,7 +183,7 @@ class TrainingRun:
                 "identity": dict(self.identity),
                 "data": {"next_sample": progress.step * self.loader.batch_size, "seed": self.loader.seed},
                 "schedule": {"learning_rate": self.trainer.learning_rate(max(1, progress.step))},
-                "environment": fingerprint(self.trainer.device),
+                "environment": self.trainer.environment(),
             },
         )
         self._saved_step = progress.step

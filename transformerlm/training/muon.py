@@ -39,7 +39,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if tall else matrices  # so that X Xᵀ is the smaller of the two products
-    x = (wide / (torch.linalg.matrix_norm(wide, keepdim=True) + _EPS)).to(dtype)
+    x = (wide / (torch.linalg.matrix_norm(at_least_float32(wide), keepdim=True) + _EPS)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -162,7 +162,7 @@ def muon_update(groups: list[MuonGroup], dtype: torch.dtype, gradient_scale: Ten
     for group in groups:
         taken = torch.ones_like(group.lr) if gradient_scale is None else (gradient_scale > 0).to(group.lr)
         directions = [
-            _nesterov(grad, momentum, group.momentum, taken=taken, gradient_scale=gradient_scale)
+            _nesterov(grad, momentum, group.momentum, taken=taken, gradient_scale=gradient_scale).to(dtype)
             for grad, momentum in zip(group.grads, group.momenta, strict=True)
         ]
         for batch in _batches(group.params):

@@ -1,5 +1,6 @@
 """Roles, groups, and the optimizers built from them."""
 
+import copy
 import io
 from collections.abc import Callable
 
@@ -136,10 +137,29 @@ def test_the_state_of_the_other_optimizer_is_refused_and_nothing_changes(
     assert all(map(torch.equal, other.parameters(), fresh.parameters()))
 
 
-def test_a_fresh_optimizer_loads_a_fresh_state(make_model: MakeModel) -> None:
-    optimizer = build_optimizer(make_model(), MUON)
+def test_a_fresh_optimizer_loads_a_fresh_state_and_keeps_one_state_with_its_parts(make_model: MakeModel) -> None:
+    model = make_model()
+    optimizer = build_optimizer(model, MUON)
     optimizer.load_state_dict(build_optimizer(make_model(), MUON).state_dict())
     assert not optimizer.state
+    train(model, optimizer, range(1))
+    assert len(optimizer.state_dict()["state"]) == len(list(model.parameters()))
+
+
+def test_a_state_that_fits_only_the_first_part_leaves_it_as_it_was(make_model: MakeModel) -> None:
+    model, fresh = make_model(), make_model()
+    optimizer, expected = build_optimizer(model, MUON), build_optimizer(fresh, MUON)
+    for net, opt in ((model, optimizer), (fresh, expected)):
+        train(net, opt, range(2))
+    broken = copy.deepcopy(optimizer.state_dict())
+    for saved in broken["state"].values():
+        saved.pop("exp_avg", None)
+        saved.get("momentum", torch.empty(0)).zero_()
+    with pytest.raises(ValueError, match="not AdamW's"):
+        optimizer.load_state_dict(broken)
+    for net, opt in ((model, optimizer), (fresh, expected)):
+        train(net, opt, range(2, 3))
+    assert all(map(torch.equal, model.parameters(), fresh.parameters()))
 
 
 def test_a_state_with_other_groups_is_refused(make_model: MakeModel) -> None:

@@ -194,7 +194,7 @@ def _leaf_types(annotation: Any) -> set[type]:
     if origin is tuple:
         return {tuple} | _leaf_types(get_args(annotation)[0])
     if origin is Literal:
-        return {str}
+        return {type(value) for value in get_args(annotation)}
     return {annotation}
 
 

@@ -77,11 +77,9 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`batch_size` is that of all processes together; raises `ConfigError` if they cannot share it evenly."""
+        """`batch_size` is that of all processes together; `ConfigError` if they cannot share it evenly."""
         if batch_size % world_size:
-            raise ConfigError(
-                f"training.batch_size: must be divisible by the {world_size} processes that share it (got {batch_size})"
-            )
+            raise ConfigError(f"batch_size must be divisible by the {world_size} processes (got {batch_size})")
         self.rank = rank
         self.world_size = world_size
         self.tokens = tokens

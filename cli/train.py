@@ -120,14 +120,12 @@ def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":
 
 
 def _require_even_shares(config: TrainConfig, world: "World", origin: str) -> None:
-    """Raise `ConfigError` unless all processes can have as many rows of a batch, and go through them in equal pieces."""
+    """Raise `ConfigError` unless every process gets as many sequences of a batch, in equal pieces."""
     training = config.training
-    rows, rest = divmod(training.batch_size, world.size)
+    batch, piece = training.batch_size, training.micro_batch_size
+    rows, rest = divmod(batch, world.size)
     if rest:
-        raise ConfigError(
-            f"{origin}: training.batch_size: must be divisible by the {world.size} processes (got {training.batch_size})"
-        )
-    piece = training.micro_batch_size
+        raise ConfigError(f"{origin}: training.batch_size: must be divisible by {world.size} processes (got {batch})")
     if piece is not None and piece < rows and rows % piece:
         raise ConfigError(
             f"{origin}: training.micro_batch_size: must divide the {rows} sequences of each process (got {piece})"

@@ -11,7 +11,7 @@ to AdamW; `param_groups.build_optimizer` parts them.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +89,6 @@ class Muon(Optimizer):
             raise ConfigError(f"momentum must be at least 0 and below 1 (got {momentum})")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
-        self.update = muon_update
         for group in self.param_groups:
             for param in group["params"]:
                 if param.ndim != 2:
@@ -106,23 +105,37 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                groups.append(
-                    MuonGroup(
-                        params=params,
-                        grads=[p.grad for p in params if p.grad is not None],
-                        momenta=[self._momentum(p) for p in params],
-                        # A tensor, since a compiled function is compiled again for another number.
-                        lr=torch.full((), group["lr"], device=params[0].device),
-                        momentum=group["momentum"],
-                        weight_decay=group["weight_decay"],
-                    )
-                )
-        self.update(groups, self.dtype, gradient_scale)
+                self._update(params, group, gradient_scale)
         return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
+        taken = torch.ones((), device=params[0].device)
+        if gradient_scale is not None:
+            taken = (gradient_scale > 0).to(taken)
+        directions = [self._direction(p, group["momentum"], taken, gradient_scale) for p in params]
+        for batch in _batches(params):
+            wide = torch.stack([_lying(whole(directions[i])) for i in batch])
+            for i, update in zip(batch, orthogonalize(wide, self.dtype).unbind(), strict=True):
+                rows, columns = params[i].shape
+                update = sharded_like(params[i], update.mT if rows > columns else update)
+                param = local_piece(params[i])
+                param.mul_(1 - group["lr"] * group["weight_decay"] * taken)
+                param.sub_(local_piece(update) * (group["lr"] * update_scale(rows, columns) * taken))
+
+    def _direction(self, param: Tensor, decay: float, taken: Tensor, gradient_scale: Tensor | None) -> Tensor:
+        """Move the momentum of `param` on, if the step is taken; return what lies one step ahead of it (Nesterov)."""
+        assert param.grad is not None
+        momentum = self._momentum(param)
+        grad = at_least_float32(local_piece(param.grad))
+        if gradient_scale is not None:  # zero times infinity would not be zero
+            grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
+        local_piece(momentum).lerp_(grad, (1 - decay) * taken)
+        direction = torch.empty_like(momentum, dtype=self.dtype)  # sharded as it is
+        local_piece(direction).copy_(grad.lerp(local_piece(momentum), decay))
+        return direction
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -141,49 +154,6 @@ class Muon(Optimizer):
                 if name in state_dict["state"]:
                     saved = state_dict["state"][name]["momentum"]
                     self.state[param]["momentum"] = saved.to(param.device, _momentum_dtype(param), copy=True)
-
-
-class MuonGroup(NamedTuple):
-    """What `muon_update` is given of a group: tensors, which change, and numbers, which do not."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    momenta: list[Tensor]
-    lr: Tensor
-    momentum: float
-    weight_decay: float
-
-
-def muon_update(groups: list[MuonGroup], dtype: torch.dtype, gradient_scale: Tensor | None = None) -> None:
-    """Do the arithmetic of `Muon` in place, on tensors only: nothing is read back to the host.
-
-    A scale of zero turns the step into one that keeps everything: gradients of zero, no decay, a rate of zero.
-    """
-    for group in groups:
-        taken = torch.ones_like(group.lr) if gradient_scale is None else (gradient_scale > 0).to(group.lr)
-        directions = [
-            _nesterov(grad, momentum, group.momentum, taken=taken, gradient_scale=gradient_scale).to(dtype)
-            for grad, momentum in zip(group.grads, group.momenta, strict=True)
-        ]
-        for batch in _batches(group.params):
-            wide = torch.stack([_lying(whole(directions[i])) for i in batch])
-            for i, update in zip(batch, orthogonalize(wide, dtype).unbind(), strict=True):
-                param = group.params[i]
-                rows, columns = param.shape
-                update = sharded_like(param, update.mT if rows > columns else update)
-                local_piece(param).mul_(1 - group.lr * group.weight_decay * taken)
-                local_piece(param).sub_(local_piece(update) * (group.lr * taken * update_scale(rows, columns)))
-
-
-def _nesterov(grad: Tensor, momentum: Tensor, decay: float, *, taken: Tensor, gradient_scale: Tensor | None) -> Tensor:
-    """Move `momentum` on by `grad`, if the step is `taken`; return the direction one step ahead of it."""
-    grad = at_least_float32(local_piece(grad))
-    if gradient_scale is not None:  # zero times infinity would not be zero
-        grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
-    local_piece(momentum).lerp_(grad, (1 - decay) * taken)
-    direction = torch.empty_like(momentum)  # sharded as it is
-    local_piece(direction).copy_(grad.lerp(local_piece(momentum), decay))
-    return direction
 
 
 def _momentum_dtype(param: Tensor) -> torch.dtype:

@@ -82,6 +82,14 @@ def test_gradients_are_those_of_the_whole_batch(case: str, results: list[Results
         assert_close(part(found, f"{case}.gradient"), expected)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradients_are_sent_once_a_step_however_many_pieces_it_has(strategy: str, results: list[Results]) -> None:
+    for found in results:
+        once = found[f"{strategy}-whole-adamw.sendings"]
+        assert once > 0
+        assert found[f"{strategy}-1-adamw.sendings"] == once
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_six_steps_are_those_of_one_process(case: str, results: list[Results]) -> None:
     for found in results:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from transformerlm.distributed.group import World, join_world
 from transformerlm.distributed.sharding import Parallelism, Strategy
@@ -96,7 +97,9 @@ def trained(case: Case, world: World, folder: Path) -> Results:
     parallelism = Parallelism(world, case.strategy)
     store = CheckpointStore(folder / case.name, keep_last=2, config_toml="[model]\n", tokenizer=None)
     trainer = make_trainer(case, parallelism)
-    results = {f"{case.name}.gradient.{name}": value for name, value in gradients(trainer, world).items()}
+    found, sendings = gradients(trainer, world)
+    results = {f"{case.name}.gradient.{name}": value for name, value in found.items()}
+    results[f"{case.name}.sendings"] = torch.tensor(sendings)
     for step in range(1, STEPS + 1):
         result = trainer.step(step, batch(step, world))
         results |= {f"{case.name}.number.{step}": torch.tensor([result.loss, result.grad_norm])}
@@ -139,8 +142,8 @@ def batch(step: int, world: World) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def gradients(trainer: Trainer, world: World) -> Results:
-    """Return the gradients that a first step would use; it changes nothing."""
+def gradients(trainer: Trainer, world: World) -> tuple[Results, int]:
+    """Return the gradients that a first step would use, and how often they are sent; it changes nothing."""
     found: Results = {}
 
     def spy(**_: object) -> None:
@@ -148,9 +151,10 @@ def gradients(trainer: Trainer, world: World) -> Results:
         found.update({name: whole(p.grad).clone() for name, p in named if p.grad is not None})
 
     step, trainer.optimizer.step = trainer.optimizer.step, spy  # type: ignore[method-assign]
-    trainer.step(1, batch(1, world))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        trainer.step(1, batch(1, world))
     trainer.optimizer.step = step  # type: ignore[method-assign]
-    return found
+    return found, sum("reduce_scatter" in event.name or "c10d::allreduce" in event.name for event in profiler.events())
 
 
 def weights_of(trainer: Trainer, prefix: str) -> Results:

@@ -162,21 +162,6 @@ def test_a_used_run_folder_is_refused_where_it_does_not_fit(
     assert {file: sha256_file(file) for file in (tmp_path / "runs").rglob("*") if file.is_file()} == files
 
 
-def test_a_damaged_newest_checkpoint_is_named(
-    run_main: Callable[..., Any], write_toml: Callable[..., Path], train_tables: Tables, tmp_path: Path
-) -> None:
-    path = write_toml(train_tables)
-    run_main(train.main, "--config", path)
-    damaged = tmp_path / "runs/tiny/checkpoints/step_00000012/optimizer.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    done = run_main(train.main, "--config", path, "--training.steps", 20)
-    assert done.code == 2
-    assert f"{damaged}: is damaged" in done.err
-    shutil.rmtree(damaged.parent)  # what the message advises
-    done = run_main(train.main, "--config", path)
-    assert (done.code, "continuing after step 6" in done.err) == (0, True)
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

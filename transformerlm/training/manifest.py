@@ -106,9 +106,9 @@ def _verify_file(path: Path, size: int, digest: str) -> None:
 def _damage(path: Path, error: OSError) -> OSError | DamagedCheckpointError:
     if error.errno not in _UNREADABLE:
         return error
-    return DamagedCheckpointError(
-        path, "is missing" if error.errno == errno.ENOENT else f"is damaged ({error.strerror})"
-    )
+    if error.errno == errno.ENOENT:
+        return DamagedCheckpointError(path, "is missing" + f", though {MANIFEST} lists it" * (path.name != MANIFEST))
+    return DamagedCheckpointError(path, f"is damaged ({error.strerror})")
 
 
 def _other_version(manifest: Path, version: Any) -> CheckpointError:

@@ -193,8 +193,21 @@ class TrainingHparams(Section):
     device: DeviceName = Field(default="auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
     dtype: DtypeName = Field(
         default="auto",
-        description="auto | float32 | bfloat16: numbers of the forward pass (autocast; weights stay float32). "
-        "auto is bfloat16 on CUDA and float32 elsewhere.",
+        description="auto | float32 | bfloat16: numbers of the matrix products; weights stay float32. "
+        "auto is bfloat16 where the processor multiplies it faster: on CUDA, on CPUs with AMX or avx512_bf16.",
+    )
+    compile: Literal["auto", True, False] = Field(
+        default="auto",
+        description="auto | true | false: let torch.compile make the step faster. auto does so where the run is long "
+        "enough to win back the minute that it takes.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute each block's activations again in the backward pass instead of keeping them: a third "
+        "more arithmetic for much less memory.",
+    )
+    loss_chunk_rows: int = Field(
+        default=0, ge=0, description="Rows of logits in memory at a time (0: what is fast on the device)."
     )
     threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")
     runs_dir: PathSetting = Field(default=Path("runs"), description="The run folder is runs_dir / logging.run_name.")
@@ -228,7 +241,9 @@ class ValidationHparams(Section):
 
     interval: int = Field(default=250, gt=0, description="Steps between validations; one more follows the last step.")
     windows: int = Field(default=64, gt=0, description="Windows of context_length tokens, spread evenly over the file.")
-    batch_size: int = Field(default=16, gt=0, description="Windows a forward pass.")
+    batch_size: int = Field(
+        default=16, gt=0, description="Windows a forward pass (compiled: as many as in a forward pass of training)."
+    )
 
 
 class CheckpointHparams(Section):

@@ -44,7 +44,14 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 RowsFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = {"cuda": 4096, "cpu": 1024}
+"""Rows of logits at a time, by device. A chunk costs a pass over the weight's gradient, so it must not be small beside
+the width; more rows than these are not faster."""
+
+
+def chunk_rows_for(device: torch.device) -> int:
+    """Return how many rows of logits to have in memory at a time."""
+    return CHUNK_ROWS.get(device.type, CHUNK_ROWS["cpu"])
 
 
 def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +100,7 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int,
     rows: RowsFunction = loss_and_gradient,
 ) -> Tensor:
     """Return the summed cross-entropy of the logits `features @ weight.T`, which are never whole in memory.
@@ -117,22 +124,28 @@ def linear_cross_entropy(
 
 
 class NextTokenLoss(nn.Module):
-    """A model and its loss as one module: what is compiled, wrapped and sharded is its `forward`.
+    """A model and its loss as one module: what is wrapped and sharded for several devices is its `forward`.
 
-    Any module that maps ids (B, T) to logits (B, T, V) will do; a `TransformerLM`'s loss is computed in chunks.
+    Any module that maps ids (B, T) to logits (B, T, V) will do; a `TransformerLM`'s loss is computed in chunks of
+    `chunk_rows` tokens, by `rows`: `loss_and_gradient`, or a compiled version of it.
     """
 
-    def __init__(self, model: nn.Module, *, chunk_rows: int = CHUNK_ROWS) -> None:
+    def __init__(self, model: nn.Module, *, chunk_rows: int, rows: RowsFunction = loss_and_gradient) -> None:
         super().__init__()
         self.model = model
         self.chunk_rows = chunk_rows
-        self.rows: RowsFunction = loss_and_gradient
+        self.rows = rows
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the cross-entropy in nats, summed over the tokens."""
+        """Return the cross-entropy in nats, summed over the targets; its gradient too, but in evaluation mode.
+
+        Rows of inputs beyond those of targets are padding: a compiled model wants the shape that it knows.
+        """
+        rows = slice(len(targets_BT))
         if not isinstance(self.model, TransformerLM):
-            return cross_entropy(self.model(inputs_BT), targets_BT).sum()
-        features_BTD = self.model.hidden_states(inputs_BT)
-        return linear_cross_entropy(
-            features_BTD, self.model.output_weight, targets_BT, chunk_rows=self.chunk_rows, rows=self.rows
-        )
+            return cross_entropy(self.model(inputs_BT)[rows], targets_BT).sum()
+        features_BTD = self.model.hidden_states(inputs_BT)[rows]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
+            return linear_cross_entropy(
+                features_BTD, self.model.output_weight, targets_BT, chunk_rows=self.chunk_rows, rows=self.rows
+            )

@@ -10,7 +10,7 @@ step. The learning rate is one as well, so that the compiled update of `distribu
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class AdamW(Optimizer):
         θ ← θ − lr · weight_decay · θ
         θ ← θ − lr · m / (1 − β₁ᵗ) / (sqrt(v / (1 − β₂ᵗ)) + eps)
 
-    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step. The
-    arithmetic of all parameters is one call of `update`, so that it can be compiled as a whole.
+    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step. `update`
+    does the arithmetic: `adamw_update`, or a compiled version of it.
     Raises `ConfigError` for settings out of range.
     """
 
@@ -64,22 +64,23 @@ class AdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        members = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        groups = [
-            AdamWGroup(
-                params=[local_piece(p) for p in params],
-                grads=[local_piece(p.grad) for p in params if p.grad is not None],
-                states=[{name: local_piece(value) for name, value in self._state(p).items()} for p in params],
-                # A tensor, since a compiled function is compiled again for another number.
-                lr=torch.full((), group["lr"], device=params[0].device),
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-            )
-            for group, params in zip(self.param_groups, members, strict=True)
-            if params
-        ]
-        self.update(groups, gradient_scale)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                # Tensors, since a function compiled for one number is compiled again for another.
+                lr = torch.full((), group["lr"], device=params[0].device)
+                decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
+            for param in params:
+                state = self._state(param)
+                self.update(
+                    *_as_vectors(param, param.grad, *(state[moment] for moment in _MOMENTS)),
+                    state["step"],
+                    lr=lr,
+                    decay=decay,
+                    gradient_scale=gradient_scale,
+                    betas=group["betas"],
+                    eps=group["eps"],
+                )
         return loss
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
@@ -107,37 +108,44 @@ class AdamW(Optimizer):
                 self.state[param]["step"] = steps.to(param.device, copy=True)
 
 
-class AdamWGroup(NamedTuple):
-    """What `adamw_update` is given of a group: tensors, which change, and numbers, which do not."""
+def adamw_update(
+    param: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    *,
+    lr: Tensor,
+    decay: Tensor,
+    gradient_scale: Tensor | None,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Do the arithmetic of `AdamW` for one parameter in place, on tensors only: nothing is read back to the host.
 
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[dict[str, Tensor]]
-    lr: Tensor
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-
-
-def adamw_update(groups: list[AdamWGroup], gradient_scale: Tensor | None = None) -> None:
-    """Do the arithmetic of `AdamW` in place, on tensors only: nothing is read back to the host.
-
-    A scale of zero turns the step into one that keeps everything: gradients of zero, no decay, a rate of zero.
+    `decay` is lr · weight_decay. A scale of zero turns the step into one that keeps everything: a gradient of zero, no
+    decay, a rate of zero.
     """
-    for group in groups:
-        (beta1, beta2), lr = group.betas, group.lr
-        taken = torch.ones_like(lr) if gradient_scale is None else (gradient_scale > 0).to(lr)
-        for param, grad, state in zip(group.params, group.grads, group.states, strict=True):
-            grad = at_least_float32(grad)
-            if gradient_scale is not None:  # zero times infinity would not be zero
-                grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
-            state["step"].add_(taken)
-            first = state["exp_avg"].lerp_(grad, (1 - beta1) * taken)
-            second = state["exp_avg_sq"].lerp_(grad.square(), (1 - beta2) * taken)
-            steps = state["step"].clamp(min=1)  # a first step that is skipped has none
-            denominator = (second / _one_minus_power(beta2, steps)).sqrt_().add_(group.eps)
-            param.mul_(1 - lr * group.weight_decay * taken)
-            param.sub_(first * (lr * taken / _one_minus_power(beta1, steps)) / denominator)
+    grad, taken = at_least_float32(grad), torch.ones_like(lr)
+    if gradient_scale is not None:
+        applied = gradient_scale > 0
+        grad = torch.where(applied, grad * gradient_scale, 0)  # zero times infinity would not be zero
+        taken = applied.to(lr)
+    step.add_(taken)
+    first.lerp_(grad, (1 - betas[0]) * taken)
+    second.lerp_(grad.square(), (1 - betas[1]) * taken)
+    count = step.clamp(min=1)  # a first step that is skipped has none
+    denominator = (second / _one_minus_power(betas[1], count)).sqrt_().add_(eps)
+    param.mul_(1 - decay * taken)
+    param.sub_(first * (lr * taken / _one_minus_power(betas[0], count)) / denominator)
+
+
+def _as_vectors(*tensors: Tensor | None) -> list[Tensor]:
+    """Return tensors of one shape as vectors that share their memory: one compiled update then serves every shape."""
+    pieces = [local_piece(tensor) for tensor in tensors if tensor is not None]
+    if all(piece.is_contiguous() for piece in pieces):
+        return [piece.view(-1) for piece in pieces]
+    return pieces
 
 
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:

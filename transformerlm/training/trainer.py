@@ -2,18 +2,21 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transformerlm.distributed.precision import compute_in
+from transformerlm.distributed.blocks import prepare_blocks
+from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide
 from transformerlm.distributed.sharding import ALONE, Parallelism
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
+from transformerlm.models import TransformerLM, flops_per_token
 from transformerlm.training.checkpoint import Checkpoint, load_model_state
-from transformerlm.training.loss import NextTokenLoss
-from transformerlm.training.optim import clipping_scale, gradient_norm
+from transformerlm.training.combined import CombinedOptimizer
+from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_gradient
+from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
 from transformerlm.training.param_groups import build_optimizer, set_learning_rate
 from transformerlm.training.schedule import learning_rate
 from transformerlm.utils.devices import fingerprint
@@ -72,10 +75,24 @@ class Trainer:
         self.schedule = schedule
         self.training = training
         self.parallelism = parallelism
-        compute_in(model, dtype)
-        self.loss = NextTokenLoss(model)
+        self.compilation = decide(training.compile, device, self._run_flops())
+        compiled = self.compilation.active
+        prepare_blocks(
+            model,
+            device=device,
+            dtype=dtype,
+            compiled=compiled,
+            activation_checkpointing=training.activation_checkpointing,
+        )
+        self.loss = NextTokenLoss(
+            model,
+            chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
+            rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
+        )
         self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
         self.optimizer = build_optimizer(model, optimizer, dtype=dtype)
+        if compiled:
+            _compile_update(self.optimizer)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step; steps count from 1, so that the first one already learns."""
@@ -101,11 +118,19 @@ class Trainer:
 
     def evaluate(self, batches: list[Batch]) -> float:
         """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are."""
-        self.model.eval()
-        with torch.no_grad():
-            total = torch.stack([self.loss(inputs, targets).double() for inputs, targets in batches]).sum().item()
-        self.model.train()
-        return total / sum(targets.numel() for _, targets in batches)
+        self.loss.eval()
+        # A compiled model runs as in training, gradients enabled and never asked for: it is not compiled once more.
+        with torch.set_grad_enabled(self.compilation.active):
+            pieces = self._in_training_shape(batches) if self.compilation.active else batches
+            losses = [self.loss(inputs, targets).detach() for inputs, targets in pieces]
+        self.loss.train()
+        return sum(torch.stack(losses).tolist()) / sum(targets.numel() for _, targets in batches)
+
+    def warm_up(self, batch: Batch) -> None:
+        """Take a step that changes nothing: what is to be compiled is, before the clock of the run starts."""
+        self._accumulate_gradients(batch)
+        self.optimizer.step(gradient_scale=torch.zeros((), device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
 
     def environment(self) -> dict[str, str | int]:
         """Return what a bit-exact repetition depends on, for people to compare."""
@@ -146,6 +171,20 @@ class Trainer:
 
         return like
 
+    def _run_flops(self) -> float:
+        """Return the arithmetic of the whole run, in this process; 0 for a model of another kind."""
+        if not isinstance(self.model, TransformerLM):
+            return 0.0
+        tokens = self.training.steps * self.training.batch_size * self.model.context_length
+        return tokens * flops_per_token(self.model) / self.parallelism.world.size
+
+    def _in_training_shape(self, batches: list[Batch]) -> Iterator[Batch]:
+        """Yield the rows of `batches` in pieces as long as in training; the last one's inputs are padded with zeros."""
+        rows = self.training.micro_batch_size or self.training.batch_size // self.parallelism.world.size
+        all_inputs, all_targets = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        for inputs, targets in zip(all_inputs.split(rows), all_targets.split(rows), strict=True):
+            yield nn.functional.pad(inputs, (0, 0, 0, rows - len(inputs))), targets
+
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
         inputs, targets = batch
         rows = self.training.micro_batch_size or len(inputs)
@@ -157,3 +196,10 @@ class Trainer:
                 micro_loss.backward()
             loss += micro_loss.detach()
         return self.parallelism.world.mean(loss)
+
+
+def _compile_update(optimizer: AdamW | CombinedOptimizer) -> None:
+    """Compile AdamW's arithmetic; Muon's is a few products of large matrices, which gain nothing."""
+    for part in optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,):
+        if isinstance(part, AdamW):
+            part.update = compile_any_length(part.update)

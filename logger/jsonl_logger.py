@@ -52,6 +52,8 @@ class JsonlLogger:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
+            self._file.close()
+            self._file = None  # so that `finish` does not fail too, of something less telling
             raise self._write_error(error) from error
 
     def log_artifact(self, path: Path, *, name: str, kind: str) -> None:

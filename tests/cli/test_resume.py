@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import resource
@@ -64,8 +65,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(DAMAGES[how](path.read_bytes()))
 
 
-@pytest.mark.parametrize("how", [*DAMAGES, "delete"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("name", "how"), list(zip(FILES, itertools.cycle([*DAMAGES, "delete"])))
 def test_a_damaged_checkpoint_is_passed_over_and_made_again(
     name: str, how: str, command: Command, checkpoints: Path
 ) -> None:
@@ -248,8 +248,16 @@ def test_a_write_that_fails_leaves_the_checkpoints_before_it(
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO])
-@pytest.mark.parametrize("step_of_work", ["mkdir", "fsync", "rename"])
+@pytest.mark.parametrize(
+    ("step_of_work", "number"),
+    [
+        ("mkdir", errno.EACCES),
+        ("fsync", errno.ENOSPC),
+        ("fsync", errno.EDQUOT),
+        ("fsync", errno.EIO),
+        ("rename", errno.EROFS),
+    ],
+)
 def test_whatever_the_system_refuses_is_one_line(
     step_of_work: str, number: int, command: Command, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

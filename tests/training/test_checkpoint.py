@@ -19,7 +19,7 @@ from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import AdamW, Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
 from transformerlm.training.checkpoint import checkpoint_folders
-from transformerlm.training.manifest import DamagedCheckpointError, FolderWriter
+from transformerlm.training.manifest import DamagedCheckpointError, FolderWriter, to_json
 from transformerlm.utils.errors import CheckpointError
 
 Factory = Callable[[Any], torch.optim.Optimizer]
@@ -169,16 +169,21 @@ def test_a_folder_holds_what_the_design_says(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "zero", "empty", "delete"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named(name: str, damage: str, folder: Path) -> None:
+def test_a_damaged_file_is_named_and_the_checkpoint_before_it_found(name: str, damage: str, folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("step_00000006"))
     path = folder / name
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     if damage == "delete":
         path.unlink()
     else:
-        data[len(data) // 2] ^= 0x80
-        path.write_bytes({"flip": data, "cut": data[:-2], "zero": bytes(len(data)), "empty": b""}[damage])
+        flipped = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x80]) + data[len(data) // 2 + 1 :]
+        path.write_bytes({"flip": flipped, "cut": data[:-1], "zero": bytes(len(data)), "empty": b""}[damage])
     with pytest.raises(DamagedCheckpointError, match=name):
         Checkpoint.open(folder)
+    damaged: list[DamagedCheckpointError] = []
+    kept = CheckpointStore(folder.parent, keep_last=2, config_toml="", tokenizer=None)
+    assert kept.newest(damaged) == Checkpoint(folder.with_name("step_00000006"))
+    assert [error.folder for error in damaged] == [folder]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -227,7 +232,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(folder: Path, monkeyp
 )
 def test_a_manifest_that_lies_is_refused(change: dict[str, Any], message: str, folder: Path) -> None:
     file = folder / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    file.write_bytes(to_json({**json.loads(file.read_text()), **change}))
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(folder)
 
@@ -236,7 +241,7 @@ def test_a_manifest_names_nothing_outside_its_folder(folder: Path) -> None:
     file = folder / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["files"]["../x"] = {"size": 1, "sha256": ""}
-    file.write_text(json.dumps(manifest))
+    file.write_bytes(to_json(manifest))
     with pytest.raises(CheckpointError, match=r"names '\.\./x', which is outside the folder"):
         Checkpoint.open(folder)
 

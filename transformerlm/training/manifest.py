@@ -75,7 +75,8 @@ def verify_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """
     manifest = folder / MANIFEST
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        data = manifest.read_bytes()
+        content = json.loads(data)
         version = content["format_version"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except OSError as error:
@@ -84,6 +85,8 @@ def verify_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         raise DamagedCheckpointError(manifest, f"is damaged ({error})") from None
     if version != FORMAT_VERSION:
         raise _other_version(manifest, version)
+    if data != to_json(content):
+        raise DamagedCheckpointError(manifest, "is damaged: it is not as it was written")
     for name in REQUIRED_FILES:
         if name not in expected:
             raise DamagedCheckpointError(manifest, f"is damaged: it does not list {name}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from config.io import COMMAND_LINE, to_toml
 from config.train import TrainConfig
 from profiling import attach_nvtx
 from transformerlm.hparams import ModelHparams
+from transformerlm.utils.allocator import keep_freed_memory
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
 from transformerlm.utils.files import atomic_write_text, exclusive
 
@@ -45,6 +47,7 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
 
     Returns the exit code. `origin` is where the configuration came from, for errors to name.
     """
+    keep_freed_memory()
     run_dir = _run_dir(config)
     with stop_on_signals() as exit_code, _join_world(config) as world:
         _require_even_shares(config, world, origin)
@@ -63,6 +66,7 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
                 )
                 return EXIT_OK
             _announce(run, config, first_step, train_data)
+            _compile(run)
             code = _train_logged(run, config, check_folder=check_folder, exit_code=exit_code, show_bar=show_bar)
     if world.is_first:
         say(f"loss curve: {plot_loss(run_dir)}")
@@ -158,7 +162,7 @@ def _build_run(
     from transformerlm.training import BatchLoader, CheckpointStore, Trainer, TrainingRun
     from transformerlm.training.data import validation_windows
     from transformerlm.training.group_store import GroupCheckpointStore
-    from transformerlm.utils.devices import select_dtype, set_threads
+    from transformerlm.utils.devices import select_training_dtype, set_threads
 
     settings, device = config.training, world.device
     set_threads(settings.threads)
@@ -174,7 +178,7 @@ def _build_run(
             schedule=config.schedule,
             training=settings,
             device=device,
-            dtype=select_dtype(settings.dtype, device),
+            dtype=select_training_dtype(settings.dtype, device),
             parallelism=parallelism,
         ),
         loader=BatchLoader(
@@ -219,6 +223,18 @@ def _announce(run: "TrainingRun", config: TrainConfig, first_step: int, train_da
     )
     if first_step:
         say(f"continuing after step {first_step}")
+
+
+def _compile(run: "TrainingRun") -> None:
+    """Compile the step before the first one, if it is to be, and say how long it took."""
+    trainer = run.trainer
+    if trainer.compilation.problem:
+        say(f"not compiled, which would be faster: {trainer.compilation.problem}")
+    if trainer.compilation.active:
+        say("compiling the training step: up to a minute, less when it is in the cache")
+        start = time.perf_counter()
+        trainer.warm_up(run.loader.batch(run.progress.step))
+        say(f"compiled in {time.perf_counter() - start:.0f} s")
 
 
 def _devices(run: "TrainingRun") -> str:

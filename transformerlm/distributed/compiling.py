@@ -17,14 +17,12 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
 from transformerlm.utils.cache_folder import user_cache_folder
 from transformerlm.utils.errors import ConfigError
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -102,11 +100,11 @@ def _choose_cache_folder() -> None:
         os.environ[CACHE_VARIABLE] = str(folder / "inductor")
 
 
-def compile_fixed_shapes(function: Function) -> Function:
+def compile_fixed_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` compiled for the shapes it is first called with; for others it would be compiled again."""
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-def compile_any_length(function: Function) -> Function:
+def compile_any_length(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` compiled once for vectors of all lengths."""
     return torch.compile(function, dynamic=True, fullgraph=True)

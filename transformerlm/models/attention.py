@@ -41,8 +41,8 @@ def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor |
 
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-"""Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one (T = S;
-then no other is given) to (B, H, T, K). H is a multiple of G."""
+"""Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one
+(T = S; then no other is given) to (B, H, T, K). H is a multiple of G."""
 
 
 def fused_attention(

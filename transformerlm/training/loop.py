@@ -22,6 +22,8 @@ from transformerlm.utils.errors import CheckpointError, TransformerLMError
 
 Record = dict[str, Any]
 
+_MOST_PENDING = 100  # steps that nobody has looked at, where records are rarer
+
 
 class DivergenceError(TransformerLMError):
     """Several steps in a row had a loss or gradient that was not finite."""
@@ -93,19 +95,17 @@ class TrainingRun:
         """
         steps = self.trainer.training.steps
         clock = _Clock(self.progress.step)
+        pending: list[tuple[int, StepResult]] = []
         while self.progress.step < steps and not self.should_stop():
             step = self.progress.step + 1
             result, norms = self._step(step)
             self.progress.step = step
-            if not result.applied:
-                yield self._skipped(result)
-            self.progress.nonfinite_steps = 0 if result.applied else self.progress.nonfinite_steps + 1
-            if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
-                raise DivergenceError(
-                    f"step {step}: loss or gradient was not finite {self.progress.nonfinite_steps} times in a row; "
-                    "lower schedule.max_learning_rate or lengthen the warm-up, then resume from the last checkpoint"
-                )
-            if step == 1 or step % self.logging.interval == 0 or step == steps or norms:
+            pending.append((step, result))
+            recorded = step == 1 or step % self.logging.interval == 0 or step == steps or bool(norms)
+            stops = step % self.validation.interval == 0 or step % self.checkpoint.interval == 0
+            if recorded or stops or len(pending) == _MOST_PENDING:
+                yield from self._look_at(pending)
+            if recorded:
                 yield self._train_record(result, clock) | norms
             if step % self.validation.interval == 0 and step != steps:
                 with clock.paused():
@@ -113,10 +113,24 @@ class TrainingRun:
             if step % self.checkpoint.interval == 0 and step != steps:
                 with clock.paused():
                     yield from self._save()
+        yield from self._look_at(pending)
         if self.progress.step != self._saved_step:
             yield from self._save()
         finished = self.progress.step >= steps
         yield {"event": "train_end", "step": self.progress.step, "finished": finished}
+
+    def _look_at(self, pending: list[tuple[int, StepResult]]) -> Iterator[Record]:
+        """Read what the steps since the last look did. Here alone the host waits, so that a device is never idle."""
+        for step, result in pending:
+            if not result.applied:
+                yield self._skipped(step, result)
+            self.progress.nonfinite_steps = 0 if result.applied else self.progress.nonfinite_steps + 1
+            if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
+                raise DivergenceError(
+                    f"step {step}: loss or gradient was not finite {self.progress.nonfinite_steps} times in a row; "
+                    "lower schedule.max_learning_rate or lengthen the warm-up, then resume from the last checkpoint"
+                )
+        pending.clear()
 
     def _step(self, step: int) -> tuple[StepResult, Record]:
         """Take a step, with the norms that are due."""
@@ -189,10 +203,10 @@ class TrainingRun:
         self._saved_step = progress.step
         yield {"event": "checkpoint", "step": progress.step, "path": str(path), "best_step": progress.best_step}
 
-    def _skipped(self, result: StepResult) -> Record:
+    def _skipped(self, step: int, result: StepResult) -> Record:
         return {
             "event": "skipped_step",
-            "step": self.progress.step,
+            "step": step,
             "metrics.loss": result.loss,
             "metrics.grad_l2_norm": result.grad_norm,
         }

@@ -9,7 +9,7 @@ step. The learning rate is one as well, so that the compiled update of `distribu
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas must be at least 0 and below 1 (got {betas})")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.update = adamw_update
+        self.update: Callable[..., None] = adamw_update
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, gradient_scale: Tensor | None = None) -> Any:
@@ -67,21 +67,21 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                # Tensors, since a function compiled for one number is compiled again for another.
-                lr = torch.full((), group["lr"], device=params[0].device)
-                decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
-            for param in params:
-                state = self._state(param)
-                self.update(
-                    *_as_vectors(param, param.grad, *(state[moment] for moment in _MOMENTS)),
-                    state["step"],
-                    lr=lr,
-                    decay=decay,
-                    gradient_scale=gradient_scale,
-                    betas=group["betas"],
-                    eps=group["eps"],
-                )
+                self._update_group(params, group, gradient_scale)
         return loss
+
+    def _update_group(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
+        # Tensors, since a function compiled for one number is compiled again for another.
+        lr = torch.full((), group["lr"], device=params[0].device)
+        decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
+        for param in params:
+            assert param.grad is not None
+            state = self._state(param)
+            vectors = _as_vectors(param, param.grad, *(state[moment] for moment in _MOMENTS))
+            self.update(
+                *vectors, state["step"], lr=lr, decay=decay, gradient_scale=gradient_scale,
+                betas=group["betas"], eps=group["eps"],
+            )  # fmt: skip
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
@@ -140,12 +140,11 @@ def adamw_update(
     param.sub_(first * (lr * taken / _one_minus_power(betas[0], count)) / denominator)
 
 
-def _as_vectors(*tensors: Tensor | None) -> list[Tensor]:
+def _as_vectors(*tensors: Tensor) -> Iterator[Tensor]:
     """Return tensors of one shape as vectors that share their memory: one compiled update then serves every shape."""
-    pieces = [local_piece(tensor) for tensor in tensors if tensor is not None]
-    if all(piece.is_contiguous() for piece in pieces):
-        return [piece.view(-1) for piece in pieces]
-    return pieces
+    pieces = [local_piece(tensor) for tensor in tensors]
+    flat = all(piece.is_contiguous() for piece in pieces)
+    return (piece.view(-1) if flat else piece for piece in pieces)
 
 
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformerlm.training.muon import Muon
 from transformerlm.training.optim import AdamW
 from transformerlm.training.param_groups import (
     build_optimizer,
+    load_optimizer,
     parameter_groups,
     parameter_roles,
     set_learning_rate,
@@ -135,6 +136,23 @@ def test_the_state_of_the_other_optimizer_is_refused_and_nothing_changes(
     train(fresh, build_optimizer(fresh, present), range(3))
     train(other, untouched, range(2, 3))
     assert all(map(torch.equal, other.parameters(), fresh.parameters()))
+
+
+@pytest.mark.parametrize("hparams", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_a_run_goes_on_with_the_present_settings(hparams: OptimizerHparams, make_model: MakeModel) -> None:
+    changes = {"weight_decay": 0.7, "embedding_lr_scale": 9.0, "beta2": 0.5, "muon_momentum": 0.5}
+    model, other = make_model(), make_model()
+    optimizer, resumed = build_optimizer(model, hparams), build_optimizer(other, hparams.model_copy(update=changes))
+    train(model, optimizer, range(2))
+    load_optimizer(resumed, optimizer.state_dict())
+    other.load_state_dict(model.state_dict())
+    for group in optimizer.param_groups:  # what the new settings should come to
+        group["weight_decay"] = 0.0 if group["role"] == "vectors" else 0.7
+        group["lr_scale"] = 9.0 if group["role"] == "embeddings" else 1.0
+        group |= {"momentum": 0.5} if "momentum" in group else {"betas": (0.9, 0.5)}
+    for net, opt in ((model, optimizer), (other, resumed)):
+        train(net, opt, range(2, 4))
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_a_fresh_optimizer_loads_a_fresh_state_and_keeps_one_state_with_its_parts(make_model: MakeModel) -> None:

@@ -83,3 +83,14 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Set every group's learning rate: the schedule's times the group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+
+
+def load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Load the state of a run that goes on, but keep the present settings, as schedule and batches do.
+
+    `Optimizer.load_state_dict` alone would bring back the weight decay, say, that the run was saved with.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state_dict)
+    for group, present in zip(optimizer.param_groups, settings, strict=True):
+        group.update(present)

@@ -17,7 +17,7 @@ from transformerlm.training.checkpoint import Checkpoint, load_model_state
 from transformerlm.training.combined import CombinedOptimizer
 from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_gradient
 from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
-from transformerlm.training.param_groups import build_optimizer, set_learning_rate
+from transformerlm.training.param_groups import build_optimizer, load_optimizer, set_learning_rate
 from transformerlm.training.schedule import learning_rate
 from transformerlm.utils.devices import fingerprint
 from transformerlm.utils.errors import CheckpointError
@@ -151,7 +151,7 @@ class Trainer:
         load_model_state(self.model, checkpoint.model_state(like))
         state = checkpoint.optimizer_state(like)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: does not fit the optimizer of these settings: {error}") from None
         torch.set_rng_state(state["random"]["cpu"])

@@ -65,7 +65,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(DAMAGES[how](path.read_bytes()))
 
 
-@pytest.mark.parametrize(("name", "how"), list(zip(FILES, itertools.cycle([*DAMAGES, "delete"])))
+@pytest.mark.parametrize(("name", "how"), list(zip(FILES, itertools.cycle([*DAMAGES, "delete"]), strict=False)))
 def test_a_damaged_checkpoint_is_passed_over_and_made_again(
     name: str, how: str, command: Command, checkpoints: Path
 ) -> None:

@@ -151,7 +151,10 @@ def _windows(
     tokens: npt.NDArray, starts: npt.NDArray, context_length: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = np.stack([tokens[start : start + context_length + 1] for start in starts]).astype(np.int64)
-    windows = torch.from_numpy(rows).to(device)
+    windows = torch.from_numpy(rows)
+    if device.type == "cuda":  # copied while the device still computes the steps before: the host need not wait
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1], windows[:, 1:]
 
 

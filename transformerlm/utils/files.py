@@ -149,7 +149,9 @@ def free_space(folder: Path) -> tuple[Path, int]:
 
 
 def size_text(num_bytes: int) -> str:
-    """Return a size for people: kB below a tenth of a megabyte, else MB."""
+    """Return a size for people: in MB, or in kB or bytes where that would be less than a tenth."""
+    if 0 < num_bytes < 1e3:
+        return f"{num_bytes} bytes"
     return f"{num_bytes / 1e3:,.1f} kB" if 0 < num_bytes < 1e5 else f"{num_bytes / 1e6:,.1f} MB"
 
 

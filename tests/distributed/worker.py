@@ -125,7 +125,9 @@ def continued(case: Case, world: World, checkpoints: Path, prefix: str) -> Resul
 
 def make_trainer(case: Case, parallelism: Parallelism, *, seed: int = 0) -> Trainer:
     return Trainer(
-        build_model(MODEL, seed=seed),
+        # In float64, so that what differs is what the processes do, and not how sums of float32 are rounded: AdamW's
+        # first steps divide a gradient by its own size, and make of a rounding error whatever they like.
+        build_model(MODEL, seed=seed, dtype=torch.float64),
         optimizer=OptimizerHparams.model_validate({"name": case.optimizer}),
         schedule=ScheduleHparams(max_learning_rate=1e-2, min_learning_rate=1e-3, warmup_iters=2),
         training=TrainingHparams(steps=STEPS, micro_batch_size=case.micro_batch_size, max_grad_norm=0.5),

@@ -146,7 +146,8 @@ def test_force_does_not_load_what_does_not_fit(
 
 def test_what_a_killed_process_left_goes_before_the_next_run(command: Command, checkpoints: Path) -> None:
     run_dir = checkpoints.parent
-    shutil.copytree(checkpoints / "step_00000012", checkpoints / ".step_00000013.tmp")
+    for step in (9, 13):
+        shutil.copytree(checkpoints / "step_00000012", checkpoints / f".step_{step:08d}.tmp")
     (run_dir / ".config.toml.x1.tmp").write_bytes(b"half")
     assert command("--training.steps", 13).code == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000012", "step_00000013"]

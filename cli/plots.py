@@ -1,8 +1,11 @@
 """The loss curve of a run, from its metrics.jsonl."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
+
+from transformerlm.utils.files import atomic_write_bytes
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
@@ -31,6 +34,8 @@ def plot_loss(run_dir: Path) -> Path:
     axes.grid(alpha=0.3)
     axes.legend()
     path = run_dir / "loss.png"
-    figure.savefig(path, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
     plt.close(figure)
+    atomic_write_bytes(path, png.getvalue())
     return path

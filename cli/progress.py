@@ -1,6 +1,7 @@
 """Words and bars for people, on stderr: a live bar on a terminal, else a plain line now and then."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +13,21 @@ Update = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and a few words about the work."""
 
 
+def speaks() -> bool:
+    """Whether this process speaks to people: of those that torchrun starts together only the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    if speaks():
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Update]:
     """Show the progress of the work in the context; yields the function that moves it."""
-    if not enabled:
+    if not (enabled and speaks()):
         yield lambda _share, _words: None
     elif sys.stderr.isatty():
         with _live_bar(label) as update:

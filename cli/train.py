@@ -1,7 +1,11 @@
 """`transformerlm-train`: token files to a trained model in a run folder."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +16,12 @@ from config.io import COMMAND_LINE, to_toml
 from config.train import TrainConfig
 from profiling import attach_nvtx
 from transformerlm.hparams import ModelHparams
+from transformerlm.utils.allocator import keep_freed_memory
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
 from transformerlm.utils.files import atomic_write_text, exclusive
 
 if TYPE_CHECKING:
+    from transformerlm.distributed.group import World
     from transformerlm.training import TokenDataset, TrainingRun
 
 EPILOG = """exit codes: 0 trained to the end, 2 a mistake to mend, 130 and 143 stopped by Ctrl-C and SIGTERM after
@@ -41,22 +47,29 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
 
     Returns the exit code. `origin` is where the configuration came from, for errors to name.
     """
-    with stop_on_signals() as exit_code:
-        train_data, valid_data = _open_data(config)
+    keep_freed_memory()
+    run_dir = _run_dir(config)
+    with stop_on_signals() as exit_code, _join_world(config) as world:
+        _require_even_shares(config, world, origin)
+        with world.together():
+            train_data, valid_data = _open_data(config, verify=world.local_rank == 0)
         model = _with_vocabulary(config.model, train_data, valid_data, origin=origin)
         config = config.model_copy(update={"model": model})
-        run = _build_run(config, train_data, valid_data, should_stop=lambda: exit_code() is not None)
-        first_step = _resume(run, config)
-        if first_step >= config.training.steps:
-            say(
-                f"already trained to step {first_step}: nothing to do; raise training.steps to go on, "
-                "or choose another logging.run_name to begin anew"
-            )
-            return EXIT_OK
-        _announce(run, config, first_step, train_data)
-        run_dir = config.training.runs_dir / config.logging.run_name
-        code = _train_logged(run, first_step, config, run_dir, exit_code, show_bar=show_bar)
-    say(f"loss curve: {plot_loss(run_dir)}")
+        run = _build_run(config, train_data, valid_data, world, should_stop=lambda: exit_code() is not None)
+        with _held_by_first(run_dir, world) as check_folder:
+            run.store.clean()
+            first_step = _resume(run, config)
+            if first_step >= config.training.steps:
+                say(
+                    f"already trained to step {first_step}: nothing to do; raise training.steps to go on, "
+                    "or choose another logging.run_name to begin anew"
+                )
+                return EXIT_OK
+            _announce(run, config, first_step, train_data)
+            _compile(run)
+            code = _train_logged(run, config, check_folder=check_folder, exit_code=exit_code, show_bar=show_bar)
+    if world.is_first:
+        say(f"loss curve: {plot_loss(run_dir)}")
     if run.progress.step < config.training.steps:
         say(f"stopped after step {run.progress.step} of {config.training.steps}; the same command continues")
     return code
@@ -64,54 +77,99 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
 
 def _train_logged(
     run: "TrainingRun",
-    first_step: int,
     config: TrainConfig,
-    run_dir: Path,
-    exit_code: Callable[[], int | None],
     *,
+    check_folder: Callable[[], None],
+    exit_code: Callable[[], int | None],
     show_bar: bool,
 ) -> int:
-    """Create the run folder, train, and send the records to the logging backends; return the exit code."""
-    from logger import make_logger
+    """Train, and send the records to the logging backends; return the exit code."""
+    from logger import NoopLogger, make_logger
 
-    log = make_logger(config.logging, config.wandb, run_dir=run_dir, resume_step=first_step)
+    run_dir, world = _run_dir(config), run.trainer.parallelism.world
+    # Weights and at most two moments a weight: better no first step than no first checkpoint.
+    run.store.prepare(3 * sum(parameter.nbytes for parameter in run.trainer.model.parameters()))
+    log = NoopLogger()
+    if world.is_first:
+        log = make_logger(config.logging, config.wandb, run_dir=run_dir, resume_step=run.progress.step)
     code = 1  # what the logger is told if an exception ends the run
-    with exclusive(run_dir):
-        try:
-            run.store.clean()
+    try:
+        if world.is_first:
             atomic_write_text(run_dir / "config.toml", to_toml(config))
-            log.start(config.model_dump(mode="json"))
-            log.log_artifact(config.data.tokenizer, name=f"{config.logging.run_name}-tokenizer", kind="tokenizer")
-            with progress_bar("training", enabled=show_bar) as update:
-                show = _shower(update, config.training.steps)
-                for record in run.run():
-                    log.log(record)
-                    show(record)
-                    if record["event"] == "checkpoint":
-                        name = f"{config.logging.run_name}-checkpoint"
-                        log.log_artifact(Path(record["path"]), name=name, kind="model")
-            finished = run.progress.step >= config.training.steps
-            code = EXIT_OK if finished else exit_code() or EXIT_OK
-        finally:
-            log.finish(code)
+        log.start(config.model_dump(mode="json"))
+        log.log_artifact(config.data.tokenizer, name=f"{config.logging.run_name}-tokenizer", kind="tokenizer")
+        with progress_bar("training", enabled=show_bar) as update:
+            show = _shower(update, config.training.steps)
+            for record in run.run():
+                check_folder()
+                log.log(record)
+                show(record)
+                if record["event"] == "checkpoint":
+                    name = f"{config.logging.run_name}-checkpoint"
+                    log.log_artifact(Path(record["path"]), name=name, kind="model")
+        finished = run.progress.step >= config.training.steps
+        code = EXIT_OK if finished else world.agree(exit_code() or EXIT_OK)
+    finally:
+        log.finish(code)
     return code
 
 
+def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":
+    """Return the context in which this process belongs to those that torchrun started with it, if it did."""
+    from transformerlm.distributed.group import join_world
+    from transformerlm.utils.devices import select_device
+
+    timeout = timedelta(seconds=config.parallel.timeout_seconds)
+    return join_world(select_device(config.training.device), timeout=timeout)
+
+
+def _require_even_shares(config: TrainConfig, world: "World", origin: str) -> None:
+    """Raise `ConfigError` unless every process gets as many sequences of a batch, in equal pieces."""
+    training = config.training
+    batch, piece = training.batch_size, training.micro_batch_size
+    rows, rest = divmod(batch, world.size)
+    if rest:
+        raise ConfigError(f"{origin}: training.batch_size: must be divisible by {world.size} processes (got {batch})")
+    if piece is not None and piece < rows and rows % piece:
+        raise ConfigError(
+            f"{origin}: training.micro_batch_size: must divide the {rows} sequences of each process (got {piece})"
+        )
+
+
+@contextlib.contextmanager
+def _held_by_first(run_dir: Path, world: "World") -> Iterator[Callable[[], None]]:
+    """Let the first process hold the run folder for all while the context is open; yields as `exclusive` does."""
+    with contextlib.ExitStack() as stack:
+        check: Callable[[], None] = lambda: None  # noqa: E731
+        with world.together():
+            if world.is_first:
+                check = stack.enter_context(exclusive(run_dir))
+        yield check
+
+
 def _build_run(
-    config: TrainConfig, train_data: "TokenDataset", valid_data: "TokenDataset", *, should_stop: Callable[[], bool]
+    config: TrainConfig,
+    train_data: "TokenDataset",
+    valid_data: "TokenDataset",
+    world: "World",
+    *,
+    should_stop: Callable[[], bool],
 ) -> "TrainingRun":
     """Build the parts of a run. Nothing is created on disk."""
+    from transformerlm.distributed.sharding import Parallelism, choose_strategy
     from transformerlm.models.build import build_model
     from transformerlm.models.flops import flops_per_token
     from transformerlm.training import BatchLoader, CheckpointStore, Trainer, TrainingRun
     from transformerlm.training.data import validation_windows
-    from transformerlm.utils.devices import select_device, select_dtype, set_threads
+    from transformerlm.training.group_store import GroupCheckpointStore
+    from transformerlm.utils.devices import select_training_dtype, set_threads
 
-    settings = config.training
-    device = select_device(settings.device)
+    settings, device = config.training, world.device
     set_threads(settings.threads)
     model = build_model(config.model, device=device, seed=settings.seed)
     attach_nvtx(model)
+    strategy = choose_strategy(config.parallel.strategy, world, sum(p.numel() for p in model.parameters()))
+    parallelism = Parallelism(world, strategy)
     windows = {"context_length": config.model.context_length, "device": device}
     return TrainingRun(
         trainer=Trainer(
@@ -120,25 +178,36 @@ def _build_run(
             schedule=config.schedule,
             training=settings,
             device=device,
-            dtype=select_dtype(settings.dtype, device),
+            dtype=select_training_dtype(settings.dtype, device),
+            parallelism=parallelism,
         ),
-        loader=BatchLoader(train_data.tokens, batch_size=settings.batch_size, seed=settings.seed, **windows),
+        loader=BatchLoader(
+            train_data.tokens,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            rank=world.rank,
+            world_size=world.size,
+            **windows,
+        ),
         valid_batches=validation_windows(
             valid_data.tokens, windows=config.validation.windows, batch_size=config.validation.batch_size, **windows
         ),
         valid_bytes_per_token=valid_data.bytes_per_token(),
-        store=CheckpointStore(
-            settings.runs_dir / config.logging.run_name / "checkpoints",
-            keep_last=config.checkpoint.keep_last,
-            config_toml=to_toml(config),
-            tokenizer=config.data.tokenizer,
+        store=GroupCheckpointStore(
+            CheckpointStore(
+                _run_dir(config) / "checkpoints",
+                keep_last=config.checkpoint.keep_last,
+                config_toml=to_toml(config),
+                tokenizer=config.data.tokenizer,
+            ),
+            parallelism,
         ),
         identity=_identity(config, train_data),
         logging=config.logging,
         validation=config.validation,
         checkpoint=config.checkpoint,
         flops_per_token=flops_per_token(model),
-        should_stop=should_stop,
+        should_stop=lambda: world.agree(should_stop()) > 0,  # so that all save the same step
     )
 
 
@@ -149,21 +218,40 @@ def _announce(run: "TrainingRun", config: TrainConfig, first_step: int, train_da
     tokens = config.training.steps * config.training.batch_size * config.model.context_length
     say(
         f"training {parameters:,} parameters for {config.training.steps:,} steps, {tokens:,} tokens "
-        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {run.trainer.device.type} in "
-        f"{dtype_name(run.trainer.dtype)}; run folder {config.training.runs_dir / config.logging.run_name}"
+        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {_devices(run)} in "
+        f"{dtype_name(run.trainer.dtype)}; run folder {_run_dir(config)}"
     )
     if first_step:
         say(f"continuing after step {first_step}")
 
 
-def _open_data(config: TrainConfig) -> "tuple[TokenDataset, TokenDataset]":
+def _compile(run: "TrainingRun") -> None:
+    """Compile the step before the first one, if it is to be, and say how long it took."""
+    trainer = run.trainer
+    if trainer.compilation.problem:
+        say(f"not compiled, which would be faster: {trainer.compilation.problem}")
+    if trainer.compilation.active:
+        say("compiling the training step: up to a minute, less when it is in the cache")
+        start = time.perf_counter()
+        trainer.warm_up(run.loader.batch(run.progress.step))
+        say(f"compiled in {time.perf_counter() - start:.0f} s")
+
+
+def _devices(run: "TrainingRun") -> str:
+    parallelism, device = run.trainer.parallelism, run.trainer.device.type
+    if parallelism.world.size == 1:
+        return device
+    return f"{parallelism.world.size} {device} processes ({parallelism.strategy})"
+
+
+def _open_data(config: TrainConfig, *, verify: bool) -> "tuple[TokenDataset, TokenDataset]":
     """Open both token files; raise if they are not of one tokenizer, the one of `data.tokenizer`."""
     from transformerlm.tokenizer import Tokenizer
     from transformerlm.training import TokenDataset
 
     tokenizer = Tokenizer.load(config.data.tokenizer)
     datasets = [
-        TokenDataset.open(path, context_length=config.model.context_length)
+        TokenDataset.open(path, context_length=config.model.context_length, verify=verify)
         for path in (config.data.train, config.data.valid)
     ]
     for dataset in datasets:
@@ -189,6 +277,10 @@ def _with_vocabulary(model: ModelHparams, *datasets: "TokenDataset", origin: str
     return model
 
 
+def _run_dir(config: TrainConfig) -> Path:
+    return config.training.runs_dir / config.logging.run_name
+
+
 def _identity(config: TrainConfig, train_data: "TokenDataset") -> dict[str, Any]:
     return {
         "data": train_data.info.data_sha256,
@@ -200,19 +292,30 @@ def _identity(config: TrainConfig, train_data: "TokenDataset") -> dict[str, Any]
 
 
 def _resume(run: "TrainingRun", config: TrainConfig) -> int:
-    """Load the newest checkpoint, if the run folder has one; return the step to continue from."""
-    from transformerlm.utils.devices import fingerprint
+    """Load the newest whole checkpoint, if the run folder has one; return the step to continue from.
 
-    newest = run.store.newest()
-    if newest is None:
-        return 0
-    if config.training.resume == "never":
+    Newer ones that are damaged are named and set aside, but only when the run is sure to go on without them.
+    """
+    from transformerlm.distributed.group import restarts
+    from transformerlm.training.checkpoint import checkpoint_folders
+    from transformerlm.training.manifest import DamagedCheckpointError
+
+    if config.training.resume == "never" and not restarts() and checkpoint_folders(run.store.folder):
         raise CheckpointError(
             f"{run.store.folder}: holds checkpoints already; choose another logging.run_name, "
             "or set training.resume to auto to continue from them"
         )
-    run.resume(newest)
-    _compare_environment(newest.run_state()["environment"], fingerprint(run.trainer.device))
+    damaged: list[DamagedCheckpointError] = []
+    newest = run.store.newest(damaged)
+    if newest is None:
+        return 0
+    differing = run.resume(newest, force=config.training.resume == "force")
+    if differing:
+        say(f"{newest.path}: is of another run, and is continued as asked: {'; '.join(differing)}")
+    for error in damaged:
+        aside = run.store.set_aside(error.folder)
+        say(f"{error.problem}; kept as {aside.name}, going on from {newest.path.name}, the newest that is whole")
+    _compare_environment(newest.run_state()["environment"], run.trainer.environment())
     return run.progress.step
 
 

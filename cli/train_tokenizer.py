@@ -7,6 +7,7 @@ from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.train_tokenizer import TrainTokenizerConfig
 from transformerlm.utils.errors import DataError
+from transformerlm.utils.files import require_writable
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
     size = sum(map(stored_size, sources))
     if size == 0 and not urls:  # a server need not tell sizes
         raise DataError(f"{', '.join(map(str, sources))}: the text is empty; give some to learn from")
+    require_writable(settings.output, "tokenizer.output")
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
     start = time.perf_counter()
     with progress_bar("tokenizer") as update:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, g
 
 from pydantic.fields import FieldInfo
 
+from cli.progress import say, speaks
 from config.io import load_config, to_json
 from config.schemas import Config
 from transformerlm.hparams import Section
@@ -35,7 +36,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 _OUTSIDE_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT,
-    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE,
+    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG,
 }  # fmt: skip
 """Errors of the operating system that a user can mend; others keep their traceback."""
 
@@ -69,7 +70,7 @@ def run_command(
         return code
     except TransformerLMError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            say(f"error: {line}")
         return EXIT_USER_ERROR
     except BrokenPipeError:
         # The reader of stdout has gone, as in `| head -1`: nothing is left to say to it.
@@ -79,10 +80,10 @@ def run_command(
         if error.errno not in _OUTSIDE_ERRORS:
             raise
         name = error.filename2 or error.filename or prog  # of a rename, where it was to go
-        print(f"error: {name}: {error.strerror}", file=sys.stderr)
+        say(f"error: {name}: {error.strerror}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -154,8 +155,8 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
         if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         requested.append(number)
-        # os.write, since a handler may interrupt a print to the same stream
-        os.write(2, b"\nstopping after this step (Ctrl-C again: at once, without saving)\n")
+        if speaks():  # by os.write, since a handler may interrupt a print to the same stream
+            os.write(2, b"\nstopping after this step (Ctrl-C again: at once, without saving)\n")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -193,7 +194,7 @@ def _leaf_types(annotation: Any) -> set[type]:
     if origin is tuple:
         return {tuple} | _leaf_types(get_args(annotation)[0])
     if origin is Literal:
-        return {str}
+        return {type(value) for value in get_args(annotation)}
     return {annotation}
 
 

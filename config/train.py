@@ -10,6 +10,7 @@ from transformerlm.hparams import (
     DataHparams,
     ModelHparams,
     OptimizerHparams,
+    ParallelHparams,
     Problem,
     ScheduleHparams,
     TrainingHparams,
@@ -27,15 +28,23 @@ class TrainConfig(Config):
     optimizer: OptimizerHparams = Field(default_factory=OptimizerHparams)
     schedule: ScheduleHparams = Field(default_factory=ScheduleHparams)
     training: TrainingHparams = Field(default_factory=TrainingHparams)
+    parallel: ParallelHparams = Field(default_factory=ParallelHparams)
     validation: ValidationHparams = Field(default_factory=ValidationHparams)
     checkpoint: CheckpointHparams = Field(default_factory=CheckpointHparams)
     logging: TrainLoggingHparams = Field(default_factory=TrainLoggingHparams)
     wandb: WandbHparams = Field(default_factory=WandbHparams)
 
     def problems(self) -> Iterator[Problem]:
-        if self.schedule.cosine_cycle_iters is None and self.schedule.warmup_iters > self.training.steps:
+        schedule, steps = self.schedule, self.training.steps
+        if schedule.name == "cosine" and schedule.cosine_cycle_iters is None and schedule.warmup_iters > steps:
             yield Problem(
                 "schedule.warmup_iters",
-                f"must not exceed the cosine cycle, which is training.steps = {self.training.steps}",
-                self.schedule.warmup_iters,
+                f"must not exceed the cosine cycle, which is training.steps = {steps}",
+                schedule.warmup_iters,
+            )
+        if schedule.name == "wsd" and schedule.warmup_iters + schedule.decay_iters(steps) > steps:
+            yield Problem(
+                "schedule.warmup_iters",
+                f"must leave room for the {schedule.decay_iters(steps)} steps of decay in training.steps = {steps}",
+                schedule.warmup_iters,
             )

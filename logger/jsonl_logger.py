@@ -9,7 +9,7 @@ from typing import final
 
 from logger.records import artifact_record, json_line
 from transformerlm.utils.errors import DataError
-from transformerlm.utils.files import atomic_write
+from transformerlm.utils.files import atomic_write, free_space, size_text
 
 
 @final
@@ -52,6 +52,8 @@ class JsonlLogger:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
+            self._file.close()
+            self._file = None  # so that `finish` does not fail too, of something less telling
             raise self._write_error(error) from error
 
     def log_artifact(self, path: Path, *, name: str, kind: str) -> None:
@@ -61,13 +63,17 @@ class JsonlLogger:
     def finish(self, exit_code: int = 0) -> None:  # noqa: ARG002
         """Flush the file to disk and close it."""
         if self._file is not None:
-            with self._file as file:
-                os.fsync(file.fileno())
-            self._file = None
+            file, self._file = self._file, None
+            try:
+                with file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise self._write_error(error) from error
 
     def _write_error(self, error: OSError) -> DataError:
+        free = size_text(free_space(self._path.parent)[1])
         return DataError(
-            f"{self._path}: cannot write the run's records: {error.strerror}; "
+            f"{self._path}: cannot write the run's records: {error.strerror} ({free} free); "
             "make the folder writable or free some space, then start the run again"
         )
 

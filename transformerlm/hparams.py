@@ -115,22 +115,39 @@ class DataHparams(Section):
 
 
 class OptimizerHparams(Section):
-    """AdamW (Loshchilov and Hutter 2019)."""
+    """How weights are updated: AdamW (Loshchilov and Hutter 2019), or Muon (Jordan et al. 2024) beside it."""
 
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment.")
-    eps: float = Field(default=1e-8, gt=0, description="Added to the denominator.")
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw | muon; muon updates the matrices of the blocks, AdamW then all else.",
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW: added to the denominator.")
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of the momentum (Nesterov's).")
     weight_decay: float = Field(default=0.1, ge=0, description="Decoupled weight decay, on matrices only.")
+    embedding_lr_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="Learning rate of the token embeddings and a tied output layer, as a multiple of the others'.",
+    )
 
 
 class ScheduleHparams(Section):
-    """Learning rate: linear warm-up, then a cosine down to the minimum, then constant."""
+    """Learning rate: linear warm-up, then a cosine down to the minimum; or warm-up, stable, linear decay (wsd)."""
 
+    name: Literal["cosine", "wsd"] = Field(
+        default="cosine",
+        description="cosine | wsd; a wsd run that has not begun to decay can be lengthened at no loss.",
+    )
     max_learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at the end of the warm-up.")
-    min_learning_rate: float = Field(default=1e-4, ge=0, description="Learning rate at the end of the cosine.")
+    min_learning_rate: float = Field(default=1e-4, ge=0, description="Learning rate at the end of cosine or decay.")
     warmup_iters: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
     cosine_cycle_iters: int | None = Field(
-        default=None, gt=0, description="Step at which the cosine ends (unset: training.steps)."
+        default=None, gt=0, description="cosine: step at which it ends (unset: training.steps)."
+    )
+    decay_fraction: float = Field(
+        default=0.2, ge=0, le=1, description="wsd: share of training.steps, at the end, in which the rate falls."
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -140,12 +157,22 @@ class ScheduleHparams(Section):
                 f"must not exceed max_learning_rate = {self.max_learning_rate}",
                 self.min_learning_rate,
             )
-        if self.cosine_cycle_iters is not None and self.warmup_iters > self.cosine_cycle_iters:
+        if self.name != "cosine" and self.cosine_cycle_iters is not None:
+            yield Problem(
+                "cosine_cycle_iters",
+                f"must be unset with the schedule {self.name}, which ends at training.steps",
+                self.cosine_cycle_iters,
+            )
+        elif self.cosine_cycle_iters is not None and self.warmup_iters > self.cosine_cycle_iters:
             yield Problem(
                 "warmup_iters",
                 f"must not exceed cosine_cycle_iters = {self.cosine_cycle_iters}",
                 self.warmup_iters,
             )
+
+    def decay_iters(self, steps: int) -> int:
+        """Return how many of `steps` steps a wsd schedule's decay takes."""
+        return round(self.decay_fraction * steps)
 
 
 class TrainingHparams(Section):
@@ -166,15 +193,29 @@ class TrainingHparams(Section):
     device: DeviceName = Field(default="auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
     dtype: DtypeName = Field(
         default="auto",
-        description="auto | float32 | bfloat16: numbers of the forward pass (autocast; weights stay float32). "
-        "auto is bfloat16 on CUDA and float32 elsewhere.",
+        description="auto | float32 | bfloat16: numbers of the matrix products; weights stay float32. "
+        "auto is bfloat16 where the processor multiplies it faster: on CUDA, on CPUs with AMX or avx512_bf16.",
+    )
+    compile: Literal["auto", True, False] = Field(
+        default="auto",
+        description="auto | true | false: let torch.compile make the step faster. auto does so where the run is long "
+        "enough to win back the minute that it takes.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute each block's activations again in the backward pass instead of keeping them: a third "
+        "more arithmetic for much less memory.",
+    )
+    loss_chunk_rows: int = Field(
+        default=0, ge=0, description="Rows of logits in memory at a time (0: what is fast on the device)."
     )
     threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")
     runs_dir: PathSetting = Field(default=Path("runs"), description="The run folder is runs_dir / logging.run_name.")
-    resume: Literal["auto", "never"] = Field(
+    resume: Literal["auto", "never", "force"] = Field(
         default="auto",
-        description="auto: continue from the newest checkpoint of the run folder. "
-        "never: refuse a run folder that holds checkpoints.",
+        description="auto: continue from the newest whole checkpoint of the run folder. "
+        "never: refuse a run folder that holds checkpoints. "
+        "force: continue even if data, tokenizer, seed or batch size are not those of the checkpoint.",
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -182,12 +223,27 @@ class TrainingHparams(Section):
             yield Problem("micro_batch_size", f"must divide batch_size = {self.batch_size}", self.micro_batch_size)
 
 
+class ParallelHparams(Section):
+    """Several processes, started by torchrun: how they share the work."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="auto | ddp | fsdp: every process has the whole model, or a piece of every weight. auto is fsdp "
+        "for a model whose weights, gradients and moments would fill half of a GPU, else ddp.",
+    )
+    timeout_seconds: int = Field(
+        default=600, gt=0, description="Seconds that a process waits for the others before it gives up."
+    )
+
+
 class ValidationHparams(Section):
     """Loss on a fixed set of windows of the validation data."""
 
     interval: int = Field(default=250, gt=0, description="Steps between validations; one more follows the last step.")
     windows: int = Field(default=64, gt=0, description="Windows of context_length tokens, spread evenly over the file.")
-    batch_size: int = Field(default=16, gt=0, description="Windows a forward pass.")
+    batch_size: int = Field(
+        default=16, gt=0, description="Windows a forward pass (compiled: as many as in a forward pass of training)."
+    )
 
 
 class CheckpointHparams(Section):

@@ -50,6 +50,24 @@ def messages(schema: type, path: Path | None, overrides: dict[tuple[str, str], A
             "schedule.warmup_iters: must not exceed the cosine cycle, which is training.steps = 50 (got 100)",
         ),
         (
+            {"schedule": {"name": "wsd", "cosine_cycle_iters": 500}},
+            "schedule.cosine_cycle_iters: must be unset with the schedule wsd, which ends at training.steps (got 500)",
+        ),
+        (
+            {"schedule": {"name": "wsd", "warmup_iters": 45, "decay_fraction": 0.2}, "training": {"steps": 50}},
+            "schedule.warmup_iters: must leave room for the 10 steps of decay in training.steps = 50 (got 45)",
+        ),
+        (
+            {"schedule": {"decay_fraction": 1.5}},
+            "schedule.decay_fraction: should be less than or equal to 1 (got 1.5)",
+        ),
+        ({"schedule": {"name": "linear"}}, "schedule.name: should be 'cosine' or 'wsd' (got 'linear')"),
+        ({"optimizer": {"name": "moun"}}, "optimizer.name: should be 'adamw' or 'muon' (got 'moun')"),
+        (
+            {"optimizer": {"embedding_lr_scale": 0.0}},
+            "optimizer.embedding_lr_scale: should be greater than 0 (got 0.0)",
+        ),
+        (
             {"schedule": {"min_learning_rate": 0.1, "max_learning_rate": 0.01}},
             "schedule.min_learning_rate: must not exceed max_learning_rate = 0.01 (got 0.1)",
         ),

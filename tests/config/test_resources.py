@@ -7,6 +7,7 @@ import pytest
 import config
 from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
+from config.bench_train import BenchTrainConfig
 from config.infer import InferConfig
 from config.io import load_config
 from config.make_data import MakeDataConfig
@@ -19,6 +20,7 @@ RESOURCES = Path(config.__path__[0]) / "resources"
 SCHEMAS: dict[str, type[Config]] = {
     "bench_infer": BenchInferConfig,
     "bench_tokenizer": BenchTokenizerConfig,
+    "bench_train": BenchTrainConfig,
     "infer": InferConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,

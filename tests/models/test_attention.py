@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from transformerlm.models.attention import MultiheadSelfAttentionRoPE, head_size, scaled_dot_product_attention
+from transformerlm.models.attention import (
+    MultiheadSelfAttentionRoPE,
+    fused_attention,
+    head_size,
+    scaled_dot_product_attention,
+    written_out_attention,
+)
 from transformerlm.models.layers import RotaryPositionalEmbedding
 from transformerlm.utils.errors import ConfigError
 
@@ -122,3 +128,22 @@ def test_sizes_that_do_not_fit_are_refused_with_a_fix(sizes: tuple[int, int, int
         head_size(*sizes)
     with pytest.raises(ConfigError, match=message):
         MultiheadSelfAttentionRoPE(sizes[0], sizes[1], 16, 10000.0, num_kv_heads=sizes[2])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_attention_functions_give_the_same_output_and_gradients(kv_heads: int, masked: bool) -> None:
+    draw = generator(2)
+    mask = torch.rand(6, 6, generator=draw) < 0.7 if masked else None
+    if mask is not None:
+        mask.fill_diagonal_(True)
+    shapes = [(2, 4, 6, 8), (2, kv_heads, 6, 8), (2, kv_heads, 6, 8)]
+    tensors = [torch.randn(shape, generator=draw) for shape in shapes]
+    results = []
+    for attention in (written_out_attention, fused_attention):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        output = attention(*leaves, mask, not masked)
+        output.square().sum().backward()
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    for written_out, fused in zip(*results, strict=True):
+        torch.testing.assert_close(written_out, fused, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,9 @@
 """The simple pair for any model and optimizer, and folders that are whole or refused."""
 
+import errno
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from io import BytesIO
@@ -17,6 +19,7 @@ from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import AdamW, Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
 from transformerlm.training.checkpoint import checkpoint_folders
+from transformerlm.training.manifest import DamagedCheckpointError, FolderWriter, to_json
 from transformerlm.utils.errors import CheckpointError
 
 Factory = Callable[[Any], torch.optim.Optimizer]
@@ -164,43 +167,82 @@ def test_a_folder_holds_what_the_design_says(folder: Path) -> None:
     assert Tokenizer.load(folder).vocab_size == 320
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "zero", "empty", "delete"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named(name: str, damage: str, folder: Path) -> None:
+def test_a_damaged_file_is_named_and_the_checkpoint_before_it_found(name: str, damage: str, folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("step_00000006"))
     path = folder / name
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     if damage == "delete":
         path.unlink()
     else:
-        data[len(data) // 2] ^= 0x80
-        path.write_bytes({"flip": data, "truncate": data[:-2], "empty": b""}[damage])
-    with pytest.raises(CheckpointError, match=name):
+        flipped = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x80]) + data[len(data) // 2 + 1 :]
+        path.write_bytes({"flip": flipped, "cut": data[:-1], "zero": bytes(len(data)), "empty": b""}[damage])
+    with pytest.raises(DamagedCheckpointError, match=name):
         Checkpoint.open(folder)
+    damaged: list[DamagedCheckpointError] = []
+    kept = CheckpointStore(folder.parent, keep_last=2, config_toml="", tokenizer=None)
+    assert kept.newest(damaged) == Checkpoint(folder.with_name("step_00000006"))
+    assert [error.folder for error in damaged] == [folder]
 
 
-def test_every_flipped_bit_of_the_weights_is_found(folder: Path) -> None:
-    path = folder / "model.safetensors"
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_anywhere_is_found(name: str, folder: Path) -> None:
+    path = folder / name
     data = path.read_bytes()
-    for position in range(0, len(data), len(data) // 50):
-        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
+    bits = random.Random(name)
+    for position in (0, len(data) - 1, *(bits.randrange(len(data)) for _ in range(40))):
+        flipped = data[position] ^ (1 << bits.randrange(8))
+        path.write_bytes(data[:position] + bytes([flipped]) + data[position + 1 :])
+        with pytest.raises(DamagedCheckpointError, match=r"manifest\.json"):
             Checkpoint.open(folder)
+    path.write_bytes(data)
+    assert Checkpoint.open(folder).step == 12
+
+
+def test_a_flipped_bit_in_the_manifests_version_is_damage_and_another_version_is_not(folder: Path) -> None:
+    for name, error, message in (
+        ("manifest.json", DamagedCheckpointError, "is damaged: it says format 3, and state.json 1"),
+        ("state.json", CheckpointError, "manifest.json: is of format 3, and this version reads format 1"),
+    ):
+        file = folder / name
+        file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 3'))
+        with pytest.raises(error, match=message) as caught:
+            Checkpoint.open(folder)
+        assert type(caught.value) is error
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("transformerlm.training.manifest.sha256_file", refuse)
+    with pytest.raises(PermissionError):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "is of format 2, and this version reads format 1"),
-        ({"files": {}}, "does not list model.safetensors"),
-        ({"files": {"../x": {"size": 1, "sha256": ""}}}, "names '../x', which is outside the folder"),
-        ({"files": None}, "is missing or damaged"),
-        ({"files": {"a": 3}}, "is missing or damaged"),
+        ({"files": {}}, "does not list state.json"),
+        ({"files": {"../x": {"size": 1, "sha256": ""}}}, "does not list state.json"),
+        ({"files": None}, "is damaged"),
+        ({"files": {"a": 3}}, "is damaged"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(change: dict[str, Any], message: str, folder: Path) -> None:
     file = folder / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    file.write_bytes(to_json({**json.loads(file.read_text()), **change}))
     with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+def test_a_manifest_names_nothing_outside_its_folder(folder: Path) -> None:
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"]["../x"] = {"size": 1, "sha256": ""}
+    file.write_bytes(to_json(manifest))
+    with pytest.raises(CheckpointError, match=r"names '\.\./x', which is outside the folder"):
         Checkpoint.open(folder)
 
 
@@ -221,6 +263,10 @@ def store(folder: Path, keep_last: int = 2) -> CheckpointStore:
 
 def save(store: CheckpointStore, step: int, best: int | None = None) -> Path:
     return store.save(model={"w": torch.full((3,), step)}, optimizer={}, state={"step": step, "best_step": best})
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def names(store: CheckpointStore) -> list[int]:
@@ -271,12 +317,102 @@ def test_what_a_killed_process_left_is_cleaned_and_never_read(tmp_path: Path) ->
     assert [path.name for path in two.folder.iterdir()] == [good.name]
 
 
+def test_a_kill_while_the_same_step_is_replaced_loses_neither(tmp_path: Path) -> None:
+    two = store(tmp_path)
+    good = save(two, 3)
+    before = files_of(good)
+    good.rename(two.folder / ".step_00000003.old")  # killed between the two renames
+    two.clean()
+    assert files_of(good) == before
+    shutil.copytree(good, two.folder / ".step_00000003.old")  # killed after them
+    two.clean()
+    assert [path.name for path in two.folder.iterdir()] == [good.name]
+
+
 def test_a_save_that_fails_leaves_the_others(tmp_path: Path) -> None:
     two = store(tmp_path)
     good = save(two, 3)
     with pytest.raises(CheckpointError, match="cannot be saved"):
         two.save(model={"w": torch.ones(1)}, optimizer={"odd": object()}, state={"step": 4})
     assert [path.name for path in two.folder.iterdir()] == [good.name]
+
+
+def test_damaged_checkpoints_are_passed_over_listed_and_set_aside(tmp_path: Path) -> None:
+    several = store(tmp_path, keep_last=9)
+    folders = [save(several, step) for step in (1, 2, 3, 4)]
+    for folder, name in ((folders[2], "state.json"), (folders[3], "model.safetensors")):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match=r"step_00000004/model\.safetensors: is damaged"):
+        several.newest()
+    damaged: list[DamagedCheckpointError] = []
+    newest = several.newest(damaged)
+    assert newest is not None
+    assert newest.step == 2
+    assert [(error.folder, error.problem.split(":")[0]) for error in damaged] == [
+        (folders[3], str(folders[3] / "model.safetensors")),
+        (folders[2], str(folders[2] / "state.json")),
+    ]
+    content = files_of(folders[3])
+    aside = several.set_aside(folders[3])
+    assert aside.name == "step_00000004.damaged"
+    assert files_of(aside) == content
+    shutil.copytree(aside, folders[3])
+    assert several.set_aside(folders[3]).name == "step_00000004.damaged2"
+    assert names(several) == [1, 2, 3]
+
+
+def test_with_no_checkpoint_left_the_store_refuses_rather_than_beginning_afresh(tmp_path: Path) -> None:
+    two = store(tmp_path)
+    for step in (1, 2):
+        (save(two, step) / "manifest.json").unlink()
+    for name in ("step_00000001", "step_00000002"):
+        with pytest.raises(
+            CheckpointError, match=rf"no checkpoint is left to go on from .*{name}/manifest\.json: is missing"
+        ):
+            two.newest([])
+    for step in (1, 2):
+        two.set_aside(two.folder / f"step_{step:08d}")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is left .*step_00000002\.damaged: was set aside"):
+        two.newest([])
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_going_back_does_not_remove_the_only_good_checkpoint(keep_last: int, tmp_path: Path) -> None:
+    several = store(tmp_path, keep_last=9)
+    for step in (1, 5, 6, 7):
+        save(several, step)
+    shutil.rmtree(several.folder / "step_00000005")
+    back = store(tmp_path, keep_last=keep_last)  # continues from step 1, whatever 6 and 7 are worth
+    saved = save(back, 2)
+    assert Checkpoint.open(saved).step == 2
+    assert names(back) == ([2, 6, 7] if keep_last == 1 else [1, 2, 6, 7])
+
+
+def test_a_checkpoint_that_does_not_read_back_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = store(tmp_path, keep_last=1)
+    good = save(one, 1)
+    write = FolderWriter.write
+
+    def write_badly(self: FolderWriter, name: str, pieces: Any) -> None:
+        write(self, name, pieces)
+        if name == "optimizer.safetensors":
+            data = bytearray((self.folder / name).read_bytes())
+            data[-1] ^= 4
+            (self.folder / name).write_bytes(data)
+
+    monkeypatch.setattr(FolderWriter, "write", write_badly)
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: reads otherwise than it was written"):
+        save(one, 2)
+    assert [path.name for path in one.folder.iterdir()] == [good.name]
+    assert Checkpoint.open(good).step == 1
+
+
+def test_the_tokenizer_is_read_once(workspace: Path, tmp_path: Path) -> None:
+    tokenizer = Path(shutil.copytree(workspace / "tokenizer", tmp_path / "tokenizer"))
+    kept = CheckpointStore(tmp_path / "run", keep_last=1, config_toml="[model]\n", tokenizer=tokenizer)
+    kept.prepare(0)
+    shutil.rmtree(tokenizer)
+    assert Tokenizer.load(save(kept, 1)).vocab_size == 320
 
 
 def test_a_configuration_without_a_model_is_named(tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformerlm.training.data import BatchLoader, TokenDataset, get_batch, permuted, validation_windows
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import ConfigError, DataError
 from transformerlm.utils.token_file import read_info
 
 CPU = torch.device("cpu")
 
 
-def loader(tokens: np.ndarray, *, batch_size: int = 3, context_length: int = 4, seed: int = 0) -> BatchLoader:
-    return BatchLoader(tokens, batch_size=batch_size, context_length=context_length, seed=seed, device=CPU)
+def loader(
+    tokens: np.ndarray, *, batch_size: int = 3, context_length: int = 4, seed: int = 0, **of: int
+) -> BatchLoader:
+    return BatchLoader(tokens, batch_size=batch_size, context_length=context_length, seed=seed, device=CPU, **of)
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64))
@@ -76,6 +78,59 @@ def test_a_batch_depends_on_seed_and_step_alone(step: int, seed: int) -> None:
     for earlier in (step + 1, 0):
         used.batch(earlier)
     assert all(torch.equal(a, b) for a, b in zip(fresh, used.batch(step), strict=True))
+
+
+@given(
+    num_tokens=st.integers(9, 300),
+    rows=st.integers(1, 4),
+    world_sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    step=st.integers(0, 200),
+    seed=st.integers(0, 100),
+)
+def test_any_number_of_processes_sees_the_same_batch_in_the_same_order(
+    num_tokens: int, rows: int, world_sizes: tuple[int, int], step: int, seed: int
+) -> None:
+    tokens = np.arange(num_tokens)
+    batch_size = rows * world_sizes[0] * world_sizes[1]
+    single = loader(tokens, batch_size=batch_size, seed=seed).batch(step)
+    for world_size in world_sizes:
+        shares = [
+            loader(tokens, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size).batch(step)
+            for rank in range(world_size)
+        ]
+        assert {len(inputs) for inputs, _ in shares} == {batch_size // world_size}
+        for whole, parts in zip(single, zip(*shares, strict=True), strict=True):
+            assert torch.equal(torch.cat(parts), whole)
+
+
+@given(num_tokens=st.integers(40, 200), world_size=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_processes_together_see_every_window_once_before_any_twice(num_tokens: int, world_size: int, seed: int) -> None:
+    windows = (num_tokens - 1) // 4 - 1
+    batch_size = 2 * world_size
+    steps = windows // batch_size
+    seen = [
+        start
+        for rank in range(world_size)
+        for step in range(steps)
+        for start in loader(np.arange(num_tokens), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        .batch(step)[0][:, 0]
+        .tolist()
+    ]
+    assert len(set(seen)) == len(seen) == steps * batch_size
+
+
+@given(step=st.integers(0, 50), batch_size=st.integers(1, 12), pieces=st.integers(1, 12))
+def test_a_slot_of_the_batch_depends_on_nothing_else_in_it(step: int, batch_size: int, pieces: int) -> None:
+    """Smaller batches, one after the other, are the large ones: only the global slot counts."""
+    tokens = np.arange(500)
+    large = loader(tokens, batch_size=batch_size * pieces).batch(step)[0]
+    small = [loader(tokens, batch_size=batch_size).batch(step * pieces + piece)[0] for piece in range(pieces)]
+    assert torch.equal(torch.cat(small), large)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size must be divisible by the 3 processes \(got 4\)"):
+        loader(np.arange(100), batch_size=4, world_size=3)
 
 
 def test_seeds_and_epochs_differ() -> None:

@@ -137,6 +137,12 @@ def test_a_run_of_another_identity_is_refused(make_run: Callable[..., TrainingRu
     other = make_run(steps=3, run={"identity": {"data": "abc", "seed": 1, "new": True}})
     with pytest.raises(OtherRunError, match="seed was 0 and is 1; new was None and is True; choose another"):
         other.resume(Checkpoint.open(tmp_path / "run"))
+    assert other.progress.step == 0
+    assert other.resume(Checkpoint.open(tmp_path / "run"), force=True) == [
+        "seed was 0 and is 1",
+        "new was None and is True",
+    ]
+    assert other.progress.step == 3
 
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from transformerlm.models import TransformerLM
-from transformerlm.training.optim import AdamW, gradient_clipping, parameter_groups
+from transformerlm.training.optim import AdamW, gradient_clipping
+from transformerlm.training.param_groups import parameter_groups
 from transformerlm.utils.errors import ConfigError
 
 
@@ -118,22 +118,6 @@ def test_the_closure_is_called_and_its_loss_returned() -> None:
 def test_settings_out_of_range_are_refused(setting: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         AdamW(small_net().parameters(), **setting)
-
-
-def test_matrices_decay_and_gains_do_not() -> None:
-    model = TransformerLM(20, 8, 16, 1, 2, 32, qk_norm=True)
-    model.lm_head.weight.requires_grad_(False)
-    decayed, kept = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)].rsplit(".", 2)[-2] for p in kept["params"]} == {
-        "ln1",
-        "ln2",
-        "q_norm",
-        "k_norm",
-        "ln_final",
-    }
-    assert len(decayed["params"]) + len(kept["params"]) == len(names) - 1
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 5.0, 1e4, float("inf")])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.training.schedule import lr_cosine_schedule
+from transformerlm.hparams import ScheduleHparams
+from transformerlm.training.schedule import learning_rate, lr_cosine_schedule, lr_wsd_schedule
 from transformerlm.utils.errors import ConfigError
 
 
@@ -43,3 +44,52 @@ def test_a_cycle_of_warm_up_alone_ends_at_the_minimum() -> None:
 def test_impossible_settings_are_refused(it: int, warmup: int, cycle: int) -> None:
     with pytest.raises(ConfigError):
         lr_cosine_schedule(it, 1.0, 0.1, warmup, cycle)
+
+
+@pytest.mark.parametrize(
+    ("it", "expected"),
+    [(0, 0.0), (5, 0.5), (10, 1.0), (29, 1.0), (30, 1.0), (35, 0.55), (39, 0.19), (40, 0.1), (41, 0.1)],
+)
+def test_wsd_values_by_hand(it: int, expected: float) -> None:
+    assert lr_wsd_schedule(it, 1.0, 0.1, 10, 10, 40) == pytest.approx(expected, rel=1e-12)
+
+
+@given(warmup=st.integers(0, 30), stable=st.integers(0, 30), decay=st.integers(0, 30), low=st.floats(0, 1))
+def test_wsd_rises_stays_falls_and_stays(warmup: int, stable: int, decay: int, low: float) -> None:
+    total = warmup + stable + decay
+    rates = [lr_wsd_schedule(it, 1.0, low, warmup, decay, total) for it in range(total + 3)]
+    assert rates[:warmup] == [it / warmup for it in range(warmup)]
+    assert rates[warmup : warmup + stable] == [1.0] * stable
+    assert all(a >= b for a, b in itertools.pairwise(rates[warmup:]))
+    differences = [a - b for a, b in itertools.pairwise(rates[warmup + stable : total + 1])]
+    assert differences == pytest.approx([(1 - low) / decay if decay else 0.0] * decay)
+    assert rates[total:] == [low] * 3
+
+
+@pytest.mark.parametrize(
+    ("it", "warmup", "decay", "total"), [(0, 6, 5, 10), (0, -1, 5, 10), (0, 0, -1, 10), (-1, 0, 0, 10)]
+)
+def test_impossible_wsd_settings_are_refused(it: int, warmup: int, decay: int, total: int) -> None:
+    with pytest.raises(ConfigError):
+        lr_wsd_schedule(it, 1.0, 0.1, warmup, decay, total)
+
+
+def rates(schedule: ScheduleHparams, steps: int) -> list[float]:
+    return [learning_rate(step, schedule, steps) for step in range(1, steps + 1)]
+
+
+def test_the_settings_choose_the_schedule() -> None:
+    shared = {"max_learning_rate": 1.0, "min_learning_rate": 0.0, "warmup_iters": 10}
+    cosine, wsd = ScheduleHparams(**shared), ScheduleHparams(name="wsd", decay_fraction=0.25, **shared)
+    assert rates(cosine, 40) == [lr_cosine_schedule(it, 1.0, 0.0, 10, 40) for it in range(1, 41)]
+    assert rates(wsd, 40) == [lr_wsd_schedule(it, 1.0, 0.0, 10, 10, 40) for it in range(1, 41)]
+    ends_early = ScheduleHparams(cosine_cycle_iters=20, **shared)
+    assert rates(ends_early, 40)[19:] == [0.0] * 21
+
+
+def test_a_longer_wsd_run_takes_the_same_steps_until_the_shorter_one_decays() -> None:
+    wsd = ScheduleHparams(name="wsd", max_learning_rate=1.0, min_learning_rate=0.0, decay_fraction=0.2)
+    short, long = rates(wsd, 1000), rates(wsd, 3000)
+    assert short[:800] == long[:800]
+    assert short[-1] == long[-1] == 0.0
+    assert set(long[99:2400]) == {1.0}

@@ -35,10 +35,11 @@ class Spoiled(nn.Module):
 
 
 def gradients(trainer: Trainer, batch: Batch) -> list[Tensor]:
+    """Return the gradients as the optimizer sees them: after clipping."""
     found: list[Tensor] = []
 
-    def spy() -> None:
-        found.extend(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None)
+    def spy(*, gradient_scale: Tensor) -> None:
+        found.extend(p.grad * gradient_scale for p in trainer.model.parameters() if p.grad is not None)
 
     trainer.optimizer.step = spy  # type: ignore[method-assign]
     assert trainer.step(1, batch).applied
@@ -89,7 +90,7 @@ def test_a_step_is_that_of_plain_pytorch(
 def test_the_learning_rate_is_set_before_the_step(batch: Batch, make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
     used: list[set[float]] = []
-    trainer.optimizer.step = lambda: used.append(  # type: ignore[method-assign]
+    trainer.optimizer.step = lambda gradient_scale: used.append(  # type: ignore[method-assign]
         {group["lr"] for group in trainer.optimizer.param_groups}
     )
     results = [trainer.step(step, batch) for step in range(1, 14)]
@@ -123,7 +124,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 ) -> None:
     passes = 4 // rows
     trainer = make_trainer(Spoiled(make_model(), *[1.0] * passes, *[1.0] * (passes - 1), factor), micro_batch_size=rows)
-    clean = make_trainer(micro_batch_size=rows)
+    clean = make_trainer(Spoiled(make_model()), micro_batch_size=rows)
     assert trainer.step(1, batch).applied
     before, state = weights(trainer), copy.deepcopy(trainer.optimizer.state_dict()["state"])
     result = trainer.step(2, batch)

@@ -5,7 +5,14 @@ import json
 import pytest
 import torch
 
-from transformerlm.utils.devices import fingerprint, peak_flops, peak_memory_bytes, select_device, set_threads
+from transformerlm.utils.devices import (
+    fingerprint,
+    peak_flops,
+    peak_memory_bytes,
+    select_device,
+    select_training_dtype,
+    set_threads,
+)
 from transformerlm.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -61,3 +68,18 @@ def test_memory_and_fingerprint_of_the_cpu() -> None:
     found = fingerprint(CPU)
     assert json.loads(json.dumps(found)) == found
     assert (found["device"], found["torch"]) == ("cpu", torch.__version__)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "expected"),
+    [(False, False, torch.float32), (True, True, torch.bfloat16), (False, True, torch.bfloat16)],
+)
+def test_training_is_in_bfloat16_where_the_processor_multiplies_it_faster(
+    amx: bool, avx512_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    assert select_training_dtype("auto", CPU) == expected
+    assert select_training_dtype("float32", CPU) == torch.float32
+    assert select_training_dtype("bfloat16", CPU) == torch.bfloat16
+    assert select_training_dtype("auto", torch.device("mps")) == torch.float32

@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import errno
 import json
 import math
 import os
@@ -12,11 +13,15 @@ import pytest
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import (
     atomic_write,
+    atomic_write_bytes,
     atomic_write_text,
     exclusive,
     require_free_space,
+    require_writable,
     sha256_file,
+    size_text,
     write_json,
+    writing,
 )
 
 
@@ -75,6 +80,63 @@ def test_free_space_is_looked_up_where_the_folder_will_be(tmp_path: Path, monkey
     assert asked == [tmp_path]
     with pytest.raises(DataError, match=r"it needs about 5\.0 MB, the disk has 5\.0 MB free; free some space"):
         require_free_space(tmp_path, 5_000_001, "it")
+
+
+def test_a_write_that_fails_says_what_it_needed_and_what_there_is(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            DataError, match=r"/x: the thing needs 2\.0 MB and cannot be written: No space .* \([\d.,]+ .B free"
+        ),
+        writing(tmp_path / "x", "the thing", 2_000_000),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(DataError, match=r"the thing needs about .* the disk has"),
+        writing(tmp_path, "the thing", 1 << 60),
+    ):
+        raise AssertionError("it began")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"file: y needs 3 bytes and cannot be written: (File exists|Not a directory)"):
+        atomic_write_bytes(tmp_path / "file/y", b"abc")
+
+
+def test_sizes_are_written_for_people() -> None:
+    assert [size_text(size) for size in (0, 999, 1000, 99_999, 100_000, 5_000_000_000)] == [
+        "0.0 MB",
+        "999 bytes",
+        "1.0 kB",
+        "100.0 kB",
+        "0.1 MB",
+        "5,000.0 MB",
+    ]
+
+
+def test_a_folder_that_cannot_be_used_is_found_out(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new/folder", "output.folder")
+    assert os.listdir(tmp_path / "new/folder") == []  # noqa: PTH208 (hidden files too)
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file/folder"):
+        with pytest.raises(DataError, match=r"cannot be written to: .* free\); choose another output\.folder"):
+            require_writable(folder, "output.folder")
+        with pytest.raises(DataError, match=r"cannot be written to: .*; make it writable"), exclusive(folder):
+            pass
+
+
+def test_a_held_folder_that_is_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "run") as check:
+        check()
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(DataError, match=r"run: was removed or replaced while this process was at work"):
+            check()
+        with exclusive(tmp_path / "run"), pytest.raises(DataError, match="was removed or replaced"):
+            check()
+
+
+def test_holding_a_folder_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+    (tmp_path / ".x.json.abc.tmp").write_bytes(b"half")
+    (tmp_path / "x.json").write_bytes(b"whole")
+    with exclusive(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "x.json"]  # noqa: PTH208
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Leading dimensions other than one B work as well where no cache is given.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,6 @@ from transformerlm.utils.errors import ConfigError
 def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return `softmax(Q Kᵀ / sqrt(d_k)) V` (Vaswani et al. 2017, eq. 1), written out.
 
-    The model itself uses the fused `torch.nn.functional.scaled_dot_product_attention`; this is the
-    formula it is tested against.
-
     Args:
         Q, K, V: (..., T, d_k), (..., S, d_k) and (..., S, d_v).
         mask: boolean, broadcastable to (..., T, S); True means "attend". A query that may attend to
@@ -42,12 +40,40 @@ def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor |
     return weights.to(V.dtype) @ V
 
 
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+"""Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one
+(T = S; then no other is given) to (B, H, T, K). H is a multiple of G."""
+
+
+def fused_attention(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Attend by PyTorch's kernel, which never has all scores in memory (Dao et al. 2022, FlashAttention)."""
+    return nn.functional.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=is_causal, enable_gqa=q_BHTK.shape[-3] != k_BGSK.shape[-3]
+    )
+
+
+def written_out_attention(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Attend by `scaled_dot_product_attention`, of which a compiler can make a few loops around two products."""
+    if is_causal:
+        positions = torch.arange(q_BHTK.shape[-2], device=q_BHTK.device)
+        mask = positions.unsqueeze(-1) >= positions
+    group_size = q_BHTK.shape[-3] // k_BGSK.shape[-3]
+    if group_size > 1:
+        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(group_size, -3), v_BGSK.repeat_interleave(group_size, -3)
+    return scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, mask)
+
+
 class MultiheadSelfAttentionRoPE(nn.Module):
     """Causal self-attention: project, rotate queries and keys by position, attend, project back.
 
     With `num_kv_heads` < `num_heads` groups of query heads share one key-value head (Ainslie et al. 2023,
     GQA). With `qk_norm` queries and keys pass an RMS norm over the head size before the rotation, as in
-    Qwen3 (Henry et al. 2020 introduced the idea). Layers of one model may share one `rope`.
+    Qwen3 (Henry et al. 2020 introduced the idea). Layers of one model may share one `rope`. `attend` is the attention
+    function; which one is faster depends on the device.
 
     Raises `ConfigError` if the sizes do not divide, or the head size is odd.
     """
@@ -77,6 +103,7 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         self.output_proj = Linear(d_model, d_model, device=device, dtype=dtype)
         self.q_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
         self.k_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
+        self.attend: AttentionFunction = fused_attention
         self.rope = rope or RotaryPositionalEmbedding(theta, self.d_head, max_seq_len, device=device)
 
     def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
@@ -108,14 +135,8 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         if cache is not None:
             k_BGSK, v_BGSK = cache.update(k_BGSK, v_BGSK)
 
-        attended_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK,
-            k_BGSK,
-            v_BGSK,
-            attn_mask=None if cache is None else cache.attn_mask,
-            is_causal=True if cache is None else cache.is_causal,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        mask, is_causal = (None, True) if cache is None else (cache.attn_mask, cache.is_causal)
+        attended_BHTK = self.attend(q_BHTK, k_BGSK, v_BGSK, mask, is_causal)
         return self.output_proj(attended_BHTK.transpose(-3, -2).flatten(-2))
 
 

@@ -181,6 +181,11 @@ class TransformerLM(nn.Module):
             return nn.functional.linear(features, self.token_embeddings.weight)
         return self.lm_head(features)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix (V, D) of `logits`, for a loss that makes the logits piece by piece."""
+        return self.token_embeddings.weight if self.lm_head is None else self.lm_head.weight
+
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
         """Return an empty key-value cache for this model, of `max_len` slots (default: the context)."""
         max_len = self.context_length if max_len is None else max_len

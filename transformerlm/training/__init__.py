@@ -1,4 +1,4 @@
-"""Training from scratch: loss, AdamW, schedule, batches, checkpoints, one step, and the loop over them.
+"""Training from scratch: loss, AdamW and Muon, schedules, batches, checkpoints, one step, and the loop over them.
 
 Everything here sees token ids only. `Trainer` takes one step, `TrainingRun` loops over steps and yields records;
 neither prints nor logs.
@@ -8,8 +8,10 @@ from transformerlm.training.checkpoint import Checkpoint, CheckpointStore, load_
 from transformerlm.training.data import BatchLoader, TokenDataset, get_batch
 from transformerlm.training.loop import TrainingRun
 from transformerlm.training.loss import cross_entropy
+from transformerlm.training.muon import Muon
 from transformerlm.training.optim import AdamW, gradient_clipping
-from transformerlm.training.schedule import lr_cosine_schedule
+from transformerlm.training.param_groups import build_optimizer
+from transformerlm.training.schedule import lr_cosine_schedule, lr_wsd_schedule
 from transformerlm.training.trainer import Trainer
 
 __all__ = [
@@ -17,13 +19,16 @@ __all__ = [
     "BatchLoader",
     "Checkpoint",
     "CheckpointStore",
+    "Muon",
     "TokenDataset",
     "Trainer",
     "TrainingRun",
+    "build_optimizer",
     "cross_entropy",
     "get_batch",
     "gradient_clipping",
     "load_checkpoint",
     "lr_cosine_schedule",
+    "lr_wsd_schedule",
     "save_checkpoint",
 ]

@@ -3,14 +3,21 @@
 A folder `step_00001000/` holds the weights, the optimizer's state, the run's state and configuration, the
 tokenizer, and a manifest with every file's size and SHA-256. It is written under a hidden name, flushed to disk
 and renamed, so that a folder with its proper name is always whole; readers check the manifest all the same.
+
+    .step_00001000.tmp      being written, or being removed: cleaned away when the next run starts
+    step_00001000           a checkpoint
+    .step_00001000.old      the checkpoint that a second one of the same step is about to replace
+    step_00001000.damaged   was passed over on resuming, kept for people to look at
 """
 
+import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,13 +26,20 @@ import torch
 from pydantic import ValidationError
 
 from transformerlm.hparams import ModelHparams
-from transformerlm.training.serialization import from_bytes, read_state, to_bytes
+from transformerlm.training.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    DamagedCheckpointError,
+    FolderWriter,
+    to_json,
+    verify_manifest,
+)
+from transformerlm.training.serialization import encode, from_bytes, read_state
+from transformerlm.training.sharded import Like, holds_pieces, read_pieces
 from transformerlm.utils.errors import CheckpointError
-from transformerlm.utils.files import atomic_write, sha256_file, sync_folder
+from transformerlm.utils.files import atomic_write, require_free_space, sync_folder, writing
 
-FORMAT_VERSION = 1
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
-_REMEDY = "remove its folder to go on from the checkpoint before it"
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -33,12 +47,13 @@ def save_checkpoint(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, iteration: int, out: str | os.PathLike[str] | IO[bytes]
 ) -> None:
     """Write model, optimizer and iteration as one safetensors file to a path (atomically) or a file object."""
-    data = to_bytes({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration})
+    pieces = encode({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration})
     if isinstance(out, str | os.PathLike):
-        with atomic_write(Path(out)) as file:
-            file.write(data)
+        with writing(Path(out).parent, Path(out).name, pieces.num_bytes), atomic_write(Path(out)) as file:
+            file.writelines(pieces)
     else:
-        out.write(data)
+        for piece in pieces:
+            out.write(piece)
 
 
 def load_checkpoint(
@@ -72,7 +87,7 @@ def load_model_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the model: {error}") from None
+        raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
 
 
 @dataclass(frozen=True)
@@ -89,12 +104,12 @@ class Checkpoint:
         """
         path = Path(path)
         is_checkpoint = path.is_dir() and _NAME.fullmatch(path.name)
-        if not is_checkpoint and not (path / "manifest.json").exists():
+        if not is_checkpoint and not (path / MANIFEST).exists():
             folders = checkpoint_folders(path / "checkpoints") or checkpoint_folders(path)
             if not folders:
                 raise CheckpointError(f"{path}: holds no checkpoint; make one with transformerlm-train")
             path = folders[-1]
-        _verify_manifest(path)
+        verify_manifest(path)
         return cls(path)
 
     @property
@@ -114,13 +129,18 @@ class Checkpoint:
         except (tomllib.TOMLDecodeError, KeyError, ValidationError) as error:
             raise CheckpointError(f"{file}: has no valid [model] table: {error}") from None
 
-    def model_state(self) -> dict[str, torch.Tensor]:
-        """Return the weights, on the CPU."""
-        return read_state(self.path / "model.safetensors")
+    def model_state(self, like: Like | None = None) -> dict[str, torch.Tensor]:
+        """Return the weights, on the CPU; or each laid out as `like` says, and then all processes call this."""
+        return self._state("model", like)
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """Return the optimizer's state and the random generators', on the CPU."""
-        return read_state(self.path / "optimizer.safetensors")
+    def optimizer_state(self, like: Like | None = None) -> dict[str, Any]:
+        """Return the optimizer's state and the random generators', likewise."""
+        return self._state("optimizer", like)
+
+    def _state(self, part: str, like: Like | None) -> Any:
+        if like is None and not holds_pieces(self.path):
+            return read_state(self.path / f"{part}.safetensors")
+        return read_pieces(self.path, part, like)
 
 
 @dataclass(frozen=True)
@@ -128,102 +148,143 @@ class CheckpointStore:
     """The checkpoints of one run: the newest `keep_last` and the best by validation loss."""
 
     folder: Path
+    """Made when the first checkpoint is saved; the folder above it must be there."""
     keep_last: int
     config_toml: str
     tokenizer: Path | None
-    """Folder whose tokenizer files go into every checkpoint."""
-
-    def save(self, *, model: Any, optimizer: Any, state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of `state["step"]` and remove those no longer kept; return its folder."""
-        final = self.folder / f"step_{state['step']:08d}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            self._write_files(temporary, model=model, optimizer=optimizer, state=state)
-            if final.exists():  # the same step again, after a resume: the new one takes its place
-                shutil.rmtree(final)
-            temporary.rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        sync_folder(self.folder)
-        self._remove_old(best=state.get("best_step"))
-        return final
-
-    def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, or None if there is none yet."""
-        folders = checkpoint_folders(self.folder)
-        return Checkpoint.open(folders[-1]) if folders else None
-
-    def _write_files(self, folder: Path, *, model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
-        contents = {
-            "model.safetensors": to_bytes(model),
-            "optimizer.safetensors": to_bytes(optimizer),
-            "state.json": _json({"format_version": FORMAT_VERSION, **state}),
-            "config.toml": self.config_toml.encode("utf-8"),
-        }
-        if self.tokenizer is not None:
-            contents |= {name: (self.tokenizer / name).read_bytes() for name in TOKENIZER_FILES}
-        for name, data in contents.items():
-            _write_synced(folder / name, data)
-        manifest = {
-            name: {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in contents
-        }
-        _write_synced(folder / "manifest.json", _json({"format_version": FORMAT_VERSION, "files": manifest}))
-        sync_folder(folder)
-
-    def _remove_old(self, best: int | None) -> None:
-        for path in checkpoint_folders(self.folder)[: -self.keep_last]:
-            if path.name != (f"step_{best:08d}" if best is not None else None):
-                hidden = path.rename(path.with_name(f".{path.name}.tmp"))  # a proper name means a whole folder
-                shutil.rmtree(hidden)
+    """Folder whose tokenizer files go into every checkpoint; they are read once, by `prepare` or the first `save`."""
 
     def clean(self) -> None:
-        """Remove what a killed process left half written; not while another process may be writing."""
+        """Tidy up what a killed process left in the middle of its work; not while another one may be writing."""
         for path in self.folder.glob(".step_*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
+        for path in self.folder.glob(".step_*.old"):
+            final = path.with_name(path.stem[1:])
+            shutil.rmtree(path) if final.exists() else path.rename(final)
+
+    def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint of `step`, whether it is there or not."""
+        return self.folder / _name(step)
+
+    def prepare(self, num_bytes: int) -> None:
+        """Before the first step: read the tokenizer's files, and see that a checkpoint will have room.
+
+        Raises `DataError` if the disk has less than `num_bytes` free.
+        """
+        _ = self._tokenizer_files
+        require_free_space(self.folder, num_bytes, "a checkpoint")
+
+    def save(self, *, model: Any, optimizer: Any, state: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of `state["step"]` and remove those no longer kept; return its folder.
+
+        When it returns, the checkpoint is on disk and has been read back. Raises `DataError` if it cannot be
+        written, `CheckpointError` if it reads otherwise than it was written; the checkpoints before it stay.
+        """
+        files = {"model.safetensors": encode(model), "optimizer.safetensors": encode(optimizer)}
+        with self.new(state, num_bytes=sum(file.num_bytes for file in files.values())) as folder:
+            for name, pieces in files.items():
+                folder.write(name, pieces)
+        return self.path(state["step"])
+
+    @contextlib.contextmanager
+    def new(self, state: Mapping[str, Any], *, num_bytes: int) -> Iterator[FolderWriter]:
+        """Make the checkpoint of `state["step"]` from the files, about `num_bytes`, that the context writes.
+
+        When it ends well, state, configuration, tokenizer and manifest are added, the folder gets its proper name,
+        and the checkpoints no longer kept are removed.
+        """
+        step = state["step"]
+        final = self.path(step)
+        temporary, old = _hidden(final, ".tmp"), _hidden(final, ".old")
+        try:
+            with writing(self.folder, f"the checkpoint of step {step}", num_bytes):
+                if not self.folder.exists():
+                    self.folder.mkdir()
+                    sync_folder(self.folder.parent)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                writer = FolderWriter(temporary)
+                yield writer
+                for name, data in self._small_files(state).items():
+                    writer.write(name, [data])
+                writer.seal()
+                if final.exists():
+                    final.rename(old)
+                temporary.rename(final)
+                sync_folder(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is none
+        shutil.rmtree(old, ignore_errors=True)
+        self._remove_old(step, best=state.get("best_step"))
+
+    def newest(self, damaged: list[DamagedCheckpointError] | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint, or None if there never was one.
+
+        A damaged one raises; with a list it is put there and passed over, but for the last, which raises
+        `CheckpointError`: a run that has lost all it learned must not start afresh without a word.
+        """
+        problems: list[str] = []
+        for folder in reversed(checkpoint_folders(self.folder)):
+            try:
+                return Checkpoint.open(folder)
+            except DamagedCheckpointError as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
+                problems.append(error.problem)
+        problems += [f"{path}: was set aside as damaged" for path in sorted(self.folder.glob("step_*.damaged*"))]
+        if problems:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint is left to go on from ({'; '.join(problems)}); "
+                "restore one, or begin anew under another logging.run_name"
+            )
+        return None
+
+    def set_aside(self, folder: Path) -> Path:
+        """Rename a damaged checkpoint of this store, so that it counts no more but is not lost; return the new path."""
+        aside = folder.with_name(f"{folder.name}.damaged")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = folder.with_name(f"{folder.name}.damaged{number}")
+        folder.rename(aside)
+        sync_folder(self.folder)
+        return aside
+
+    @functools.cached_property
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        return {name: (self.tokenizer / name).read_bytes() for name in TOKENIZER_FILES} if self.tokenizer else {}
+
+    def _small_files(self, state: Mapping[str, Any]) -> dict[str, bytes]:
+        return {
+            "state.json": to_json({"format_version": FORMAT_VERSION, **state}),
+            "config.toml": self.config_toml.encode("utf-8"),
+            **self._tokenizer_files,
+        }
+
+    def _remove_old(self, newest: int, best: int | None) -> None:
+        """Remove checkpoints older than `newest`, just saved, that are neither among the last few nor the best."""
+        older = [path for path in checkpoint_folders(self.folder) if _step(path) < newest]
+        for path in older[: max(0, len(older) - (self.keep_last - 1))]:
+            if _step(path) != best:
+                hidden = path.rename(_hidden(path, ".tmp"))  # a proper name means a whole folder
+                shutil.rmtree(hidden, ignore_errors=True)
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Return the finished checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(
-        (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
-    )
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step)
 
 
-def _verify_manifest(folder: Path) -> None:
-    file = folder / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: is missing or damaged ({error}); {_REMEDY}") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{file}: is of format {version}, and this version reads format {FORMAT_VERSION}")
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{file}: names {name!r}, which is outside the folder")
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is missing; {_REMEDY}")
-        if path.stat().st_size != size or sha256_file(path) != digest:
-            raise CheckpointError(f"{path}: is damaged (its content differs from the manifest); {_REMEDY}")
-    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "config.toml"):
-        if name not in expected:
-            raise CheckpointError(f"{file}: does not list {name}; {_REMEDY}")
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+def _hidden(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f".{folder.name}{suffix}")

@@ -1,4 +1,4 @@
-"""Batches of token ids, as a pure function of (seed, step).
+"""Batches of token ids, as a pure function of (seed, step, place in the batch).
 
 An epoch cuts the data into windows of `context_length + 1` ids that overlap by one (the last target of a
 window is the first input of the next) and goes through them in the order of a permutation. The permutation
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import ConfigError, DataError
 from transformerlm.utils.token_file import TokenFileInfo, open_tokens, read_info, verify_data
 
 _FEISTEL_ROUNDS = 4  # Luby and Rackoff 1988: four rounds of a random function are indistinguishable from random
@@ -61,11 +61,27 @@ class TokenDataset:
 
 
 class BatchLoader:
-    """The training batches: `batch(step)` depends on seed and step alone."""
+    """The training batches: a row of one depends on seed, step and its place in the batch alone.
+
+    Of `world_size` processes, number `rank` gets its share of each batch: together they see what a single one sees.
+    """
 
     def __init__(
-        self, tokens: npt.NDArray, *, batch_size: int, context_length: int, seed: int, device: torch.device
+        self,
+        tokens: npt.NDArray,
+        *,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        """`batch_size` is that of all processes together; `ConfigError` if they cannot share it evenly."""
+        if batch_size % world_size:
+            raise ConfigError(f"batch_size must be divisible by the {world_size} processes (got {batch_size})")
+        self.rank = rank
+        self.world_size = world_size
         self.tokens = tokens
         self.batch_size = batch_size
         self.context_length = context_length
@@ -77,8 +93,10 @@ class BatchLoader:
         return step * self.batch_size / self._windows_in_epoch()
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (inputs, targets) of a step, both int64 of shape (batch_size, context_length)."""
-        slots = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        """Return (inputs, targets) of a step, both int64 of shape (batch_size / world_size, context_length)."""
+        rows = self.batch_size // self.world_size
+        first = step * self.batch_size + self.rank * rows
+        slots = np.arange(first, first + rows)
         epochs, numbers = np.divmod(slots, self._windows_in_epoch())
         starts = np.empty_like(slots)
         for epoch in np.unique(epochs):
@@ -133,7 +151,10 @@ def _windows(
     tokens: npt.NDArray, starts: npt.NDArray, context_length: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = np.stack([tokens[start : start + context_length + 1] for start in starts]).astype(np.int64)
-    windows = torch.from_numpy(rows).to(device)
+    windows = torch.from_numpy(rows)
+    if device.type == "cuda":  # copied while the device still computes the steps before: the host need not wait
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1], windows[:, 1:]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from transformerlm.distributed.shards import whole
+
 
 @contextlib.contextmanager
 def activation_norms(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
@@ -33,7 +35,7 @@ def activation_norms(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
 def weight_norms(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the L2 norm of every parameter, by name."""
-    return {name: parameter.detach().float().norm() for name, parameter in model.named_parameters()}
+    return {name: whole(parameter.detach().float().norm()) for name, parameter in model.named_parameters()}
 
 
 def _is_block(name: str) -> bool:

@@ -15,11 +15,14 @@ from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, Valida
 from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
+from transformerlm.training.group_store import GroupCheckpointStore
 from transformerlm.training.trainer import Batch, StepResult, Trainer
-from transformerlm.utils.devices import fingerprint, peak_flops, peak_memory_bytes
+from transformerlm.utils.devices import peak_flops, peak_memory_bytes
 from transformerlm.utils.errors import CheckpointError, TransformerLMError
 
 Record = dict[str, Any]
+
+_MOST_PENDING = 100  # steps that nobody has looked at, where records are rarer
 
 
 class DivergenceError(TransformerLMError):
@@ -51,7 +54,7 @@ class TrainingRun:
     loader: BatchLoader
     valid_batches: list[Batch]
     valid_bytes_per_token: float
-    store: CheckpointStore
+    store: CheckpointStore | GroupCheckpointStore
     identity: Mapping[str, Any]
     """What must be the same for a run to be continued: data, tokenizer, shape, seed."""
     logging: TrainLoggingHparams
@@ -62,8 +65,12 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     _saved_step: int = 0
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`; raise `OtherRunError` listing what differs if it is of another run."""
+    def resume(self, checkpoint: Checkpoint, *, force: bool = False) -> list[str]:
+        """Continue from `checkpoint`; return what differs from the run that made it, which `force` allows.
+
+        Raises `OtherRunError` with that list without `force`, and `CheckpointError` if the weights or the optimizer's
+        state do not fit.
+        """
         state = checkpoint.run_state()
         saved = state["identity"]
         differing = [
@@ -71,14 +78,15 @@ class TrainingRun:
             for key, value in self.identity.items()
             if saved.get(key) != value
         ]
-        if differing:
+        if differing and not force:
             raise OtherRunError(
-                f"{checkpoint.path}: is of another run: {'; '.join(differing)}; "
-                "choose another logging.run_name, or restore those settings"
+                f"{checkpoint.path}: is of another run: {'; '.join(differing)}; choose another logging.run_name, "
+                "restore those settings, or set training.resume to force to go on all the same"
             )
         self.trainer.load(checkpoint)
         self.progress = Progress(**state["progress"])
         self._saved_step = self.progress.step
+        return differing
 
     def run(self) -> Iterator[Record]:
         """Train to the last step; yield a record of everything worth logging.
@@ -87,19 +95,17 @@ class TrainingRun:
         """
         steps = self.trainer.training.steps
         clock = _Clock(self.progress.step)
+        pending: list[tuple[int, StepResult]] = []
         while self.progress.step < steps and not self.should_stop():
             step = self.progress.step + 1
             result, norms = self._step(step)
             self.progress.step = step
-            if not result.applied:
-                yield self._skipped(result)
-            self.progress.nonfinite_steps = 0 if result.applied else self.progress.nonfinite_steps + 1
-            if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
-                raise DivergenceError(
-                    f"step {step}: loss or gradient was not finite {self.progress.nonfinite_steps} times in a row; "
-                    "lower schedule.max_learning_rate or lengthen the warm-up, then resume from the last checkpoint"
-                )
-            if step == 1 or step % self.logging.interval == 0 or step == steps or norms:
+            pending.append((step, result))
+            recorded = step == 1 or step % self.logging.interval == 0 or step == steps or bool(norms)
+            stops = step % self.validation.interval == 0 or step % self.checkpoint.interval == 0
+            if recorded or stops or len(pending) == _MOST_PENDING:
+                yield from self._look_at(pending)
+            if recorded:
                 yield self._train_record(result, clock) | norms
             if step % self.validation.interval == 0 and step != steps:
                 with clock.paused():
@@ -107,10 +113,24 @@ class TrainingRun:
             if step % self.checkpoint.interval == 0 and step != steps:
                 with clock.paused():
                     yield from self._save()
+        yield from self._look_at(pending)
         if self.progress.step != self._saved_step:
             yield from self._save()
         finished = self.progress.step >= steps
         yield {"event": "train_end", "step": self.progress.step, "finished": finished}
+
+    def _look_at(self, pending: list[tuple[int, StepResult]]) -> Iterator[Record]:
+        """Read what the steps since the last look did. Here alone the host waits, so that a device is never idle."""
+        for step, result in pending:
+            if not result.applied:
+                yield self._skipped(step, result)
+            self.progress.nonfinite_steps = 0 if result.applied else self.progress.nonfinite_steps + 1
+            if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
+                raise DivergenceError(
+                    f"step {step}: loss or gradient was not finite {self.progress.nonfinite_steps} times in a row; "
+                    "lower schedule.max_learning_rate or lengthen the warm-up, then resume from the last checkpoint"
+                )
+        pending.clear()
 
     def _step(self, step: int) -> tuple[StepResult, Record]:
         """Take a step, with the norms that are due."""
@@ -143,7 +163,8 @@ class TrainingRun:
         }
         peak = peak_flops(device)
         if peak is not None:
-            record["metrics.mfu"] = tokens_per_second * self.flops_per_token / peak
+            devices = self.trainer.parallelism.world.size
+            record["metrics.mfu"] = tokens_per_second * self.flops_per_token / (peak * devices)
         return record
 
     def _validate(self) -> Record:
@@ -176,16 +197,16 @@ class TrainingRun:
                 "identity": dict(self.identity),
                 "data": {"next_sample": progress.step * self.loader.batch_size, "seed": self.loader.seed},
                 "schedule": {"learning_rate": self.trainer.learning_rate(max(1, progress.step))},
-                "environment": fingerprint(self.trainer.device),
+                "environment": self.trainer.environment(),
             },
         )
         self._saved_step = progress.step
         yield {"event": "checkpoint", "step": progress.step, "path": str(path), "best_step": progress.best_step}
 
-    def _skipped(self, result: StepResult) -> Record:
+    def _skipped(self, step: int, result: StepResult) -> Record:
         return {
             "event": "skipped_step",
-            "step": self.progress.step,
+            "step": step,
             "metrics.loss": result.loss,
             "metrics.grad_l2_norm": result.grad_norm,
         }

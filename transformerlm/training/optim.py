@@ -1,7 +1,7 @@
-"""AdamW, which parameters it decays, and gradient clipping.
+"""AdamW and gradient clipping.
 
-The `torch._foreach_*` functions apply one operation to a list of tensors: the same arithmetic as a loop
-over the parameters, in a handful of kernel launches instead of a handful per parameter.
+Nothing here waits for the device: norms, scales and step counts are tensors there, and so is the decision to skip a
+step. The learning rate is one as well, so that the compiled update of `distributed.compiling` serves every step.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -9,13 +9,14 @@ over the parameters, in a handful of kernel launches instead of a handful per pa
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from transformerlm.distributed.shards import local_piece, norm_over_processes
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -31,7 +32,8 @@ class AdamW(Optimizer):
         θ ← θ − lr · weight_decay · θ
         θ ← θ − lr · m / (1 − β₁ᵗ) / (sqrt(v / (1 − β₂ᵗ)) + eps)
 
-    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step.
+    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step. `update`
+    does the arithmetic: `adamw_update`, or a compiled version of it.
     Raises `ConfigError` for settings out of range.
     """
 
@@ -49,10 +51,15 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas must be at least 0 and below 1 (got {betas})")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.update: Callable[..., None] = adamw_update
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; return what `closure`, if given, computes first."""
+    def step(self, closure: Callable[[], Any] | None = None, *, gradient_scale: Tensor | None = None) -> Any:
+        """Update every parameter that has a gradient; return what `closure`, if given, computes first.
+
+        Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
+        nothing, not even the step counts, whatever the gradients are: so a step is skipped without the host waiting.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,34 +67,26 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                self._update(params, group)
+                self._update_group(params, group, gradient_scale)
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        grads = [at_least_float32(p.grad) for p in params if p.grad is not None]
-        states = [self._state(p) for p in params]
-        first = [state["exp_avg"] for state in states]
-        second = [state["exp_avg_sq"] for state in states]
-        for state in states:
-            state["step"] += 1
+    def _update_group(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
+        # Tensors, since a function compiled for one number is compiled again for another.
+        lr = torch.full((), group["lr"], device=params[0].device)
+        decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
+        for param in params:
+            assert param.grad is not None
+            state = self._state(param)
+            vectors = _as_vectors(param, param.grad, *(state[moment] for moment in _MOMENTS))
+            self.update(
+                *vectors, state["step"], lr=lr, decay=decay, gradient_scale=gradient_scale,
+                betas=group["betas"], eps=group["eps"],
+            )  # fmt: skip
 
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-
-        denominators = torch._foreach_sqrt(second)
-        torch._foreach_div_(denominators, [math.sqrt(1 - beta2 ** state["step"]) for state in states])
-        torch._foreach_add_(denominators, group["eps"])
-
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        step_sizes = [-lr / (1 - beta1 ** state["step"]) for state in states]
-        torch._foreach_addcdiv_(params, first, denominators, step_sizes)
-
-    def _state(self, param: Tensor) -> dict[str, Any]:
+    def _state(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:
-            state["step"] = 0
+            state["step"] = torch.zeros((), device=param.device)
             for moment in _MOMENTS:
                 state[moment] = torch.zeros_like(param, dtype=_moment_dtype(param))
         return state
@@ -104,22 +103,57 @@ class AdamW(Optimizer):
             for moment in _MOMENTS if name in state_dict["state"] else ():
                 saved = state_dict["state"][name][moment]
                 self.state[param][moment] = saved.to(param.device, _moment_dtype(param), copy=True)
+            if name in state_dict["state"]:
+                steps = torch.as_tensor(state_dict["state"][name]["step"], dtype=torch.float32)
+                self.state[param]["step"] = steps.to(param.device, copy=True)
+
+
+def adamw_update(
+    param: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    *,
+    lr: Tensor,
+    decay: Tensor,
+    gradient_scale: Tensor | None,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Do the arithmetic of `AdamW` for one parameter in place, on tensors only: nothing is read back to the host.
+
+    `decay` is lr · weight_decay. A scale of zero turns the step into one that keeps everything: a gradient of zero, no
+    decay, a rate of zero.
+    """
+    grad, taken = at_least_float32(grad), torch.ones_like(lr)
+    if gradient_scale is not None:
+        applied = gradient_scale > 0
+        grad = torch.where(applied, grad * gradient_scale, 0)  # zero times infinity would not be zero
+        taken = applied.to(lr)
+    step.add_(taken)
+    first.lerp_(grad, (1 - betas[0]) * taken)
+    second.lerp_(grad.square(), (1 - betas[1]) * taken)
+    count = step.clamp(min=1)  # a first step that is skipped has none
+    denominator = (second / _one_minus_power(betas[1], count)).sqrt_().add_(eps)
+    param.mul_(1 - decay * taken)
+    param.sub_(first * (lr * taken / _one_minus_power(betas[0], count)) / denominator)
+
+
+def _as_vectors(*tensors: Tensor) -> Iterator[Tensor]:
+    """Return tensors of one shape as vectors that share their memory: one compiled update then serves every shape."""
+    pieces = [local_piece(tensor) for tensor in tensors]
+    flat = all(piece.is_contiguous() for piece in pieces)
+    return (piece.view(-1) if flat else piece for piece in pieces)
+
+
+def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
+    """Return 1 − βᵗ to float32's last digits: the difference of the two would lose four of them at β = 0.999."""
+    return -torch.expm1(steps * (math.log(beta) if beta else -math.inf))
 
 
 def _moment_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups for the optimizer: matrices (embeddings too), which decay, and vectors, which do not.
-
-    Decay shrinks what is multiplied with activations; a norm's gains belong near one, not zero.
-    """
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 @torch.no_grad()
@@ -130,13 +164,25 @@ def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tenso
     here (Pascanu et al. 2013, algorithm 1). Parameters without a gradient are skipped. If the norm is
     not finite neither are the gradients afterwards: look at the norm before stepping.
     """
-    if not max_l2_norm > 0:
-        raise ConfigError(f"max_l2_norm must be positive (got {max_l2_norm}); use inf to measure only")
     grads = [p.grad for p in parameters if p.grad is not None]
+    total = gradient_norm(grads)
+    scale = clipping_scale(total, max_l2_norm)
+    if grads:
+        torch._foreach_mul_([local_piece(grad) for grad in grads], scale)
+    return total
+
+
+def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
+    """Return the joint L2 norm of `grads`, a scalar of at least float32 on their device."""
     if not grads:
         return torch.tensor(0.0)
-    norms = torch._foreach_norm([at_least_float32(grad) for grad in grads], 2)
-    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
-    scale = (max_l2_norm / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, scale)
-    return total
+    norms = torch._foreach_norm([at_least_float32(local_piece(grad)) for grad in grads], 2)
+    norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    return norm_over_processes(norm, grads[0])
+
+
+def clipping_scale(norm: Tensor, max_l2_norm: float) -> Tensor:
+    """Return what gradients of joint norm `norm` are multiplied with to have one of at most `max_l2_norm`."""
+    if not max_l2_norm > 0:
+        raise ConfigError(f"max_l2_norm must be positive (got {max_l2_norm}); use inf to measure only")
+    return (max_l2_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -2,6 +2,7 @@
 
 import math
 
+from transformerlm.hparams import ScheduleHparams
 from transformerlm.utils.errors import ConfigError
 
 
@@ -33,3 +34,48 @@ def lr_cosine_schedule(
         return min_learning_rate
     progress = (it - warmup_iters) / (cosine_cycle_iters - warmup_iters)
     return min_learning_rate + (max_learning_rate - min_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def lr_wsd_schedule(
+    it: int,
+    max_learning_rate: float,
+    min_learning_rate: float,
+    warmup_iters: int,
+    decay_iters: int,
+    total_iters: int,
+) -> float:
+    """Return the learning rate of step `it`, counted from 0: warm-up, stable, then a linear decay, then flat.
+
+    It rises from 0 to `max_learning_rate` over the first `warmup_iters` steps, stays there, and falls linearly over the
+    last `decay_iters` of `total_iters` steps to `min_learning_rate` (Hu et al. 2024, MiniCPM, section 4; linear, as in
+    Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", section 3).
+    Before the decay the rate does not depend on `total_iters`.
+
+    Raises `ConfigError` if the steps are negative or the warm-up and the decay do not fit into the total.
+    """
+    if warmup_iters < 0 or decay_iters < 0 or warmup_iters + decay_iters > total_iters:
+        raise ConfigError(
+            f"warm-up and decay must fit into the total (got warmup_iters {warmup_iters}, decay_iters {decay_iters}, "
+            f"total_iters {total_iters})"
+        )
+    if it < 0:
+        raise ConfigError(f"the step must not be negative (got {it})")
+    if it < warmup_iters:
+        return it / warmup_iters * max_learning_rate
+    if it >= total_iters:
+        return min_learning_rate
+    remaining = min(1.0, (total_iters - it) / max(1, decay_iters))
+    return min_learning_rate + (max_learning_rate - min_learning_rate) * remaining
+
+
+def learning_rate(step: int, schedule: ScheduleHparams, steps: int) -> float:
+    """Return the learning rate of a step of a run of `steps` steps. They count from 1, so that the first one learns.
+
+    A function of these three alone: a resumed run goes on as if it had been planned with the present settings. With
+    more steps than before a cosine goes up to that of the longer run. A wsd schedule stays where it is if its decay
+    has not begun, and else goes up to the stable rate: lengthen such a run from a checkpoint before the decay.
+    """
+    high, low, warmup = schedule.max_learning_rate, schedule.min_learning_rate, schedule.warmup_iters
+    if schedule.name == "wsd":
+        return lr_wsd_schedule(step, high, low, warmup, schedule.decay_iters(steps), steps)
+    return lr_cosine_schedule(step, high, low, warmup, schedule.cosine_cycle_iters or steps)

@@ -3,32 +3,81 @@
 Tensors go into the file's body under their path, `optimizer.state.0.exp_avg`; everything else goes into the
 header's metadata as JSON, with a placeholder where a tensor was. Tensors that share memory, such as tied
 embeddings, are stored once under their first name.
+
+Files are written here, and not by the library that reads them, because it hands out a file as one bytes
+object only: the format is a header and the tensors' memory, which can as well go to disk as it lies.
 """
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 
+from transformerlm.distributed.shards import local_piece
 from transformerlm.utils.errors import CheckpointError
 
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"
 _METADATA_KEY = "transformerlm"
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+}  # fmt: skip
+"""Names of the types in a safetensors header."""
 
 
-def to_bytes(state: Any) -> bytes:
-    """Return nested dicts, lists and tuples of tensors and JSON values as the bytes of a safetensors file.
+@dataclass(frozen=True)
+class Encoded:
+    """A safetensors file that is still to be written: iterate for its bytes, piece by piece.
+
+    The pieces are the tensors' own memory (of one tensor at a time, if they lie on another device), so that
+    a checkpoint needs no second copy of itself. The tensors must not change until the last piece is taken.
+    """
+
+    header: bytes
+    tensors: tuple[torch.Tensor, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self.header
+        for tensor in self.tensors:
+            yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def encode(state: Any) -> Encoded:
+    """Return nested dicts, lists and tuples of tensors and JSON values as a safetensors file.
 
     Raises `CheckpointError` naming the place of a value that is neither.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    names: dict[tuple[Any, ...], str] = {}
-    structure = _strip(state, "", tensors, names)
-    return save(_apart(tensors), {_METADATA_KEY: json.dumps(structure)})
+    structure, tensors = split(state)
+    # The format: the header's length, the header as JSON padded with spaces, the tensors without gaps. The
+    # widest numbers come first, so that each tensor begins where its numbers are aligned.
+    header: dict[str, Any] = {"__metadata__": {_METADATA_KEY: json.dumps(structure)}}
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return Encoded(len(text).to_bytes(8, "little") + text, tuple(tensors[name] for name in names))
+
+
+def to_bytes(state: Any) -> bytes:
+    """Return `encode(state)` as one piece."""
+    return b"".join(encode(state))
 
 
 def from_bytes(data: bytes, source: str) -> Any:
@@ -37,20 +86,42 @@ def from_bytes(data: bytes, source: str) -> Any:
         tensors = load(data)
         header_size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + header_size])
-        return _fill(json.loads(header["__metadata__"][_METADATA_KEY]), tensors)
+        return fill(json.loads(header["__metadata__"][_METADATA_KEY]), tensors)
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{source}: is not a file that this package wrote, or it is damaged: {error}") from None
+
+
+def split(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return `state` as JSON values with placeholders for its tensors, and the tensors by name.
+
+    Raises `CheckpointError` naming the place of what is neither a tensor nor a plain value.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    return _strip(state, "", tensors, {}), tensors
+
+
+def tensor_names(structure: Any) -> set[str]:
+    """Return the names of the tensors in what `split` returned."""
+    if isinstance(structure, list):
+        return set().union(*map(tensor_names, structure))
+    if isinstance(structure, dict):
+        if _TENSOR in structure:
+            return {structure[_TENSOR]}
+        return set().union(*map(tensor_names, structure.values()))
+    return set()
 
 
 def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[tuple[Any, ...], str]) -> Any:
     """Move tensors from `value` into `tensors`; return what is left as JSON."""
     if isinstance(value, torch.Tensor):
-        memory = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if memory not in names or not value.numel():
+        memory = (local_piece(value).data_ptr(), value.shape, value.stride(), value.dtype)
+        if memory not in names or not local_piece(value).numel():
             while path in tensors:  # a key with a dot in it may read like a path
                 path += "'"
+            if value.dtype not in _DTYPES:
+                raise CheckpointError(f"{path}: a tensor of {value.dtype} cannot be saved")
             names[memory] = path
-            tensors[path] = value.detach().cpu().contiguous()
+            tensors[path] = value.detach()
         return {_TENSOR: names[memory]}
     if isinstance(value, dict):
         if all(isinstance(key, str) and key not in (_TENSOR, _PAIRS) for key in value):
@@ -64,27 +135,16 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[
     raise CheckpointError(f"{path}: a {type(value).__name__} cannot be saved, only tensors and plain values")
 
 
-def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy the tensors whose memory lies in another one's too: safetensors refuses overlapping views."""
-    apart: dict[str, torch.Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return apart
-
-
-def _fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `_strip`, but for tuples, which come back as lists."""
+def fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `split`, but for tuples, which come back as lists."""
     if isinstance(value, list):
-        return [_fill(item, tensors) for item in value]
+        return [fill(item, tensors) for item in value]
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[value[_TENSOR]]
         if _PAIRS in value:
-            return {key: _fill(item, tensors) for key, item in value[_PAIRS]}
-        return {key: _fill(item, tensors) for key, item in value.items()}
+            return {key: fill(item, tensors) for key, item in value[_PAIRS]}
+        return {key: fill(item, tensors) for key, item in value.items()}
     return value
 
 
@@ -95,3 +155,12 @@ def _join(path: str, key: object) -> str:
 def read_state(path: Path) -> Any:
     """Return the state in a file that holds the bytes of `to_bytes`."""
     return from_bytes(path.read_bytes(), str(path))
+
+
+def read_structure(path: Path) -> Any:
+    """Return what `split` made of the state in such a file, without reading its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()[_METADATA_KEY])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a file that this package wrote, or it is damaged: {error}") from None

@@ -1,34 +1,62 @@
 """One optimizer step, and the state that makes the next one the same after a restart."""
 
-import contextlib
-import math
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from transformerlm.distributed.blocks import prepare_blocks
+from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide
+from transformerlm.distributed.sharding import ALONE, Parallelism
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
+from transformerlm.models import TransformerLM, flops_per_token
 from transformerlm.training.checkpoint import Checkpoint, load_model_state
-from transformerlm.training.loss import cross_entropy
-from transformerlm.training.optim import AdamW, gradient_clipping, parameter_groups
-from transformerlm.training.schedule import lr_cosine_schedule
+from transformerlm.training.combined import CombinedOptimizer
+from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_gradient
+from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
+from transformerlm.training.param_groups import build_optimizer, load_optimizer, set_learning_rate
+from transformerlm.training.schedule import learning_rate
+from transformerlm.utils.devices import fingerprint
+from transformerlm.utils.errors import CheckpointError
 
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """What one step did. `applied` is False if loss or gradient was not finite and the step was skipped."""
+    """What one step did. Its numbers lie on the device until one of them is asked for; only then the host waits."""
 
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    applied: bool
+    def __init__(self, numbers: Tensor, learning_rate: float) -> None:
+        self._numbers = numbers
+        self.learning_rate = learning_rate
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the batch, in nats a token."""
+        return self._read[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Joint L2 norm of the gradients before clipping."""
+        return self._read[1]
+
+    @property
+    def applied(self) -> bool:
+        """False if loss or gradient was not finite, so that the step changed nothing."""
+        return self._read[2] > 0
+
+    @functools.cached_property
+    def _read(self) -> list[float]:
+        return self._numbers.tolist()
 
 
 class Trainer:
-    """A model and its optimizer; `step` is forward, backward, clipping and update."""
+    """A model and its optimizer; `step` is forward, backward, clipping and update.
+
+    The model is prepared here, in place, for its device, and for the processes that `parallelism` names.
+    """
 
     def __init__(
         self,
@@ -39,59 +67,76 @@ class Trainer:
         training: TrainingHparams,
         device: torch.device,
         dtype: torch.dtype,
+        parallelism: Parallelism = ALONE,
     ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
         self.schedule = schedule
         self.training = training
-        self.optimizer = AdamW(
-            parameter_groups(model, optimizer.weight_decay),
-            lr=schedule.max_learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
+        self.parallelism = parallelism
+        self.compilation = decide(training.compile, device, self._run_flops())
+        compiled = self.compilation.active
+        prepare_blocks(
+            model,
+            device=device,
+            dtype=dtype,
+            compiled=compiled,
+            activation_checkpointing=training.activation_checkpointing,
         )
+        self.loss = NextTokenLoss(
+            model,
+            chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
+            rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
+        )
+        self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
+        self.optimizer = build_optimizer(model, optimizer, dtype=dtype)
+        if compiled:
+            _compile_update(self.optimizer)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step; steps count from 1, so that the first one already learns."""
-        return lr_cosine_schedule(
-            step,
-            self.schedule.max_learning_rate,
-            self.schedule.min_learning_rate,
-            self.schedule.warmup_iters,
-            self.schedule.cosine_cycle_iters or self.training.steps,
-        )
+        return learning_rate(step, self.schedule, self.training.steps)
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take optimizer step number `step` (from 1) on (inputs, targets), each of shape (B, T).
 
         The batch goes through the model in pieces of `micro_batch_size` rows; the gradients add up to those
-        of the whole batch. A step whose loss or gradient is not finite changes nothing.
+        of the whole batch. Of several processes each is given its rows of it; loss and gradient are those of all.
+        A step whose loss or gradient is not finite changes nothing.
         """
-        learning_rate = self.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        rate = self.learning_rate(step)
+        set_learning_rate(self.optimizer, rate)
         loss = self._accumulate_gradients(batch)
-        norm = gradient_clipping(self.model.parameters(), self.training.max_grad_norm)
-        loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
-        applied = math.isfinite(loss_value) and math.isfinite(norm_value)
-        if applied:
-            self.optimizer.step()
+        norm = gradient_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        finite = loss.isfinite() & norm.isfinite()
+        # The decision is taken where the numbers are: no scale is zero but that of a step to skip.
+        scale = torch.where(finite, clipping_scale(norm, self.training.max_grad_norm), 0)
+        self.optimizer.step(gradient_scale=scale)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_value, norm_value, learning_rate, applied)
+        return StepResult(torch.stack((loss, norm.to(loss), finite.to(loss))), rate)
 
     def evaluate(self, batches: list[Batch]) -> float:
         """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are."""
-        self.model.eval()
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for inputs, targets in batches:
-                with self._autocast():
-                    logits = self.model(inputs)
-                total += cross_entropy(logits, targets).sum().item()
-                count += targets.numel()
-        self.model.train()
-        return total / count
+        self.loss.eval()
+        # A compiled model runs as in training, gradients enabled and never asked for: it is not compiled once more.
+        with torch.set_grad_enabled(self.compilation.active):
+            pieces = self._in_training_shape(batches) if self.compilation.active else batches
+            losses = [self.loss(inputs, targets).detach() for inputs, targets in pieces]
+        self.loss.train()
+        return sum(torch.stack(losses).tolist()) / sum(targets.numel() for _, targets in batches)
+
+    def warm_up(self, batch: Batch) -> None:
+        """Take a step that changes nothing: what is to be compiled is, before the clock of the run starts."""
+        self._accumulate_gradients(batch)
+        self.optimizer.step(gradient_scale=torch.zeros((), device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def environment(self) -> dict[str, str | int]:
+        """Return what a bit-exact repetition depends on, for people to compare."""
+        parallelism = self.parallelism
+        processes = {"processes": parallelism.world.size, "strategy": parallelism.strategy}
+        return fingerprint(self.device) | processes
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', for a checkpoint."""
@@ -102,26 +147,59 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        load_model_state(self.model, checkpoint.model_state())
-        state = checkpoint.optimizer_state()
-        self.optimizer.load_state_dict(state["optimizer"])
+        like = self._layout() if self.parallelism.sharded else None
+        load_model_state(self.model, checkpoint.model_state(like))
+        state = checkpoint.optimizer_state(like)
+        try:
+            load_optimizer(self.optimizer, state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: does not fit the optimizer of these settings: {error}") from None
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
 
+    def _layout(self) -> Callable[[str, torch.Size], Tensor | None]:
+        """Return a function that gives, for a tensor of a checkpoint, one that is sharded as it should be here."""
+        layout: dict[str, Tensor] = dict(self.model.state_dict())
+        params = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        # An optimizer's state dict numbers the parameters in the order of its groups.
+        moments = {f"optimizer.state.{number}": param for number, param in enumerate(params)}
+
+        def like(name: str, size: torch.Size) -> Tensor | None:
+            found = layout.get(name, moments.get(name.rpartition(".")[0]))
+            return found if found is not None and found.shape == size else None
+
+        return like
+
+    def _run_flops(self) -> float:
+        """Return the arithmetic of the whole run, in this process; 0 for a model of another kind."""
+        if not isinstance(self.model, TransformerLM):
+            return 0.0
+        tokens = self.training.steps * self.training.batch_size * self.model.context_length
+        return tokens * flops_per_token(self.model) / self.parallelism.world.size
+
+    def _in_training_shape(self, batches: list[Batch]) -> Iterator[Batch]:
+        """Yield the rows of `batches` in pieces as long as in training; the last one's inputs are padded with zeros."""
+        rows = self.training.micro_batch_size or self.training.batch_size // self.parallelism.world.size
+        all_inputs, all_targets = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        for inputs, targets in zip(all_inputs.split(rows), all_targets.split(rows), strict=True):
+            yield nn.functional.pad(inputs, (0, 0, 0, rows - len(inputs))), targets
+
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
         inputs, targets = batch
         rows = self.training.micro_batch_size or len(inputs)
-        loss = torch.zeros((), device=self.device)
+        loss, rows_done = torch.zeros((), device=self.device), 0
         for micro_inputs, micro_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
-            with self._autocast():
-                logits = self.model(micro_inputs)
-            micro_loss = cross_entropy(logits, micro_targets).sum() / targets.numel()
-            micro_loss.backward()
+            rows_done += len(micro_inputs)
+            with self.parallelism.accumulation(self.training_loss, last=rows_done == len(inputs)):
+                micro_loss = self.training_loss(micro_inputs, micro_targets) / targets.numel()
+                micro_loss.backward()
             loss += micro_loss.detach()
-        return loss
+        return self.parallelism.world.mean(loss)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+
+def _compile_update(optimizer: AdamW | CombinedOptimizer) -> None:
+    """Compile AdamW's arithmetic; Muon's is a few products of large matrices, which gain nothing."""
+    for part in optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,):
+        if isinstance(part, AdamW):
+            part.update = compile_any_length(part.update)

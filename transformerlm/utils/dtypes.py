@@ -1,9 +1,11 @@
 """Data types by name, and the precision policy of the whole library.
 
-The policy: matrix products run in the type of the weights (or the one autocast chooses); what is
-sensitive to rounding is computed in float32 at least: RMS norms, softmax, rotary tables and rotations,
-the cross-entropy, gradient norms and the optimizer's moments. Each of these calls `at_least_float32` on
-its input (or holds float32 state) and returns the type it was given where the result flows on.
+The policy: weights are float32 while they are trained, and matrix products run in the type of the activations, to
+which a weight is rounded once a forward pass (`distributed.precision`); a model for inference may hold its weights in
+that type. What is sensitive to rounding is computed in float32 at least: RMS norms and their gains, softmax, rotary
+tables and rotations, the cross-entropy, sums of gradients over tokens and micro-batches of what is a table (the token
+embeddings, the output layer), gradient norms and the optimizer's moments. Each of these calls `at_least_float32` on its
+input (or holds float32 state) and returns the type it was given where the result flows on.
 """
 
 import torch

@@ -25,5 +25,9 @@ class WorkerError(TransformerLMError):
     """A worker process ended before its work was done."""
 
 
+class PeerError(TransformerLMError):
+    """Another of the processes that train together has failed."""
+
+
 class MissingDependencyError(TransformerLMError):
     """An optional package is not installed; the message is the command that installs it."""

@@ -1,0 +1,185 @@
+"""`transformerlm-bench-train`: tokens a second of the whole training step, beside a GPT-2-style baseline.
+
+The baseline is transformers' Llama with the same dimensions, trained as its users do: under bfloat16 autocast, the
+model compiled, with torch's fused AdamW; and without the one or the other, since what is fastest depends on the
+processor. Each measurement is taken in fresh processes (`train_cell`), the tools in turn, so that a busy moment of the
+machine meets all of them; a figure is the median of the processes. The first process of a tool finds an empty compile
+cache, the others what it left. A row is printed when it is done.
+
+The device's own peak is that of a large matrix product in the same run. MFU is model FLOP/s (6 a weight and token, and
+attention: `models.flops`) over the peak in bfloat16, or, where float32 is faster, in float32: the larger of both.
+
+stdout gets one line of JSON with flat keys.
+
+    benchmark, date, machine.*, setting.*      what was asked for, and where it ran
+    version.{torch,transformers}               null if it is not installed
+    peak_flops.{bfloat16,float32}              FLOP/s of a large matrix product
+    SIZE.TOOL.tokens_per_second.{median,min,max}
+    SIZE.TOOL.model_flops                      FLOP/s, by the median
+    SIZE.TOOL.mfu                              the same as a share of the peak
+    SIZE.TOOL.first_step_seconds.{cold,warm}   with compilation: without and with a cache
+    SIZE.TOOL.peak_memory_mb                   allocated on CUDA, else resident in the process
+    SIZE.TOOL.dtype                            of the matrix products
+    SIZE.TOOL.status                           only of what failed: "timeout" or "failed: …"
+    SIZE.ratio.PEER                            our speed over the peer's: above 1 we are faster
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarking.report import machine, print_summary
+from benchmarking.timing import spread
+from benchmarking.train_cell import PEAK, Cell
+from cli.progress import say
+from cli.utils import EXIT_OK, run_command
+from config.bench_train import OURS, BenchTrainConfig, TrainSize
+
+EPILOG = "example: transformerlm-bench-train --config config/resources/bench_train.toml --benchmark.sizes S"
+ROOT = Path(__file__).parents[1]
+_ROW = "{:8}{:26}{:>10}{:>18}{:>10}{:>7}{:>10}{:>8}{:>8}{:>10}"
+_HEADER = _ROW.format("size", "tool", "tokens/s", "range", "GFLOP/s", "MFU", "1st cold", "warm", "ratio", "memory MB")
+
+
+class CellError(Exception):
+    """A process gave no result; the message is a status, as in the summary."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(
+        BenchTrainConfig,
+        lambda invocation: bench_train(invocation.config),
+        prog="transformerlm-bench-train",
+        epilog=EPILOG,
+        argv=argv,
+    )
+
+
+def bench_train(config: BenchTrainConfig) -> int:
+    """Measure what `config` describes and report it; return the exit code."""
+    settings = config.benchmark
+    versions = {name: _version(name) for name in ("torch", "transformers")}
+    peers = [peer for peer in settings.peers if versions["transformers"] or not peer.startswith("llama")]
+    if len(peers) < len(settings.peers):
+        say("transformers is not installed, and llama is skipped; install it with: uv sync --extra bench")
+    summary: dict[str, object] = {
+        "benchmark": "train",
+        **machine(),
+        **{f"setting.{key}": value for key, value in settings.model_dump(mode="json").items()},
+        **{f"version.{name}": version for name, version in versions.items()},
+    }
+    peaks = run_cell(Cell(PEAK, {}, settings.device, settings.threads, 0.0), timeout=settings.timeout)
+    summary |= peaks
+    say(f"peak: {', '.join(f'{value / 1e9:,.0f} GFLOP/s in {key[11:]}' for key, value in peaks.items())}")
+    say(_HEADER)
+    for name in settings.sizes:
+        size: TrainSize = getattr(config, name)
+        if size.cuda_only and not _has_cuda():
+            say(f"{name:8}is for CUDA and is skipped")
+            continue
+        summary |= measure_size(name, size, [OURS, *peers], config, max(peaks.values()))
+    print_summary(summary)
+    return EXIT_OK
+
+
+def measure_size(
+    name: str, size: TrainSize, tools: Sequence[str], config: BenchTrainConfig, peak: float
+) -> dict[str, object]:
+    """Measure all tools on one size; print a row for each; return their entries of the summary."""
+    runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
+    entries: dict[str, object] = {}
+    failed: dict[str, str] = {}
+    settings = config.benchmark
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+        for repeat in range(settings.repeats):
+            for tool in (tool for tool in tools if tool not in failed):
+                cell = Cell(tool, size.model_dump(), settings.device, settings.threads, settings.seconds)
+                try:
+                    runs[tool].append(run_cell(cell, timeout=settings.timeout, cache=Path(folder) / tool))
+                except CellError as error:
+                    failed[tool] = str(error)
+                    entries[f"{name}.{tool}.status"] = str(error)
+                    say(f"{name:8}{tool:26}{error}")
+                if repeat == settings.repeats - 1 and tool not in failed:
+                    entries |= _summarise(name, tool, runs, peak)
+                    say(_row(name, tool, entries))
+    return entries
+
+
+def run_cell(cell: Cell, *, timeout: float, cache: Path | None = None) -> dict[str, Any]:
+    """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
+    command = [sys.executable, "-m", "benchmarking.train_cell", cell.to_json()]
+    environment = {} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise CellError("timeout") from None
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", errors="replace").strip().splitlines() or ["nothing on stderr"]
+        said = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+        raise CellError(f"failed: exit code {done.returncode}, {said}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _summarise(name: str, tool: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, object]:
+    speeds = {key: [run["tokens_per_second"] for run in of_tool] for key, of_tool in runs.items()}
+    median, first = statistics.median(speeds[tool]), runs[tool][0]
+    flops = median * first["flops_per_token"]
+    key = f"{name}.{tool}"
+    entries: dict[str, object] = {
+        **spread(f"{key}.tokens_per_second", speeds[tool]),
+        f"{key}.model_flops": flops,
+        f"{key}.mfu": flops / peak,
+        f"{key}.first_step_seconds.cold": first["first_step_seconds"],
+        f"{key}.first_step_seconds.warm": statistics.median(run["first_step_seconds"] for run in runs[tool][1:]),
+        f"{key}.peak_memory_mb": statistics.median(run["peak_memory_bytes"] for run in runs[tool]) / 1e6,
+        f"{key}.dtype": first["dtype"],
+    }
+    if tool != OURS and len(speeds[OURS]) == len(speeds[tool]):
+        entries[f"{name}.ratio.{tool}"] = statistics.median(speeds[OURS]) / median
+    return entries
+
+
+def _row(name: str, tool: str, entries: dict[str, Any]) -> str:
+    def value(key: str) -> float:
+        return entries[f"{name}.{tool}.{key}"]
+
+    low, high = value("tokens_per_second.min"), value("tokens_per_second.max")
+    ratio = entries.get(f"{name}.ratio.{tool}")
+    return _ROW.format(
+        name,
+        tool,
+        f"{value('tokens_per_second.median'):,.0f}",
+        f"{low:,.0f} to {high:,.0f}",
+        f"{value('model_flops') / 1e9:,.0f}",
+        f"{value('mfu'):.0%}",
+        f"{value('first_step_seconds.cold'):.1f} s",
+        f"{value('first_step_seconds.warm'):.1f} s",
+        "" if ratio is None else f"{ratio:.2f}",
+        f"{value('peak_memory_mb'):,.0f}",
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""`torch.compile`: whether it pays, where its results are kept, and how it compiles once and never again.
+
+What is compiled                                  for which shapes
+    each block's forward and backward pass        the training batch's; blocks are alike, so all share one compilation
+    the loss of a chunk of logits                 a chunk's
+    AdamW's update of a parameter                 a vector of any length
+
+Everything else is a product of large matrices, or done once a step. Compiling the whole model as one graph was
+measured to be no faster, and takes as long for each block as this does for all.
+
+A compiled function is compiled again when a type, a shape or a number that it was given as a plain Python value is
+another one. So the learning rate is a tensor, validation batches have the training batch's shape, and gradients are
+enabled in validation too (but not computed).
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from transformerlm.utils.cache_folder import user_cache_folder
+from transformerlm.utils.errors import ConfigError
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+# A run is compiled if its arithmetic would keep the device busy for so long. Measured on two cores in float32:
+# compiling takes 40 seconds, 10 with what the cache has, and a step then takes about 20 % less time.
+LONG_ENOUGH_SECONDS = 300
+# Arithmetic that a step gets through without, FLOP/s: on a CPU for each thread (measured: 7 to 8e10 of float32 with
+# AVX-512), on a GPU in all. A guess that is too low by half compiles a run that wins back little more than it pays.
+_CPU_THREAD_FLOPS = 6e10
+_CUDA_FLOPS = 2e14
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Whether a run is compiled; `problem` says why not, where it should have been."""
+
+    active: bool
+    problem: str = ""
+
+
+def decide(setting: Literal["auto"] | bool, device: torch.device, run_flops: float) -> Compilation:
+    """Return whether to compile a run of `run_flops` operations on `device`.
+
+    The answer to `auto` depends on settings and device alone, not on a clock: a resumed run must get the same.
+    Raises `ConfigError` if `setting` is True and the machine cannot.
+    """
+    if setting is False or (setting == "auto" and not _is_long(device, run_flops)):
+        return Compilation(active=False)
+    problem = _missing_compiler(device)
+    if not problem:
+        _choose_cache_folder()
+        problem = _failure()
+    if problem and setting is True:
+        raise ConfigError(f"training.compile: is true, but {problem}; install what is missing, or set it to false")
+    return Compilation(active=not problem, problem=problem)
+
+
+def _is_long(device: torch.device, run_flops: float) -> bool:
+    if device.type == "cpu":
+        return run_flops > LONG_ENOUGH_SECONDS * _CPU_THREAD_FLOPS * torch.get_num_threads()
+    return device.type == "cuda" and run_flops > LONG_ENOUGH_SECONDS * _CUDA_FLOPS
+
+
+def _missing_compiler(device: torch.device) -> str:
+    """Say what is plainly missing, without the seconds that it takes to load the compiler."""
+    command = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and not (shutil.which(command) or shutil.which("clang++")):
+        return f"there is no C++ compiler here ({command})"
+    return ""
+
+
+def _failure() -> str:
+    """Compile a line and run it; return what went wrong, or nothing. It costs no time that would not be spent later."""
+    from torch._dynamo.exc import TorchDynamoException  # loading it takes seconds
+
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(8))
+    except (TorchDynamoException, OSError) as error:
+        return f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
+    return ""
+
+
+def _choose_cache_folder() -> None:
+    """Keep what is compiled in the user's cache folder, unless the user has named another place for it.
+
+    Left alone it would lie among the temporary files, which do not outlive a restart of the machine.
+    """
+    folder = user_cache_folder()
+    if CACHE_VARIABLE in os.environ or folder is None:
+        return
+    try:
+        (folder / "inductor").mkdir(parents=True, exist_ok=True)
+    except OSError:  # no place of the user's own to write to: the temporary files will do
+        return
+    if os.access(folder / "inductor", os.W_OK):
+        os.environ[CACHE_VARIABLE] = str(folder / "inductor")
+
+
+def compile_fixed_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` compiled for the shapes it is first called with; for others it would be compiled again."""
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def compile_any_length(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` compiled once for vectors of all lengths."""
+    return torch.compile(function, dynamic=True, fullgraph=True)

@@ -1,0 +1,143 @@
+"""Processes that train together: each one's place, and what they do in common.
+
+torchrun starts one process a device and tells each its place through the environment:
+
+    torchrun --nproc-per-node=2 -m cli.train …
+      ├─ RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 ─┐
+      └─ RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 ─┴─ a process group: all-reduce, broadcast, barrier
+
+A process that was started without it, or alone, is a world of one: the same code runs, and nothing is set up.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from transformerlm.utils.errors import ConfigError, PeerError, TransformerLMError
+
+T = TypeVar("T")
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that train together; all of them call its methods, in the same order."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Rank among the processes of this machine."""
+    size: int = 1
+    device: torch.device = _CPU
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all: logs, shows progress, holds the run folder."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.agree(0)
+
+    def agree(self, value: int) -> int:
+        """Return the largest `value` of all processes; between CPUs, so that no device has to be waited for."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return int(shared)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of `value`, a tensor on this world's device, over all processes; the host does not wait."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return to all processes what `make()` returns in the first one; what it raises there, all raise."""
+        result: list[T | None] = [None]
+        with self.together():
+            if self.is_first:
+                result[0] = make()
+        if self.size > 1:
+            dist.broadcast_object_list(result, src=0, device=torch.device("cpu"))
+        return result[0]  # type: ignore[return-value]
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Fail in every process if one of them raises a user's error or an error of the operating system in here.
+
+        Without it the others would wait for one that is gone. They raise `PeerError`. The context must not wait for
+        other processes itself.
+        """
+        if self.size == 1:
+            yield
+            return
+        own: Exception | None = None
+        try:
+            yield
+        except (TransformerLMError, OSError) as error:
+            own = error
+        messages: list[str | None] = [None] * self.size
+        dist.all_gather_object(messages, None if own is None else f"{own}")
+        if own is not None:
+            raise own
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise PeerError(f"process {rank} failed: {message}")
+
+
+def restarts() -> int:
+    """Return how often torchrun has started this run's processes again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextlib.contextmanager
+def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
+    """Join the processes that torchrun started with this one; leave in good order when the context ends.
+
+    On CUDA each process takes the device of its local rank. `timeout` is how long one waits for the others, at
+    the start and later.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(device=device)
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    backend = "gloo"
+    if device.type == "cuda":
+        wanted, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if wanted > there:
+            raise ConfigError(f"{wanted} processes have {there} GPUs here; give torchrun --nproc-per-node={there}")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"  # the CPUs agree over gloo, beside what the devices do
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    # After a restart the launcher's store still holds the addresses of the processes that are gone.
+    store = dist.PrefixStore(f"start_{restarts()}", store)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
+    world = World(rank, local_rank, size, device)
+    try:
+        yield world
+    except BaseException:
+        if device.type != "cuda":  # NCCL would wait for the others here, who may wait for this one
+            dist.destroy_process_group()
+        raise
+    # A process that leaves early takes the connections with it that another one may still read from, and
+    # threads of the group that live on at the interpreter's exit can abort it.
+    world.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,176 @@
+"""Muon: momentum made orthogonal, for the hidden matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+A gradient matrix is dominated by a few directions; a step along it leaves the others almost alone. Muon takes the
+same step in all of them: it replaces the momentum by the nearest (semi-)orthogonal matrix.
+
+    gradient ──momentum──▶ M = U S Vᵀ ──five matrix polynomials──▶ O ≈ U Vᵀ ──▶ W ← W − lr · scale · O
+
+Only matrices that map activations to activations are meant for it. Embeddings, the output layer and gains belong
+to AdamW; `param_groups.build_optimizer` parts them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from transformerlm.distributed.shards import local_piece, sharded_like, whole
+from transformerlm.utils.dtypes import at_least_float32
+from transformerlm.utils.errors import ConfigError
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+_EPS = 1e-7
+_BATCH_ELEMENTS = 2**25  # matrices stacked at a time: enough to fill a GPU, 128 MB in float32
+
+
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return about `U Vᵀ` for each matrix `U S Vᵀ` of a batch (N, R, C), in `dtype`.
+
+    The Newton–Schulz iteration of Jordan et al. 2024: `X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X` applies the odd polynomial
+    `a s + b s³ + c s⁵` to every singular value s and leaves U and V as they are. Its coefficients give up convergence
+    to exactly 1 for a steep start: after five rounds singular values from 0.002 to 1 lie between 0.68 and 1.21
+    (1 is the largest after division by the Frobenius norm). bfloat16 is precise enough and, where it is fast, the
+    authors' choice. A matrix of zeros stays one.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices  # so that X Xᵀ is the smaller of the two products
+    x = (wide / (torch.linalg.matrix_norm(at_least_float32(wide), keepdim=True) + _EPS)).to(dtype)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+def update_scale(rows: int, columns: int) -> float:
+    """Return what an orthogonal matrix is multiplied with: 0.2 · sqrt(max(rows, columns)).
+
+    Its elements have a root mean square of `1 / sqrt(max(rows, columns))`, so that those of the update have 0.2
+    whatever the shape: about what AdamW's have (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4). So one
+    learning rate and one weight decay mean the same to both. Jordan's own scale, `sqrt(max(1, rows / columns))`,
+    needs a learning rate of its own; for a square matrix of width d it is this one with `lr · 0.2 · sqrt(d)`.
+    """
+    return 0.2 * math.sqrt(max(rows, columns))
+
+
+class Muon(Optimizer):
+    """Muon with Nesterov momentum and decoupled weight decay.
+
+    With gradient G and the group's settings, for each matrix W:
+
+        M ← momentum · M + (1 − momentum) · G
+        O ← orthogonalize((1 − momentum) · G + momentum · M)
+        W ← W − lr · weight_decay · W
+        W ← W − lr · update_scale · O
+
+    Matrices of one shape, lying or standing, are orthogonalised as one batch, in `dtype`; the momentum is float32 at
+    least, whatever the parameters are. A matrix that is sharded over processes (a DTensor) is gathered, orthogonalised
+    by each of them, and each keeps its shard. Raises `ConfigError` for settings out of range or what is no matrix.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ConfigError(f"{name} must not be negative (got {value})")
+        if not 0 <= momentum < 1:
+            raise ConfigError(f"momentum must be at least 0 and below 1 (got {momentum})")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.ndim != 2:
+                    raise ConfigError(f"Muon updates matrices only (got shape {tuple(param.shape)}); use AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, gradient_scale: Tensor | None = None) -> Any:
+        """Update every matrix that has a gradient; return what `closure`, if given, computes first.
+
+        Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
+        nothing, whatever the gradients are, as in `AdamW.step`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group, gradient_scale)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
+        taken = torch.ones((), device=params[0].device)
+        if gradient_scale is not None:
+            taken = (gradient_scale > 0).to(taken)
+        directions = [self._direction(p, group["momentum"], taken, gradient_scale) for p in params]
+        for batch in _batches(params):
+            wide = torch.stack([_lying(whole(directions[i])) for i in batch])
+            for i, update in zip(batch, orthogonalize(wide, self.dtype).unbind(), strict=True):
+                rows, columns = params[i].shape
+                update = sharded_like(params[i], update.mT if rows > columns else update)
+                param = local_piece(params[i])
+                param.mul_(1 - group["lr"] * group["weight_decay"] * taken)
+                param.sub_(local_piece(update) * (group["lr"] * update_scale(rows, columns) * taken))
+
+    def _direction(self, param: Tensor, decay: float, taken: Tensor, gradient_scale: Tensor | None) -> Tensor:
+        """Move the momentum of `param` on, if the step is taken; return what lies one step ahead of it (Nesterov)."""
+        assert param.grad is not None
+        momentum = self._momentum(param)
+        grad = at_least_float32(local_piece(param.grad))
+        if gradient_scale is not None:  # zero times infinity would not be zero
+            grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
+        local_piece(momentum).lerp_(grad, (1 - decay) * taken)
+        direction = torch.empty_like(momentum, dtype=self.dtype)  # sharded as it is
+        local_piece(direction).copy_(grad.lerp(local_piece(momentum), decay))
+        return direction
+
+    def _momentum(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if not state:
+            state["momentum"] = torch.zeros_like(param, dtype=_momentum_dtype(param))
+        return state["momentum"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` returned, bit for bit; `ValueError` if it is of another kind of optimizer."""
+        if any("momentum" not in saved for saved in state_dict["state"].values()):
+            raise ValueError("the state is not Muon's: it lacks momentum")
+        super().load_state_dict(state_dict)
+        # The base class rounds the momentum to the parameter's type, and may share its memory.
+        for saved_group, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for name, param in zip(saved_group["params"], group["params"], strict=True):
+                if name in state_dict["state"]:
+                    saved = state_dict["state"][name]["momentum"]
+                    self.state[param]["momentum"] = saved.to(param.device, _momentum_dtype(param), copy=True)
+
+
+def _momentum_dtype(param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _batches(params: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of `params` in batches: of one shape when laid on their long side, and not too large."""
+    of_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, param in enumerate(params):
+        of_shape.setdefault(tuple(sorted(param.shape)), []).append(i)
+    batches = []
+    for (short, long), indices in of_shape.items():
+        size = max(1, _BATCH_ELEMENTS // (short * long))
+        batches += [indices[start : start + size] for start in range(0, len(indices), size)]
+    return batches
+
+
+def _lying(matrix: Tensor) -> Tensor:
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix

@@ -158,6 +158,7 @@ def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, 
 
     from transformerlm.models import flops_per_token
 
+    assert size.vocab_size is not None
     _, dtype, mode = cell.tool.split("_")
     flops = flops_per_token(_model(size, torch.device("meta")))
     torch.manual_seed(0)

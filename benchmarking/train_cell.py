@@ -40,8 +40,8 @@ class Cell:
         return json.dumps(asdict(self))
 
 
-Step = Callable[[Any, Any], Any]
-"""Takes a training step on (inputs, targets) and returns the loss, a scalar tensor or what has a `loss`."""
+Step = Callable[[Any, Any], Callable[[], float]]
+"""Takes a training step on (inputs, targets); what it returns waits for the device and gives the loss."""
 
 
 def main(argument: str) -> None:
@@ -80,10 +80,8 @@ def measure_steps(cell: Cell, device: Any) -> dict[str, Any]:
     steps_a_reading = _CUDA_STEPS if device.type == "cuda" else 1
 
     def reading(steps: int = steps_a_reading) -> None:
-        result = None
-        for _ in range(steps):
-            result = step(*next(batches))
-        getattr(result, "loss", result).__float__()  # the host waits here
+        losses = [step(*next(batches)) for _ in range(steps)]
+        losses[-1]()  # here the host waits
 
     first = seconds(lambda: reading(1))
     reading(_UNCOUNTED)
@@ -137,7 +135,12 @@ def _our_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, st
         dtype=dtype,
     )
     numbers = itertools.count(1)
-    return flops_per_token(model), lambda x, y: trainer.step(next(numbers), (x, y)), dtype_name(dtype)
+
+    def step(inputs: Any, targets: Any) -> Callable[[], float]:
+        result = trainer.step(next(numbers), (inputs, targets))
+        return lambda: result.loss
+
+    return flops_per_token(model), step, dtype_name(dtype)
 
 
 def _model(size: TrainSize, device: Any) -> Any:
@@ -155,6 +158,7 @@ def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, 
 
     from transformerlm.models import flops_per_token
 
+    assert size.vocab_size is not None
     _, dtype, mode = cell.tool.split("_")
     flops = flops_per_token(_model(size, torch.device("meta")))
     torch.manual_seed(0)
@@ -162,13 +166,12 @@ def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, 
         vocab_size=size.vocab_size, hidden_size=size.d_model, intermediate_size=size.d_ff,
         num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, num_key_value_heads=size.num_kv_heads,
         max_position_embeddings=size.context_length, tie_word_embeddings=size.tie_embeddings, use_cache=False,
-        attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(device)
     forward = torch.compile(model) if mode == "compiled" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
-    def step(inputs: Any, targets: Any) -> Any:
+    def step(inputs: Any, targets: Any) -> Callable[[], float]:
         total = torch.zeros((), device=device)
         for x, y in zip(inputs.split(size.micro_batch_size), targets.split(size.micro_batch_size), strict=True):
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -180,7 +183,7 @@ def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return total
+        return total.item
 
     return flops, step, dtype
 

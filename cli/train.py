@@ -56,6 +56,7 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
         model = _with_vocabulary(config.model, train_data, valid_data, origin=origin)
         config = config.model_copy(update={"model": model})
         run = _build_run(config, train_data, valid_data, world, should_stop=lambda: exit_code() is not None)
+        attach_nvtx(run.trainer.loss)
         with _held_by_first(run_dir, world) as check_folder:
             run.store.clean()
             first_step = _resume(run, config)
@@ -167,7 +168,6 @@ def _build_run(
     settings, device = config.training, world.device
     set_threads(settings.threads)
     model = build_model(config.model, device=device, seed=settings.seed)
-    attach_nvtx(model)
     strategy = choose_strategy(config.parallel.strategy, world, sum(p.numel() for p in model.parameters()))
     parallelism = Parallelism(world, strategy)
     windows = {"context_length": config.model.context_length, "device": device}

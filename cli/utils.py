@@ -259,7 +259,7 @@ def _unknown_overrides(words: list[str], parser: argparse.ArgumentParser) -> dic
             following = words[position + 1] if position + 1 < len(words) else ""
             overrides[_split(name[2:].replace("-", "_"))] = value or following
         elif name.startswith("-") or position == 0:
-            nearest = difflib.get_close_matches(name, known, n=1)
+            nearest = difflib.get_close_matches(name, known, n=1) if name.startswith("-") else []
             hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help"
             raise ConfigError(f"command line: {name}: unknown option{hint}")
     return overrides

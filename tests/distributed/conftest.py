@@ -29,7 +29,6 @@ def start() -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # so that a launcher's processes end with it below
         )
         started.append(process)
         return process
@@ -37,8 +36,28 @@ def start() -> Iterator[Start]:
     yield start_one
     for process in started:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in (*children_of(process.pid), process.pid):  # a launcher's own are in other groups than it
+                os.kill(pid, signal.SIGKILL)
             process.wait(10)
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the process ids of the children of a process that has not ended."""
+    tasks = Path(f"/proc/{parent}/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text(encoding="utf-8").split()]
+
+
+@pytest.fixture(scope="module")
+def pid_of_rank() -> Callable[["subprocess.Popen[str]", int], int]:
+    """Finds the process to which a launcher has given a rank."""
+
+    def find(launcher: "subprocess.Popen[str]", rank: int) -> int:
+        word = f"RANK={rank}".encode()
+        return next(
+            pid for pid in children_of(launcher.pid) if word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        )
+
+    return find
 
 
 @pytest.fixture(scope="module")

@@ -56,30 +56,16 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.02)
 
 
-def processes_of(launcher: "subprocess.Popen[str]") -> dict[int, int]:
-    """Return the process ids of the workers by rank."""
-    found = {}
-    for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
-        try:
-            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-            if f"PPid:\t{launcher.pid}\n" in status:
-                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                found |= {int(word[5:]): pid for word in variables if word.startswith(b"RANK=")}
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
-
 def records(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
 def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(
-    torchrun: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+    torchrun: Callable[..., "subprocess.Popen[str]"], pid_of_rank: Callable[..., int], tmp_path: Path
 ) -> None:
     killed = torchrun("killed", "--max-restarts=1", strategy="ddp", steps=60)
     wait_for(tmp_path / "killed/checkpoints/step_00000010", killed)
-    os.kill(processes_of(killed)[1], signal.SIGKILL)
+    os.kill(pid_of_rank(killed, 1), signal.SIGKILL)
     out, err = killed.communicate(timeout=TIMEOUT)
     assert killed.returncode == 0, err
     assert "continuing after step" in err

@@ -9,6 +9,9 @@ torchrun starts one process a device and tells each its place through the enviro
 A process that was started without it, or alone, is a world of one: the same code runs, and nothing is set up.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (PyTorch documents these functions, but does not list them as exported.)
+
 import contextlib
 import os
 import sys

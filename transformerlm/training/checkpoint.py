@@ -35,7 +35,7 @@ from transformerlm.training.manifest import (
     verify_manifest,
 )
 from transformerlm.training.serialization import encode, from_bytes, read_state
-from transformerlm.training.sharded import Like, holds_pieces, read_pieces
+from transformerlm.training.sharded import Like, Part, holds_pieces, read_pieces
 from transformerlm.utils.errors import CheckpointError
 from transformerlm.utils.files import atomic_write, require_free_space, sync_folder, writing
 
@@ -137,7 +137,7 @@ class Checkpoint:
         """Return the optimizer's state and the random generators', likewise."""
         return self._state("optimizer", like)
 
-    def _state(self, part: str, like: Like | None) -> Any:
+    def _state(self, part: Part, like: Like | None) -> Any:
         if like is None and not holds_pieces(self.path):
             return read_state(self.path / f"{part}.safetensors")
         return read_pieces(self.path, part, like)

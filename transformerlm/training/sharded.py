@@ -12,6 +12,9 @@ checkpoints (DCP) in their Hugging Face storage: its default storage keeps pickl
 read. DCP would not notice a flipped bit; the manifest of the folder does.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (PyTorch documents these functions, but does not list them as exported.)
+
 # DCP and DTensor are imported where they are used: they take as long to load as torch.
 
 import json

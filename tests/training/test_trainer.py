@@ -90,7 +90,7 @@ def test_a_step_is_that_of_plain_pytorch(
 def test_the_learning_rate_is_set_before_the_step(batch: Batch, make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
     used: list[set[float]] = []
-    trainer.optimizer.step = lambda gradient_scale: used.append(  # type: ignore[method-assign]
+    trainer.optimizer.step = lambda gradient_scale: used.append(  # type: ignore[method-assign]  # noqa: ARG005
         {group["lr"] for group in trainer.optimizer.param_groups}
     )
     results = [trainer.step(step, batch) for step in range(1, 14)]

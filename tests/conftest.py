@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import tomli_w
 import torch
+from hypothesis import settings
 
 from cli import train as train_command
 from config.io import load_config
@@ -22,6 +23,8 @@ WORDS = (
 ).split()
 
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None)  # a busy one is no failure
+settings.load_profile("any machine")
 
 
 class Result(NamedTuple):

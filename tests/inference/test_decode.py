@@ -36,7 +36,7 @@ def rows_of(steps: list[list[int | None]]) -> list[list[int | None]]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(prompts=prompts_strategy, new=st.integers(1, CONTEXT), eos=st.none() | st.integers(0, VOCAB - 1))
 def test_greedy_equals_the_plain_loop(name: str, prompts: list[list[int]], new: int, eos: int | None) -> None:
     model = MODELS[name]

@@ -43,7 +43,7 @@ def nucleus(probs: list[float], p: float) -> set[int]:
 # Multiples of 1/64 add up exactly, so that the oracle and float32 agree on every border.
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.lists(st.integers(0, 63), min_size=7, max_size=7), numerator=st.integers(0, 64))
 def test_top_p_keeps_the_smallest_sufficient_set(rows: list[int], numerator: int) -> None:
     borders = [0, *sorted(rows), 64]

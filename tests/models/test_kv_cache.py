@@ -32,7 +32,7 @@ def random_ids(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cuts=st.sets(st.integers(1, CONTEXT - 1)), explicit=st.booleans())
 @torch.no_grad()
 def test_any_split_equals_the_full_forward(name: str, cuts: set[int], explicit: bool) -> None:
@@ -47,7 +47,7 @@ def test_any_split_equals_the_full_forward(name: str, cuts: set[int], explicit: 
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, CONTEXT - 4), min_size=1, max_size=4))
 @torch.no_grad()
 def test_ragged_rows_equal_single_rows(name: str, lengths: list[int]) -> None:

@@ -10,7 +10,7 @@ from transformerlm.training.loss import cross_entropy
 from transformerlm.utils.errors import ConfigError
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     leading=st.lists(st.integers(1, 4), max_size=3),
     vocab=st.integers(1, 20),

@@ -5,8 +5,8 @@ What is compiled                                  for which shapes
     the loss of a chunk of logits                 a chunk's
     AdamW's update of a parameter                 a vector of any length
 
-Everything else is a product of large matrices, or done once a step. The model is not compiled as one graph, in which each
-block would be compiled by itself.
+Everything else is a product of large matrices, or done once a step. The model is not compiled as one graph, in which
+each block would be compiled by itself.
 
 A compiled function is compiled again when a type, a shape or a number that it was given as a plain Python value is
 another one. So the learning rate is a tensor, validation batches have the training batch's shape, and gradients are

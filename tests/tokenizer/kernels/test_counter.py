@@ -34,14 +34,13 @@ def counted(texts: list[bytes], special_tokens: list[str] | None = None) -> Coun
     return counter.words().counter()
 
 
-@settings(deadline=None)  # the first call may compile
 @given(st.lists(texts, max_size=5))
 def test_the_counts_are_those_of_plain_python(texts: list[bytes]) -> None:
     assert counted(texts, SPECIAL) == bpe_reference.count_pretokens(texts, SPECIAL)
     assert counted(texts) == bpe_reference.count_pretokens(texts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(-20, 20), st.sampled_from([1, 2, 3]), st.sampled_from(PARTS), texts)
 def test_a_chunk_may_end_anywhere(shift: int, chunks: int, filling: bytes, text: bytes) -> None:
     text = (filling * CHUNK)[: chunks * CHUNK + shift] + text

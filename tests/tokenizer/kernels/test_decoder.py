@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels import decoder
@@ -22,7 +22,6 @@ INTEGERS = [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint
 vocabularies = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=20)
 
 
-@settings(deadline=None)  # the first example compiles
 @given(st.data(), vocabularies)
 def test_decoding_joins_the_tokens(data: st.DataObject, tokens: list[bytes]) -> None:
     ids = data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=50))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer import learn_merges
@@ -46,7 +46,6 @@ def random_merges(rng: random.Random, alphabet: bytes, count: int) -> list[tuple
     return merges
 
 
-@settings(deadline=None)  # the first example compiles
 @given(
     alphabet=st.sampled_from([b"a", b"ab", b"abc", b"\x00\xff", bytes(range(256))]),
     num_merges=st.integers(0, 150),
@@ -66,7 +65,6 @@ def test_any_merges_of_any_piece(alphabet: bytes, num_merges: int, length: int, 
 pieces = st.text(alphabet="abc", min_size=1, max_size=60).map(str.encode)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(pieces, st.integers(1, 5), max_size=6), st.text(alphabet="abcd", max_size=300))
 @example({}, "no merges")
 def test_learned_merges(counts: dict[bytes, int], text: str) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels.compiling import available
@@ -35,7 +35,6 @@ def queue_of(tokens: list[bytes], counts: dict[tuple[int, int], int]) -> PairQue
     return queue
 
 
-@settings(deadline=None)  # the first call may compile
 @given(counts_of_any_size, counts_of_any_size)
 def test_a_greater_count_has_no_lower_drawer(first: int, second: int) -> None:
     lower, higher = sorted([first, second])
@@ -50,7 +49,6 @@ def test_drawers_are_exact_for_small_counts_and_reach_to_the_greatest() -> None:
 tokens = st.lists(st.binary(max_size=12).map(lambda token: token[:6] * 3 + token), min_size=2, max_size=20, unique=True)
 
 
-@settings(deadline=None)
 @given(tokens, st.data())
 def test_pairs_come_out_in_order_although_counts_fall_while_they_wait(tokens: list[bytes], data: st.DataObject) -> None:
     token = st.integers(0, len(tokens) - 1)

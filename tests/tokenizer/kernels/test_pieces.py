@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels.compiling import available
@@ -20,7 +20,6 @@ def key_of(piece: bytes, before: bytes = b"", behind: bytes = bytes(16)) -> tupl
     return int(low), int(high)
 
 
-@settings(deadline=None)  # the first call may compile
 @given(short_pieces)
 def test_a_short_key_is_the_bytes_and_their_number(piece: bytes) -> None:
     low, high = key_of(piece)
@@ -28,13 +27,11 @@ def test_a_short_key_is_the_bytes_and_their_number(piece: bytes) -> None:
     assert both == piece.ljust(MAX_EXACT, b"\0") + bytes([len(piece)])
 
 
-@settings(deadline=None)  # the first call may compile
 @given(short_pieces | long_pieces, st.binary(max_size=9), st.binary(min_size=16, max_size=16))
 def test_a_key_does_not_depend_on_what_stands_around(piece: bytes, before: bytes, behind: bytes) -> None:
     assert key_of(piece, before, behind) == key_of(piece)
 
 
-@settings(deadline=None)  # the first call may compile
 @given(long_pieces, st.data())
 def test_a_long_key_is_marked_and_depends_on_every_byte(piece: bytes, data: st.DataObject) -> None:
     low, high = key_of(piece)

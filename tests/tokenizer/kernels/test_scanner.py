@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels.compiling import available
@@ -66,7 +66,6 @@ def starts_by_pattern(text: bytes) -> list[int]:
     return list(ends)[:-1]
 
 
-@settings(deadline=None)  # the first text may wait for a compilation
 @given(texts)
 def test_starts_are_those_of_the_pattern(text: bytes) -> None:
     assert starts_by_scanner(text) == starts_by_pattern(text)
@@ -99,7 +98,6 @@ def test_it_does_not_matter_where_a_block_ends(snippet: bytes, before: bytes) ->
             assert starts_by_scanner(text + behind) == starts_by_pattern(text + behind), text + behind
 
 
-@settings(deadline=None)
 @given(texts, st.integers(min_value=0))
 def test_what_follows_has_a_say_in_the_last_bytes_only(text: bytes, place: int) -> None:
     cut = place % (len(text) + 1)

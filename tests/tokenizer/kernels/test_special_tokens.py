@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels.compiling import available
@@ -26,7 +26,6 @@ def found_in(text: bytes, begin: int, end: int, tokens: list[str]) -> list[tuple
         found.append((start, begin))
 
 
-@settings(deadline=None)  # the first call may compile
 @given(
     st.lists(st.sampled_from(["<e>", "<", "e", ">", "é", "!", "<|end|>", "<|en", " ", "a" * 61]), max_size=60),
     st.sets(st.sampled_from(TOKENS)),

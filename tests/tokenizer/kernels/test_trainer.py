@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.bpe_reference import learn_merges
@@ -50,7 +50,6 @@ corpora = st.sampled_from(ALPHABETS).flatmap(
 )
 
 
-@settings(deadline=None)  # the first call may compile
 @given(corpora, st.integers(0, 100))
 @example({b"aaaa": 1}, 10)
 @example({b"abababa": 1, b"bab": 2}, 10)
@@ -59,7 +58,6 @@ def test_merges_are_those_of_the_reference(counts: dict[bytes, int], num_merges:
     assert learn(counts, num_merges) == expected(counts, num_merges)
 
 
-@settings(deadline=None)
 @given(corpora, st.randoms())
 def test_the_order_of_the_words_does_not_matter(counts: dict[bytes, int], rng: random.Random) -> None:
     shuffled = rng.sample(list(counts.items()), len(counts))

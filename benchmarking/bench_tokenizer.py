@@ -37,16 +37,13 @@ stdout gets one line of JSON with flat keys. MB are 10^6 bytes of UTF-8.
     multilingual                              cold, warm: encode_array of texts in many scripts
 """
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarking.cells import CellError, installed_version, run_module
 from benchmarking.report import machine, print_summary
 from benchmarking.tokenizer_cell import SHORT_CHARS, Cell
 from benchmarking.tokenizer_rows import HEAD, MAIN, MULTILINGUAL, OURS, PATHOLOGICAL, Row, plan
@@ -62,9 +59,7 @@ EPILOG = (
     "example: transformerlm-bench-tokenizer --config config/resources/bench_tokenizer.toml "
     "--benchmark.rows encode_array short_call"
 )
-ROOT = Path(__file__).parents[1]
 PREPARE_TIMEOUT = 600  # seconds; it is not timed, and may compile kernels
-TIMEOUT = "timeout"
 ENGLISH = ("tinyshakespeare.txt", "wikitext2_valid.txt")
 MULTILINGUAL_FILE = "udhr_multilingual.txt"
 GPT2_VOCAB, GPT2_MERGES = "gpt2_vocab.json", "gpt2_merges.txt"
@@ -84,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench_tokenizer(config: BenchTokenizerConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
     settings = config.benchmark
-    versions = {name: _version(name) for name in ("numba", *PEER_NAMES)}
+    versions = {name: installed_version(name) for name in ("numba", *PEER_NAMES)}
     tools = [OURS, *(peer for peer in settings.peers if versions[peer] or _say_missing(peer))]
     head = {"benchmark": "tokenizer", **machine(), **_settings(settings)}
     with tempfile.TemporaryDirectory(prefix="bench-tokenizer-") as name:
@@ -117,13 +112,6 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> int:
         }
     )
     return EXIT_OK
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _say_missing(peer: str) -> None:
@@ -185,27 +173,9 @@ def _read_head(path: Path, megabytes: float) -> str:
     return "".join(parts)
 
 
-class CellError(Exception):
-    """A process gave no result; the message is a status, as in the summary."""
-
-
 def run_cell(cell: Cell, *, timeout: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
-    command = [sys.executable, "-m", "benchmarking.tokenizer_cell", cell.to_json()]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | dict(environment or {}), capture_output=True, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
-        raise CellError(TIMEOUT) from None
-    if done.returncode:
-        words = done.stderr.decode("utf-8", errors="replace").strip() or "nothing on stderr"
-        lines = words.splitlines()
-        said = next((line for line in reversed(lines) if "Error" in line), lines[-1])
-        error = CellError(f"failed: exit code {done.returncode}, {said}")
-        error.add_note(words)
-        raise error
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_module("benchmarking.tokenizer_cell", cell.to_json(), timeout=timeout, environment=environment)
 
 
 def measure(

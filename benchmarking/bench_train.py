@@ -24,17 +24,14 @@ stdout gets one line of JSON with flat keys.
     SIZE.ratio.PEER                            our speed over the peer's: above 1 we are faster
 """
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarking.cells import CellError, installed_version, run_module
 from benchmarking.report import machine, print_summary
 from benchmarking.timing import spread
 from benchmarking.train_cell import PEAK, Cell
@@ -43,13 +40,8 @@ from cli.utils import EXIT_OK, run_command
 from config.bench_train import OURS, BenchTrainConfig, TrainSize
 
 EPILOG = "example: transformerlm-bench-train --config config/resources/bench_train.toml --benchmark.sizes S"
-ROOT = Path(__file__).parents[1]
 _ROW = "{:8}{:26}{:>10}{:>18}{:>10}{:>7}{:>10}{:>8}{:>8}{:>10}"
 _HEADER = _ROW.format("size", "tool", "tokens/s", "range", "GFLOP/s", "MFU", "1st cold", "warm", "ratio", "memory MB")
-
-
-class CellError(Exception):
-    """A process gave no result; the message is a status, as in the summary."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench_train(config: BenchTrainConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
     settings = config.benchmark
-    versions = {name: _version(name) for name in ("torch", "transformers")}
+    versions = {name: installed_version(name) for name in ("torch", "transformers")}
     peers = [peer for peer in settings.peers if versions["transformers"] or not peer.startswith("llama")]
     if len(peers) < len(settings.peers):
         say("transformers is not installed, and llama is skipped; install it with: uv sync --extra bench")
@@ -116,17 +108,8 @@ def measure_size(
 
 def run_cell(cell: Cell, *, timeout: float, cache: Path | None = None) -> dict[str, Any]:
     """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
-    command = [sys.executable, "-m", "benchmarking.train_cell", cell.to_json()]
     environment = {} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise CellError("timeout") from None
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", errors="replace").strip().splitlines() or ["nothing on stderr"]
-        said = next((line for line in reversed(lines) if "Error" in line), lines[-1])
-        raise CellError(f"failed: exit code {done.returncode}, {said}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_module("benchmarking.train_cell", cell.to_json(), timeout=timeout, environment=environment)
 
 
 def _summarise(name: str, tool: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, object]:
@@ -166,13 +149,6 @@ def _row(name: str, tool: str, entries: dict[str, Any]) -> str:
         "" if ratio is None else f"{ratio:.2f}",
         f"{value('peak_memory_mb'):,.0f}",
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _has_cuda() -> bool:

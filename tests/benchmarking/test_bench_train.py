@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarking import bench_train
-from benchmarking.bench_train import CellError, main, run_cell
+from benchmarking.bench_train import main, run_cell
+from benchmarking.cells import CellError
 from benchmarking.train_cell import PEAK, Cell
 from config.bench_train import OURS, PEERS
 
@@ -35,7 +36,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         }  # fmt: skip
 
     monkeypatch.setattr(bench_train, "run_cell", run)
-    monkeypatch.setattr(bench_train, "_version", lambda _name: "1.0")
+    monkeypatch.setattr(bench_train, "installed_version", lambda _name: "1.0")
     monkeypatch.setattr(bench_train, "_has_cuda", lambda: False)
     return cells
 
@@ -61,7 +62,7 @@ def test_tools_take_turns_and_the_figures_follow(fake_cells: list[Cell], capsys:
 def test_without_transformers_ours_are_measured_alone(
     fake_cells: list[Cell], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_train, "_version", lambda _name: None)
+    monkeypatch.setattr(bench_train, "installed_version", lambda _name: None)
     assert main(["--config", str(CONFIG), "--benchmark.sizes", "M", "--benchmark.repeats", "2"]) == 0
     assert {cell.tool for cell in fake_cells} == {PEAK, OURS, PEERS[0]}
     assert "uv sync --extra bench" in capsys.readouterr().err

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from cli.plots import plot_loss
 from cli.progress import Update, progress_bar, say
+from cli.resume import resume_newest
 from cli.utils import EXIT_OK, Invocation, run_command, stop_on_signals
 from config.io import COMMAND_LINE, to_toml
 from config.train import TrainConfig
 from profiling import attach_nvtx
 from transformerlm.hparams import ModelHparams
 from transformerlm.utils.allocator import keep_freed_memory
-from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
+from transformerlm.utils.errors import ConfigError, DataError
 from transformerlm.utils.files import atomic_write_text, exclusive
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
         attach_nvtx(run.trainer.loss)
         with _held_by_first(run_dir, world) as check_folder:
             run.store.clean()
-            first_step = _resume(run, config)
+            first_step = resume_newest(run, config.training.resume)
             if first_step >= config.training.steps:
                 say(
                     f"already trained to step {first_step}: nothing to do; raise training.steps to go on, "
@@ -289,43 +290,6 @@ def _identity(config: TrainConfig, train_data: "TokenDataset") -> dict[str, Any]
         "batch_size": config.training.batch_size,
         **{f"model.{key}": value for key, value in config.model.model_dump().items()},
     }
-
-
-def _resume(run: "TrainingRun", config: TrainConfig) -> int:
-    """Load the newest whole checkpoint, if the run folder has one; return the step to continue from.
-
-    Newer ones that are damaged are named and set aside, but only when the run is sure to go on without them.
-    """
-    from transformerlm.distributed.group import restarts
-    from transformerlm.training.checkpoint import checkpoint_folders
-    from transformerlm.training.manifest import DamagedCheckpointError
-
-    if config.training.resume == "never" and not restarts() and checkpoint_folders(run.store.folder):
-        raise CheckpointError(
-            f"{run.store.folder}: holds checkpoints already; choose another logging.run_name, "
-            "or set training.resume to auto to continue from them"
-        )
-    damaged: list[DamagedCheckpointError] = []
-    newest = run.store.newest(damaged)
-    if newest is None:
-        return 0
-    differing = run.resume(newest, force=config.training.resume == "force")
-    if differing:
-        say(f"{newest.path}: is of another run, and is continued as asked: {'; '.join(differing)}")
-    for error in damaged:
-        aside = run.store.set_aside(error.folder)
-        say(f"{error.problem}; kept as {aside.name}, going on from {newest.path.name}, the newest that is whole")
-    _compare_environment(newest.run_state()["environment"], run.trainer.environment())
-    return run.progress.step
-
-
-def _compare_environment(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Say what is not as it was: the run goes on, but not to the same last digit."""
-    changes = [
-        f"{key} was {saved.get(key)} and is {value}" for key, value in present.items() if saved.get(key) != value
-    ]
-    if changes:
-        say(f"the checkpoint is from another environment ({'; '.join(changes)}): results may differ in the last digits")
 
 
 def _shower(update: Update, steps: int) -> Callable[[dict[str, Any]], None]:

@@ -67,6 +67,14 @@ def assert_nothing_lost(run_dir: Path, records: list[Record]) -> None:
     assert max(steps, default=0) >= acknowledged(records)
 
 
+def assert_finishes_like(whole: Any, tables: Tables, start_training: Start, read_metrics: Read) -> None:
+    """Let the run `parts` come to its end, and compare it with the run `whole`, which was not disturbed."""
+    with start_training(named(tables, "parts")) as parts:
+        parts.finish()
+    assert not list(parts.run_dir.rglob(".*.tmp"))
+    assert result(parts.run_dir, read_metrics) == result(whole.run_dir, read_metrics)
+
+
 def half_written(run_dir: Path) -> list[int]:
     """Return the steps of the checkpoints that are hidden and not yet, or no more, there under their proper names."""
     hidden = (run_dir / "checkpoints").glob(".step_*.tmp")
@@ -93,10 +101,7 @@ def test_killed_at_random_moments(tables: Tables, start_training: Start, read_me
             parts.kill()
             assert_nothing_lost(parts.run_dir, read_metrics(parts.run_dir))
     assert killed_at_work >= 4, "too few kills came before the end for this test to mean anything"
-    with start_training(named(tables, "parts")) as parts:
-        parts.finish()
-    assert not list(parts.run_dir.rglob(".*.tmp"))
-    assert result(parts.run_dir, read_metrics) == result(whole.run_dir, read_metrics)
+    assert_finishes_like(whole, tables, start_training, read_metrics)
 
 
 @pytest.mark.slow
@@ -116,10 +121,7 @@ def test_killed_while_a_checkpoint_is_written(tables: Tables, start_training: St
             left += [step for step in half_written(parts.run_dir) if step == target]
             assert_nothing_lost(parts.run_dir, read_metrics(parts.run_dir))
     assert len(left) >= 3, "too few kills found a checkpoint half written for this test to mean anything"
-    with start_training(named(tables, "parts")) as parts:
-        parts.finish()
-    assert not list(parts.run_dir.rglob(".*.tmp"))
-    assert result(parts.run_dir, read_metrics) == result(whole.run_dir, read_metrics)
+    assert_finishes_like(whole, tables, start_training, read_metrics)
 
 
 @pytest.mark.slow

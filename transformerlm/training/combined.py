@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
+from transformerlm.training.optim import call_closure
+
 
 class CombinedOptimizer(Optimizer):
     """Optimizers of separate parameters that step, save and load as one.
@@ -25,10 +27,7 @@ class CombinedOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Take a step of every part, with its own `options`; return what `closure`, if given, computes first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = call_closure(closure)
         for part in self.parts:
             part.step(**options)
         return loss

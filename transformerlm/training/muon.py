@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from transformerlm.distributed.shards import local_piece, sharded_like, whole
+from transformerlm.training.optim import call_closure, with_gradients
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -101,14 +102,9 @@ class Muon(Optimizer):
         Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
         nothing, whatever the gradients are, as in `AdamW.step`.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group, gradient_scale)
+        loss = call_closure(closure)
+        for group, params in with_gradients(self.param_groups):
+            self._update(params, group, gradient_scale)
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:

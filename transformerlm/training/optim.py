@@ -60,14 +60,9 @@ class AdamW(Optimizer):
         Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
         nothing, not even the step counts, whatever the gradients are: so a step is skipped without the host waiting.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update_group(params, group, gradient_scale)
+        loss = call_closure(closure)
+        for group, params in with_gradients(self.param_groups):
+            self._update_group(params, group, gradient_scale)
         return loss
 
     def _update_group(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
@@ -138,6 +133,22 @@ def adamw_update(
     denominator = (second / _one_minus_power(betas[1], count)).sqrt_().add_(eps)
     param.mul_(1 - decay * taken)
     param.sub_(first * (lr * taken / _one_minus_power(betas[0], count)) / denominator)
+
+
+def call_closure(closure: Callable[[], Any] | None) -> Any:
+    """Return what the closure of an optimizer's step, if there is one, computes, with gradients recorded."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def with_gradients(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+    """Yield each group of an optimizer with its parameters that have a gradient, unless there are none."""
+    for group in param_groups:
+        params = [p for p in group["params"] if p.grad is not None]
+        if params:
+            yield group, params
 
 
 def _as_vectors(*tensors: Tensor) -> Iterator[Tensor]:

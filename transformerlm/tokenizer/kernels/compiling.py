@@ -42,6 +42,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from transformerlm.utils.cache_folder import user_cache_folder
 from transformerlm.utils.files import atomic_write
 
 config: Any = numba_config  # its names are made when it is imported; no type checker sees them
@@ -203,16 +204,10 @@ def _source(path: str) -> str:
 
 def _user_folder() -> Path | None:
     """Return the folder of kernels in the user's cache folder; None for a user without a home."""
-    base = Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", ""))
+    folder = user_cache_folder()
     if config.CACHE_DIR:  # numba's name for NUMBA_CACHE_DIR
-        base = Path(config.CACHE_DIR).absolute()
-    elif not base.is_absolute():  # unset; or relative, and the XDG base directory specification ignores that
-        try:
-            home = Path.home()
-        except RuntimeError:
-            return None
-        base = home / {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
-    return base / "transformerlm" / "kernels"
+        folder = Path(config.CACHE_DIR).absolute() / "transformerlm"
+    return folder and folder / "kernels"
 
 
 def _temporary_folder(make: bool) -> Path | None:

@@ -37,6 +37,18 @@ def test_a_process_alone_sets_nothing_up(size: str | None, monkeypatch: pytest.M
             raise DataError("its own")
 
 
+def test_a_world_that_torchrun_did_not_make_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(ConfigError, match=r"WORLD_SIZE=2 but not LOCAL_RANK, .*; start .* with torchrun"),
+        join_world(CPU, timeout=timedelta(seconds=1)),
+    ):
+        pass
+
+
 def test_a_plain_tensor_is_no_piece() -> None:
     tensor, norm = torch.ones(3), torch.tensor(2.0)
     assert not is_sharded(tensor)

@@ -29,6 +29,7 @@ from transformerlm.utils.errors import ConfigError, PeerError, TransformerLMErro
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(device=device)
         return
+    missing = [name for name in _SET_BY_TORCHRUN if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"the environment sets WORLD_SIZE={os.environ['WORLD_SIZE']} but not {', '.join(missing)}; start several "
+            "processes with torchrun --nproc-per-node=N, or unset WORLD_SIZE for one"
+        )
     local_rank = int(os.environ["LOCAL_RANK"])
     backend = "gloo"
     if device.type == "cuda":
@@ -132,15 +139,16 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
     world = World(rank, local_rank, size, device)
+    in_good_order = False
     try:
         yield world
-    except BaseException:
-        if device.type != "cuda":  # NCCL would wait for the others here, who may wait for this one
+        # A process that leaves early takes the connections with it that another one may still read from.
+        world.barrier()
+        in_good_order = True
+    finally:
+        # Threads of the group that live on at the interpreter's exit can abort it. But after a failure NCCL would
+        # wait here for the others, who may wait for this one.
+        if in_good_order or device.type != "cuda":
             dist.destroy_process_group()
-        raise
-    # A process that leaves early takes the connections with it that another one may still read from, and
-    # threads of the group that live on at the interpreter's exit can abort it.
-    world.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()

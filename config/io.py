@@ -117,9 +117,13 @@ def _with_table_defaults(field: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[str, str]]:
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    parents = {item["loc"][:-1] for item in items}
+    for item in items:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "default_factory_not_called":  # follows from another key's error
+            continue
+        if item["type"] == "too_short" and item["loc"] in parents:  # a wrong item of a list is not counted
             continue
         if item["type"] == "extra_forbidden":
             yield key, f"unknown key (got {item['input']!r}){_suggestion(key, section.model_fields)}"

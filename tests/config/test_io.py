@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.bench_infer import BenchInferConfig
+from config.bench_train import BenchTrainConfig
 from config.infer import InferConfig
 from config.io import load_config, read_toml, to_json, to_toml
 from config.make_data import MakeDataConfig
@@ -17,6 +18,7 @@ from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 from transformerlm.utils.errors import ConfigError
 
+RESOURCES = Path(__file__).parents[2] / "config" / "resources"
 DATA = {"train": "a.dat", "valid": "b.dat", "tokenizer": "t"}
 
 
@@ -137,6 +139,12 @@ def test_a_key_that_resembles_none_lists_those_there_are(write_toml: Callable[..
 def test_a_wrong_value_does_not_bring_up_what_is_computed_from_it(write_toml: Callable[..., Path]) -> None:
     lines = messages(TrainConfig, write_toml({"data": DATA, "model": {"num_heads": "6", "d_model": 1.5}}))
     assert [line.split(": ")[1] for line in lines] == ["model.d_model", "model.num_heads"]
+
+
+def test_a_wrong_item_does_not_make_its_list_too_short_as_well() -> None:
+    sizes = {("benchmark", "sizes"): ["Q"]}
+    (message,) = messages(BenchTrainConfig, RESOURCES / "bench_train.toml", sizes)
+    assert message.startswith("command line: benchmark.sizes.0: should be 'S', 'M'")
 
 
 @pytest.mark.parametrize(

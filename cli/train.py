@@ -231,7 +231,7 @@ def _compile(run: "TrainingRun") -> None:
     trainer = run.trainer
     if trainer.compilation.problem:
         say(f"not compiled, which would be faster: {trainer.compilation.problem}")
-    if trainer.compilation.active:
+    if trainer.compilation.active and not run.should_stop():
         say("compiling the training step: up to a minute, less when it is in the cache")
         start = time.perf_counter()
         trainer.warm_up(run.loader.batch(run.progress.step))

@@ -29,7 +29,7 @@ from transformerlm.utils.errors import ConfigError, PeerError, TransformerLMErro
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
-_SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,12 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
     local_rank = int(os.environ["LOCAL_RANK"])
     backend = "gloo"
     if device.type == "cuda":
-        wanted, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if wanted > there:
-            raise ConfigError(f"{wanted} processes have {there} GPUs here; give torchrun --nproc-per-node={there}")
+        there = torch.cuda.device_count()
+        if local_rank >= there:
+            raise ConfigError(
+                f"process {local_rank} of this machine has none of its {there} GPUs; "
+                f"give torchrun --nproc-per-node={there}"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"  # the CPUs agree over gloo, beside what the devices do

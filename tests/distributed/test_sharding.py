@@ -90,6 +90,12 @@ def test_gradients_are_sent_once_a_step_however_many_pieces_it_has(strategy: str
         assert found[f"{strategy}-1-adamw.sendings"] == once
 
 
+def test_fsdp_sends_the_gradients_of_each_block_apart(results: list[Results]) -> None:
+    for found in results:
+        assert found["fsdp-whole-adamw.scatterings"] == 3  # two blocks, and what is outside them
+        assert found["ddp-whole-adamw.scatterings"] == 0
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_six_steps_are_those_of_one_process(case: str, results: list[Results]) -> None:
     for found in results:

@@ -28,6 +28,7 @@ from transformerlm.utils.errors import DataError, TransformerLMError
 
 STEPS, SAVED = 6, 3
 ROWS = 4
+SCATTER = "c10d::_reduce_scatter_base_"  # with it each process gets the sum of its piece of the gradients
 # Odd sizes: one process has more rows of the weight than the other.
 MODEL = ModelHparams(vocab_size=41, context_length=12, d_model=6, num_layers=2, num_heads=3, d_ff=33, qk_norm=True)
 
@@ -97,9 +98,10 @@ def trained(case: Case, world: World, folder: Path) -> Results:
     parallelism = Parallelism(world, case.strategy)
     store = CheckpointStore(folder / case.name, keep_last=2, config_toml="[model]\n", tokenizer=None)
     trainer = make_trainer(case, parallelism)
-    found, sendings = gradients(trainer, world)
+    found, sent = gradients(trainer, world)
     results = {f"{case.name}.gradient.{name}": value for name, value in found.items()}
-    results[f"{case.name}.sendings"] = torch.tensor(sendings)
+    results[f"{case.name}.sendings"] = torch.tensor(len(sent))
+    results[f"{case.name}.scatterings"] = torch.tensor(sent.count(SCATTER))
     for step in range(1, STEPS + 1):
         result = trainer.step(step, batch(step, world))
         results |= {f"{case.name}.number.{step}": torch.tensor([result.loss, result.grad_norm])}
@@ -144,8 +146,8 @@ def batch(step: int, world: World) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def gradients(trainer: Trainer, world: World) -> tuple[Results, int]:
-    """Return the gradients that a first step would use, and how often they are sent; it changes nothing."""
+def gradients(trainer: Trainer, world: World) -> tuple[Results, list[str]]:
+    """Return the gradients that a first step would use, and the operations that send them; it changes nothing."""
     found: Results = {}
 
     def spy(**_: object) -> None:
@@ -156,7 +158,7 @@ def gradients(trainer: Trainer, world: World) -> tuple[Results, int]:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         trainer.step(1, batch(1, world))
     trainer.optimizer.step = step  # type: ignore[method-assign]
-    return found, sum("reduce_scatter" in event.name or "c10d::allreduce" in event.name for event in profiler.events())
+    return found, [event.name for event in profiler.events() if event.name in (SCATTER, "c10d::allreduce_")]
 
 
 def weights_of(trainer: Trainer, prefix: str) -> Results:

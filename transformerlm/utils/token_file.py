@@ -1,6 +1,12 @@
 """Token files: raw little-endian ids in `X.dat`, and what they are in the sidecar `X.dat.json`.
 
-The sidecar is written last, so a data file without one is unfinished work and is not read.
+    one file                          many, each of bounded size: X.dat is only a name
+        X.dat            ids              X.00000.dat  X.00001.dat  …       ids: one stream, cut anywhere
+        X.dat.documents  where they       X.00000.dat.documents  …          where documents begin in each
+        X.dat.json       begin; sidecar   X.dat.json                        sidecar: the index of all
+
+Either is named `X.dat` in a configuration. Where documents begin: uint64, little-endian, in ids from the file's start.
+The sidecar is written last, so data without one is unfinished work and is not read.
 """
 
 import hashlib
@@ -15,9 +21,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import atomic_write, sha256_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no shards, documents and text
 UINT16_ENTRIES = 65_536
 MAKE_DATA = "transformerlm-make-data"
+
+
+class Shard(BaseModel):
+    """A file of ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Of the file, which lies beside the sidecar; where documents begin is in `NAME.documents`."""
+    num_tokens: int
+    num_documents: int
+    """Documents that begin in it."""
+    sha256: str
+    documents_sha256: str
 
 
 class TokenFileInfo(BaseModel):
@@ -25,7 +45,7 @@ class TokenFileInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     dtype: Literal["uint16", "uint32"]
     num_tokens: int
     num_documents: int
@@ -36,10 +56,15 @@ class TokenFileInfo(BaseModel):
     end_of_text_id: int | None
     tokenizer_sha256: str
     data_sha256: str
+    """Of the file; of several, SHA-256 of their SHA-256 in hexadecimal, one after another."""
     sources: list[dict[str, Any]]
     """Path and size in bytes of every text file read."""
     split: dict[str, Any]
     """How documents were chosen for this file."""
+    shards: tuple[Shard, ...] = ()
+    """The files, in order; none in format 1, where X.dat is the only one."""
+    text: dict[str, int] = {}
+    """Bytes and documents of the sources that were read, used, and dropped by reason; see `databuilder.reading`."""
 
 
 def sidecar_path(path: Path) -> Path:

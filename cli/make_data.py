@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
@@ -30,8 +31,8 @@ def make_data(config: MakeDataConfig) -> int:
 
     settings = config.output
     tokenizer = Tokenizer.load(settings.tokenizer)
-    sources = find_sources(config.input.sources)
-    valid_sources = find_sources(config.input.valid_sources)
+    sources = [Path(file.name) for file in find_sources(config.input.sources)]
+    valid_sources = [Path(file.name) for file in find_sources(config.input.valid_sources)]
     start = time.perf_counter()
     with progress_bar("encoding") as update:
 

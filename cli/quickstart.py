@@ -87,7 +87,7 @@ def _tokenizer_stage(config: TrainTokenizerConfig) -> "Stage":
     return Stage(
         title="train a tokenizer",
         config=config,
-        inputs=find_sources(config.input.sources),
+        inputs=[Path(file.name) for file in find_sources(config.input.sources)],
         outputs=lambda: _tokenizer_files(folder),
         stamp=folder / "stage.json",
         run=lambda: train_tokenizer(config),
@@ -105,7 +105,7 @@ def _data_stage(config: MakeDataConfig) -> "Stage":
     return Stage(
         title="build the token files",
         config=config,
-        inputs=[*input_files, *_tokenizer_files(config.output.tokenizer)],
+        inputs=[*(Path(file.name) for file in input_files), *_tokenizer_files(config.output.tokenizer)],
         outputs=lambda: [*token_files, *map(sidecar_path, token_files)],
         stamp=config.output.train.with_name(config.output.train.name + ".stage.json"),
         run=lambda: make_data(config),

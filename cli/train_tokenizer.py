@@ -6,7 +6,6 @@ import time
 from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.train_tokenizer import TrainTokenizerConfig
-from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import require_writable
 
 
@@ -28,20 +27,16 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
     """Train the tokenizer that `config` describes; return the exit code."""
     from cli.sources import find_sources
     from transformerlm.tokenizer import Tokenizer, train_bpe
-    from transformerlm.tokenizer.corpus import is_url, stored_size
 
     settings = config.tokenizer
-    urls = [name for name in config.input.sources if is_url(name)]
-    sources = [*find_sources([name for name in config.input.sources if not is_url(name)]), *urls]
-    size = sum(map(stored_size, sources))
-    if size == 0 and not urls:  # a server need not tell sizes
-        raise DataError(f"{', '.join(map(str, sources))}: the text is empty; give some to learn from")
+    files = find_sources(config.input.sources)
+    size = sum(file.num_bytes for file in files)
     require_writable(settings.output, "tokenizer.output")
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
     start = time.perf_counter()
     with progress_bar("tokenizer") as update:
         vocab, merges = train_bpe(
-            sources,
+            [file.name for file in files],
             settings.vocab_size,
             list(settings.special_tokens),
             num_workers=settings.workers or None,

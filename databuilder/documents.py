@@ -1,10 +1,210 @@
-"""Text as documents: cut at the separator, in memory bounded by the longest document."""
+r"""Documents of a text, cut at the separator: bytes in, pieces out, in memory that the size of a document does not change.
+
+    …end of one<|endoftext|>\nTwo.\n<|endoftext|>\nThree, which is long and g | oes on<|end     blocks as they are read
+          ▲ the part begins     [Two.]kept        [Three, which is long and g]open [oes on]kept   pieces
+
+A document is what stands between two separators, without the line breaks at both ends; an empty one is left out. A part
+of a text owns the documents that begin in its range, so it reads past its end to finish the last of them.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, repeat
 from pathlib import Path
 
+from databuilder import pieces
+from databuilder.pieces import End, Piece, Reading, TextCounts
+from databuilder.utf8 import Utf8, is_valid
 from transformerlm.tokenizer.corpus import read_text
+
+LINE_BREAKS = b"\r\n"
+
+_LOOK_BACK = 1 << 12
+
+
+class DocumentCutter:
+    """Cuts the bytes of a text, from the beginning of a document on, into the pieces of its documents."""
+
+    def __init__(self, name: str, reading: Reading, counts: TextCounts, *, begin: int = 0, end: int = -1) -> None:
+        """`begin` is where in the text `name` the bytes begin; documents that begin at `end` or after are not cut."""
+        self._separator = reading.separator.encode("utf-8")
+        self._utf8 = Utf8(name, reading.errors, counts)
+        self._counts = counts
+        self._place = begin  # of the first byte that is not cut yet
+        self._end = end
+
+    def cut(self, blocks: Iterable[bytes]) -> Iterator[list[Piece]]:
+        """Yield the pieces of the documents, about a block of them at a time. Raises the errors of `Utf8.check`."""
+        gap = len(self._separator)
+        data = b""
+        long: _LongDocument | None = None
+        for block in blocks:
+            data = data + block if data else block
+            if long is not None:
+                found = data.find(self._separator)
+                if found < 0:
+                    cut = max(0, len(data) - gap + 1)
+                    yield long.add(data[:cut])
+                    data = data[cut:]
+                    continue
+                yield long.add(data[:found], last=True)
+                self._skip(gap)
+                data = data[found + gap :]
+                self._place = long.place + gap
+                long = None
+            if self._is_past_end():
+                return
+            *documents, rest = data.split(self._separator)
+            if documents:
+                yield self._whole_documents(documents, data, gap)
+            data = rest
+            if len(data) > pieces.PIECE_BYTES and not self._is_past_end():
+                long = _LongDocument(self._utf8, self._counts, self._place)
+                cut = len(data) - gap + 1
+                yield long.add(data[:cut])
+                data = data[cut:]
+        if long is not None:
+            yield long.add(data, last=True)
+        elif not self._is_past_end():
+            if data.strip(LINE_BREAKS):
+                yield self._whole_documents([data], data, 0)
+            else:  # the separator before it was the end of the text, not the beginning of one more document
+                self._skip(len(data))
+
+    def _is_past_end(self) -> bool:
+        return 0 <= self._end <= self._place
+
+    def _skip(self, num_bytes: int) -> None:
+        """Count a separator."""
+        self._counts.bytes_read += num_bytes
+        self._counts.bytes_separators += num_bytes
+
+    def _whole_documents(self, documents: list[bytes], data: bytes, gap: int) -> list[Piece]:
+        """Return `documents`, which lie at the beginning of `data`, `gap` bytes after each, up to the end of the part."""
+        if 0 <= self._end < self._place + len(data):
+            begins = accumulate((len(document) + gap for document in documents), initial=self._place)
+            documents = [document for document, begin in zip(documents, begins, strict=False) if begin < self._end]
+        size = sum(map(len, documents)) + gap * len(documents)
+        texts = [document.strip(LINE_BREAKS) for document in documents]
+        num_bytes = sum(map(len, texts))
+        counts = self._counts
+        counts.bytes_read += size
+        counts.bytes_separators += size - num_bytes
+        counts.documents_empty += texts.count(b"")
+        if not data.isascii() and not is_valid(memoryview(data)[:size]):
+            texts, dropped_bytes = self._valid_texts(documents, gap)
+            num_bytes -= dropped_bytes
+        texts = list(filter(None, texts))
+        counts.bytes_used += num_bytes
+        counts.documents_used += len(texts)
+        self._place += size
+        return list(map(Piece._make, zip(texts, repeat(End.KEPT))))
+
+    def _valid_texts(self, documents: list[bytes], gap: int) -> tuple[list[bytes], int]:
+        """Return the texts of `documents` that the policy lets through, and how many bytes those have that it does not."""
+        texts, dropped_bytes = [], 0
+        place = self._place
+        for document in documents:
+            text = document.strip(LINE_BREAKS)
+            valid, _ = self._utf8.check(text, place + document.find(text))
+            if valid is None:
+                dropped_bytes += len(text)
+                self._counts.documents_not_utf8 += 1
+            else:
+                texts.append(valid)
+            place += len(document) + gap
+        self._counts.bytes_not_utf8 += dropped_bytes
+        return texts, dropped_bytes
+
+
+class _LongDocument:
+    """A document that comes bit by bit; line breaks are held back until it is known that they are not its end."""
+
+    def __init__(self, utf8: Utf8, counts: TextCounts, place: int) -> None:
+        self._utf8 = utf8
+        self._counts = counts
+        self._held = b""  # line breaks at the end, or the beginning of a character
+        self._num_bytes = 0  # without the line breaks at both ends
+        self._dropped = False
+        self.place = place
+        """Of the first byte after what has been added."""
+
+    def add(self, data: bytes, *, last: bool = False) -> list[Piece]:
+        """Return the pieces that are certain once `data` follows, which with `last` is the end."""
+        self._counts.bytes_read += len(data)
+        self.place += len(data)
+        data = self._held + data
+        if not self._num_bytes:
+            begun = data.lstrip(LINE_BREAKS)
+            self._counts.bytes_separators += len(data) - len(begun)
+            data = begun
+        body = data.rstrip(LINE_BREAKS)
+        text, used, was_dropped = None, len(body), self._dropped
+        if not was_dropped:
+            text, used = self._utf8.check(body, self.place - len(data), final=last or len(body) < len(data))
+            self._dropped = text is None
+        self._num_bytes += used
+        self._held = data[used:]
+        if last:
+            self._count()
+        if text is None:
+            return [] if was_dropped else [Piece(b"", End.DROPPED)]
+        return [Piece(text, End.KEPT if last else End.OPEN)] if self._num_bytes else []
+
+    def _count(self) -> None:
+        counts = self._counts
+        counts.bytes_separators += len(self._held)
+        if self._dropped:
+            counts.bytes_not_utf8 += self._num_bytes
+            counts.documents_not_utf8 += 1
+        elif self._num_bytes:
+            counts.bytes_used += self._num_bytes
+            counts.documents_used += 1
+        else:
+            counts.documents_empty += 1
+
+
+def scan_start(separator: bytes, begin: int, read: Callable[[int, int], bytes]) -> int:
+    """Return a byte from which on separators are found as they are from the beginning of the text, for a part at `begin`.
+
+    `read` returns the bytes of a range of the text. Where a separator can overlap itself, as a row of dashes does, the one
+    that begins first counts; so nothing that looks like one may lie across the place that is returned.
+    """
+    gap = len(separator)
+    latest = max(0, begin - gap)
+    if not any(separator.startswith(separator[shift:]) for shift in range(1, gap)):
+        return latest
+    reach = _LOOK_BACK
+    while True:
+        low = max(0, latest - reach)
+        data, start = read(low, begin), latest - low
+        while (found := data.rfind(separator, max(0, start - gap + 1), start + gap - 1)) >= 0:
+            start = found
+        if low == 0 or start >= gap - 1:
+            return low + start
+        reach *= 4  # what could lie across `start` has not been read
+
+
+def skip_to_first_document(
+    blocks: Iterator[bytes], separator: bytes, start: int, begin: int, end: int
+) -> tuple[int, bytes] | None:
+    """Return where the first document that begins at `begin` or after does, and what has been read from there on.
+
+    `blocks` are the bytes from `start` on, see `scan_start`. Returns None if the document begins at `end` or after.
+    """
+    data = b""
+    for block in blocks:
+        data += block
+        while (found := data.find(separator)) >= 0:
+            start += found + len(separator)
+            data = data[found + len(separator) :]
+            if start >= begin:
+                return (start, data) if start < end or end < 0 else None
+        kept = min(len(data), len(separator) - 1)  # a separator may begin in it
+        start, data = start + len(data) - kept, data[len(data) - kept :]
+        if 0 <= end <= start:
+            return None
+    return None
 
 
 def read_documents(

@@ -1,4 +1,4 @@
-r"""Documents of a text, cut at the separator: bytes in, pieces out, in memory that the size of a document does not change.
+r"""Documents of a text, cut at the separator: bytes in, pieces out, in memory that does not depend on their size.
 
     …end of one<|endoftext|>\nTwo.\n<|endoftext|>\nThree, which is long and g | oes on<|end     blocks as they are read
           ▲ the part begins     [Two.]kept        [Three, which is long and g]open [oes on]kept   pieces
@@ -58,9 +58,9 @@ class DocumentCutter:
             if documents:
                 yield self._whole_documents(documents, data, gap)
             data = rest
-            if len(data) > pieces.PIECE_BYTES and not self._is_past_end():
+            cut = len(data) - gap + 1  # a separator may begin after it
+            if cut > pieces.PIECE_BYTES and not self._is_past_end():
                 long = _LongDocument(self._utf8, self._counts, self._place)
-                cut = len(data) - gap + 1
                 yield long.add(data[:cut])
                 data = data[cut:]
         if long is not None:
@@ -80,7 +80,7 @@ class DocumentCutter:
         self._counts.bytes_separators += num_bytes
 
     def _whole_documents(self, documents: list[bytes], data: bytes, gap: int) -> list[Piece]:
-        """Return `documents`, which lie at the beginning of `data`, `gap` bytes after each, up to the end of the part."""
+        """Return `documents`, with which `data` begins, `gap` bytes after each, as far as the part owns them."""
         if 0 <= self._end < self._place + len(data):
             begins = accumulate((len(document) + gap for document in documents), initial=self._place)
             documents = [document for document, begin in zip(documents, begins, strict=False) if begin < self._end]
@@ -101,7 +101,7 @@ class DocumentCutter:
         return list(map(Piece._make, zip(texts, repeat(End.KEPT))))
 
     def _valid_texts(self, documents: list[bytes], gap: int) -> tuple[list[bytes], int]:
-        """Return the texts of `documents` that the policy lets through, and how many bytes those have that it does not."""
+        """Return the texts of `documents` that the policy lets through, and the bytes of those that it does not."""
         texts, dropped_bytes = [], 0
         place = self._place
         for document in documents:
@@ -165,10 +165,10 @@ class _LongDocument:
 
 
 def scan_start(separator: bytes, begin: int, read: Callable[[int, int], bytes]) -> int:
-    """Return a byte from which on separators are found as they are from the beginning of the text, for a part at `begin`.
+    """Return from where to look for separators so that those at `begin` are found as from the beginning of the text.
 
-    `read` returns the bytes of a range of the text. Where a separator can overlap itself, as a row of dashes does, the one
-    that begins first counts; so nothing that looks like one may lie across the place that is returned.
+    `read` returns the bytes of a range of the text. Where a separator can overlap itself, as a row of dashes does, the
+    one that begins first counts; so nothing that looks like one may lie across the place that is returned.
     """
     gap = len(separator)
     latest = max(0, begin - gap)

@@ -91,8 +91,7 @@ def _column_index(parquet: Any, name: str, field: str) -> int:
     kind = schema.field(field).type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
-    is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
-    if not any(check(kind) for check in is_text):
+    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary()):
         raise DataError(f"{name}: the field {field!r} is of type {kind}, not string; set text_field to one that is")
     paths = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     return paths.index(field)

@@ -3,8 +3,8 @@
     a.txt            b.txt.gz   c.parquet
     [ 0 ][ 1 ][ 2 ]  [   3   ]  [ 4 ][ 5 ]     bytes of plain text, whole compressed files, row groups of Parquet
 
-A part of plain text or JSON lines owns the documents that begin in its range of bytes; how it finds them is the matter of
-`reading`. The parts are a function of the sources alone.
+A part of plain text or JSON lines owns the documents that begin in its range of bytes; `reading` finds them. The parts
+are a function of the sources alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,8 +34,8 @@ class Part:
 def cut_into_parts(files: Iterable[SourceFile], *, part_bytes: int = PART_BYTES) -> list[Part]:
     """Return the parts of `files`, in order, of about `part_bytes` each as stored.
 
-    A compressed file is one part, as is one whose server cannot send a range of it. Raises `DataError` if a Parquet file
-    has no readable footer.
+    A compressed file is one part, as is one whose server cannot send a range of it. Raises `DataError` if a Parquet
+    file has no readable footer.
     """
     parts = (part for file in files for part in _parts_of(file, part_bytes))
     return [replace(part, number=number) for number, part in enumerate(parts)]

@@ -12,7 +12,7 @@ from databuilder.documents import DocumentCutter, scan_start, skip_to_first_docu
 from databuilder.parts import Part
 from databuilder.pieces import PIECE_BYTES, End, ErrorPolicy, Piece, Reading, TextCounts
 from databuilder.records import read_json_lines
-from transformerlm.tokenizer.corpus import READ_BYTES, is_compressed, read_bytes, read_range
+from transformerlm.tokenizer.corpus import READ_BYTES, read_bytes, read_range
 from transformerlm.utils.errors import DataError
 
 __all__ = ["End", "ErrorPolicy", "PIECE_BYTES", "Piece", "Reading", "TextCounts", "read_part"]
@@ -25,8 +25,8 @@ def read_part(part: Part, reading: Reading, counts: TextCounts, on_read: OnRead 
     """Yield the documents that begin in `part`, in order, some at a time, and add to `counts` what becomes of the text.
 
     Of a text a document is what stands between two separators, without the line breaks at both ends, and memory is
-    bounded whatever its size. Records of JSON lines and Parquet are parsed whole, and their text is taken as it is. Empty
-    documents are left out.
+    bounded whatever its size. Records of JSON lines and Parquet are parsed whole, and their text is taken as it is.
+    Empty documents are left out.
 
     Raises `DataError` with name and place if a source is missing or cut off, is not UTF-8 (policy "strict"), or a
     record lacks the text field; `MissingDependencyError` if a package is missing.
@@ -80,4 +80,4 @@ def _blocks(part: Part, start: int, on_read: OnRead | None) -> Iterator[bytes]:
     if place == 0:
         raise DataError(f"{name}: is empty; leave it out, or fetch it again")
     if num_bytes and place != num_bytes:
-        raise DataError(f"{name}: ends at byte {place} and should have {num_bytes}; it was cut off or changed, fetch it again")
+        raise DataError(f"{name}: ends at byte {place} and not at {num_bytes}; it was cut off or changed: fetch it")

@@ -18,7 +18,7 @@ def read_json_lines(
 ) -> Iterator[list[Piece]]:
     """Yield the documents of the lines that begin before byte `end`; `blocks` are the text `name` from `begin` on.
 
-    A line is held in memory whole. Blank lines are no records. Raises `DataError` with the byte at which a record begins.
+    A line is held in memory whole. Blank lines are no records. Raises `DataError` with the byte where a record begins.
     """
     reader = _LineReader(name, reading, counts)
     for place, lines in _lines(blocks, begin, end):
@@ -107,7 +107,7 @@ class _LineReader:
         return self._text_of_odd_line(line, place)
 
     def _text_of_odd_line(self, line: bytes, place: int) -> bytes | None:
-        """Do the same for a line that is blank, not UTF-8, escapes half a surrogate pair, or is wrong, which is an error."""
+        """Do the same for a line that is blank, not UTF-8, has half a surrogate pair, or is plainly wrong."""
         if not line.strip():
             return None
         text = self._field_of(line.decode("utf-8", "surrogateescape"), place)

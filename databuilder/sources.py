@@ -45,9 +45,9 @@ class SourceFile:
 def resolve_sources(names: Iterable[str | Path], *, format: FormatSetting = "auto") -> list[SourceFile]:
     """Return the files that `names` stand for, in order, each once; the files of a glob or folder are sorted.
 
-    A name is a file, a glob or a folder, here or as a URL of fsspec (a glob or a folder where the other side can list its
-    files), or `builtin:stories`, which is `builtin_corpus_path()` and must have been written. A `format` of "auto" goes
-    by each file's name. Raises `DataError` if a name matches nothing, a file is empty, or a folder mixes formats.
+    A name is a file, a glob or a folder, here or as a URL of fsspec (a glob or a folder where the other side can list
+    its files), or `builtin:stories`, which is `builtin_corpus_path()` and must have been written. A `format` of "auto"
+    goes by each file's name. Raises `DataError` if a name matches nothing, a file is empty, or a folder mixes formats.
     """
     files: dict[str, SourceFile] = {}
     for name in map(str, names):
@@ -128,13 +128,13 @@ def _matching_urls(url: str, format: FormatSetting) -> list[str]:
 
 def _of_folder(name: str, files: Iterable[str], format: FormatSetting) -> list[str]:
     """Return which of the relative paths in a folder are text of the format, sorted."""
-    found = sorted((PurePosixPath(file) for file in files if _is_source(PurePosixPath(file))))
+    found = sorted(PurePosixPath(file) for file in files if _is_source(PurePosixPath(file)))
     formats = {str(file): _format_of(file.name) for file in found}
     if format != "auto":
         formats = {file: kind for file, kind in formats.items() if kind == format}
     if not formats:
-        kind = "text" if format == "auto" else format
-        raise DataError(f"{name}: the folder holds no {kind} file ({', '.join(FOLDER_SUFFIXES)}, also .gz, .xz or .zst)")
+        kind, suffixes = "text" if format == "auto" else format, ", ".join(FOLDER_SUFFIXES)
+        raise DataError(f"{name}: the folder holds no {kind} file ({suffixes}, also .gz, .xz or .zst)")
     if len(kinds := sorted(set(formats.values()))) > 1:
         raise DataError(
             f"{name}: the folder holds files of several formats ({', '.join(kinds)}); "

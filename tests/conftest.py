@@ -1,8 +1,12 @@
 """Things small enough to be made for every test run: text, a tokenizer, token files, a trained model."""
 
 import random
+import re
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,3 +126,69 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Result(code, out, err)
 
     return run
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves a folder on the loopback address, with the habits of servers: see `serve`."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, *, ranges: bool, tells_size: bool, keeps_back: int) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_WebRequest, directory=str(folder)))
+        self.ranges, self.tells_size, self.keeps_back = ranges, tells_size, keeps_back
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _WebRequest(SimpleHTTPRequestHandler):
+    server: WebServer
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        server, path, asked = self.server, Path(self.translate_path(self.path)), self.headers.get("Range", "")
+        server.requests.append(f"{self.command} {self.path} {asked}".strip())
+        if path.is_dir():  # a page of links
+            return super().do_GET()
+        if not path.exists():
+            return self.send_error(404)
+        data = path.read_bytes()
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if server.ranges else None
+        self.send_response(206 if span else 200)
+        if span:
+            begin, end = int(span[1]), min(int(span[2] or len(data)), len(data) - 1) + 1
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
+            data = data[begin:end]
+        if server.tells_size:
+            self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data[: max(0, len(data) - server.keeps_back)])
+        return None
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., WebServer]]:
+    """Starts servers of folders. By default they send ranges, tell sizes and keep no bytes of the end back."""
+    servers: list[WebServer] = []
+
+    def start(folder: Path, *, ranges: bool = True, tells_size: bool = True, keeps_back: int = 0) -> WebServer:
+        servers.append(WebServer(folder, ranges=ranges, tells_size=tells_size, keeps_back=keeps_back))
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

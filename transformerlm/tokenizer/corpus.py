@@ -11,10 +11,10 @@ import codecs
 import gzip
 import lzma
 import os
-import zlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
 
@@ -110,14 +110,15 @@ def reads_ranges(path: TextPath) -> bool:
 @contextmanager
 def opened(path: TextPath) -> Iterator[IO[bytes]]:
     """Open the bytes of a file as they lie there, to be read from any place."""
-    with clear_errors(path):
-        if is_url(path):
-            import fsspec
+    with ExitStack() as stack:
+        with clear_errors(path):
+            if is_url(path):
+                import fsspec
 
-            file: Any = fsspec.open(os.fspath(path), "rb").open()  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            file = Path(path).open("rb")
-    with file:
+                manager: Any = fsspec.open(os.fspath(path), "rb")
+            else:
+                manager = Path(path).open("rb")
+            file = stack.enter_context(manager)
         yield file
 
 
@@ -205,9 +206,9 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error of the system or of the network says; fsspec has a server's answer as the cause."""
+    """Return what an error of the system or of the network says, in a line; fsspec has a server's answer as the cause."""
     strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or str(error.__cause__ or "") or str(error) or type(error).__name__
+    return " ".join((strerror or str(error.__cause__ or "") or str(error) or type(error).__name__).split())
 
 
 def _decompressed(file: IO[bytes], suffix: str) -> Iterator[bytes]:

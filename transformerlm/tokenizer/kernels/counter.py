@@ -116,11 +116,17 @@ class PieceCounter:
         while not count_texts(text, places, self._special_tokens, self._table, class_table(), self._room, stop):
             self._grow(stop)
 
-    def add(self, other: "PieceCounter") -> None:
-        """Add what `other` has counted."""
+    def add(self, table: Table) -> None:
+        """Add what another counter has counted, see its `table`."""
+        other = Table(*(np.require(array, requirements="W") for array in table))  # what was sent may be read-only
         stop = np.zeros(4, np.int64)
-        while not add_table(self._table, other._table, stop):
+        while not add_table(self._table, other, stop):
             self._grow(stop)
+
+    def table(self) -> Table:
+        """Return what was counted, without empty rows; it can be pickled."""
+        rows, arena, used = self._table
+        return Table(rows[rows[:, HIGH] != EMPTY], arena[: used[1]], used)
 
     def _grow(self, stop: npt.NDArray[np.int64]) -> None:
         """Make the table as large as `stop` says."""

@@ -61,7 +61,7 @@ class TokenizerTrainingSection(Section):
     scheduler_address: str | None = Field(
         default=None,
         min_length=1,
-        description="dask: address of the scheduler, as tcp://host:8786 (unset: a cluster of `workers` processes here).",
+        description="dask: address of the scheduler, as tcp://host:8786 (unset: `workers` processes of this machine).",
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -112,7 +112,7 @@ class DatasetOutputSection(Section):
     scheduler_address: str | None = Field(
         default=None,
         min_length=1,
-        description="dask: address of the scheduler, as tcp://host:8786 (unset: a cluster of `workers` processes here).",
+        description="dask: address of the scheduler, as tcp://host:8786 (unset: `workers` processes of this machine).",
     )
 
     def problems(self) -> Iterator[Problem]:

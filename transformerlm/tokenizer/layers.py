@@ -6,6 +6,7 @@ shortest calls.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, final
 
@@ -55,12 +56,15 @@ class Codec:
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0
+        self._announced = 0  # of what was seen, what is still to come
         self._lock = Lock()
         self.dtype = np.dtype(id_dtype(len(vocab)))
 
     def expect(self, length: int) -> None:
         """Make ready for `length` characters or bytes of text; without this, the text that comes is counted."""
-        self._compiled_for(length)
+        self._seen += length
+        self._announced += length
+        self._compiled_for(0)
 
     def encode(self, text: str | bytes, specials: Specials) -> list[int]:
         """Return the ids of `text`."""
@@ -72,15 +76,21 @@ class Codec:
 
     def encode_to_arrays(self, texts: Sequence[str | bytes], specials: Specials) -> list[IdArray]:
         """Return the ids of each of `texts`. May be called by several threads at once."""
-        length = sum(map(len, texts))
-        compiled = self._compiled_for(length) if length > SHORT else None
-        if compiled is None:
-            return [np.array(self._plain.encode(_as_text(text), specials), self.dtype) for text in texts]
-        ids, ends = compiled.encode([_as_bytes(text) for text in texts], specials.for_kernels)
         if len(texts) == 1:
-            return [ids]
+            return [self.encode_flat(texts, specials)[0]]
+        ids, ends = self.encode_flat(texts, specials)
         begins = [0, *ends.tolist()]
         return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
+
+    def encode_flat(self, texts: Sequence[str | bytes], specials: Specials) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of all texts and where those of each end. May be called by several threads at once."""
+        length = sum(map(len, texts))
+        compiled = self._compiled_for(length) if length > SHORT else None
+        if compiled is not None:
+            return compiled.encode([_as_bytes(text) for text in texts], specials.for_kernels)
+        lists = [self._plain.encode(_as_text(text), specials) for text in texts]
+        ids = np.fromiter(chain.from_iterable(lists), self.dtype, sum(map(len, lists)))
+        return ids, np.cumsum([len(of_text) for of_text in lists], dtype=np.int64)
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> bytes:
         """Return the bytes of `ids`; raise `TokenizerError` for an id outside the vocabulary."""
@@ -99,7 +109,9 @@ class Codec:
     def _compiled_for(self, length: int) -> "CompiledCodec | None":
         """Return the compiled layer if it is there or now worth its while, with `length` more to do."""
         if self._compiled is None:
-            self._seen += length
+            announced = min(length, self._announced)
+            self._announced -= announced
+            self._seen += length - announced
             if choice.compiled_pays(self._seen, choice.TEXT, "encoder.encode_texts"):
                 with self._lock:
                     self._load()

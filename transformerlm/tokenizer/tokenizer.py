@@ -203,7 +203,16 @@ class Tokenizer:
         The file may be compressed or remote, see `corpus`, and need not be UTF-8. Raises `DataError` if it cannot be
         read. For the rest see `encode_to_array`.
         """
-        yield from self._arrays(read_bytes(path), self._specials(allowed_special), num_threads)
+        yield from self.encode_parts(read_bytes(path), num_threads=num_threads, allowed_special=allowed_special)
+
+    def encode_parts(
+        self, parts: Iterable[str] | Iterable[bytes], *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
+    ) -> Iterator[IdArray]:
+        """Yield the ids of the text that `parts` join to, the same however it is divided, in constant memory.
+
+        For the rest see `encode_to_array`.
+        """
+        yield from self._arrays(parts, self._specials(allowed_special), num_threads)
 
     def _arrays(self, parts: Iterable[Any], specials: Specials, num_threads: int) -> Iterator[IdArray]:
         blocks = safe_blocks(parts, specials.ids, BLOCK)
@@ -220,6 +229,32 @@ class Tokenizer:
         encode_group = partial(self._codec.encode_to_arrays, specials=specials)
         groups = ordered_thread_map(encode_group, _groups(texts), threads=worker_count(num_threads))
         return list(chain.from_iterable(groups))
+
+    def encode_flat(
+        self, texts: Sequence[str | bytes], *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of all texts, one after another, and where those of each end: without a call for each.
+
+        For the rest see `encode_to_array`.
+        """
+        specials = self._specials(allowed_special)
+        encode_group = partial(self._codec.encode_flat, specials=specials)
+        threads = worker_count(num_threads)
+        groups = [texts] if threads == 1 else _groups(texts)
+        arrays: list[IdArray] = [np.empty(0, self._codec.dtype)]
+        ends: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+        count = 0
+        for group_ids, group_ends in ordered_thread_map(encode_group, groups, threads=threads):
+            arrays.append(group_ids)
+            ends.append(group_ends + count)
+            count += len(group_ids)
+        if len(arrays) == 2:
+            return arrays[1], ends[1]
+        return np.concatenate(arrays), np.concatenate(ends)
+
+    def expect(self, num_bytes: int) -> None:
+        """Make ready to encode so many bytes of text: load the compiled layer, or compile it, if that pays."""
+        self._codec.expect(num_bytes)
 
     def count_tokens(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> int:
         """Return how many ids `text` has, without keeping them. For the rest see `encode`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transformerlm.distributed.blocks import prepare_blocks
 from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide
+from transformerlm.distributed.documents import document_masks
 from transformerlm.distributed.sharding import ALONE, Parallelism
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models import TransformerLM, flops_per_token
@@ -55,7 +56,8 @@ class StepResult:
 class Trainer:
     """A model and its optimizer; `step` is forward, backward, clipping and update.
 
-    The model is prepared here, in place, for its device, and for the processes that `parallelism` names.
+    The model is prepared here, in place, for its device, and for the processes that `parallelism` names. With
+    `mask_after`, the id that ends a document, tokens attend within their document only.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         parallelism: Parallelism = ALONE,
+        mask_after: int | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -83,11 +86,13 @@ class Trainer:
             dtype=dtype,
             compiled=compiled,
             activation_checkpointing=training.activation_checkpointing,
+            masked=mask_after is not None,
         )
         self.loss = NextTokenLoss(
             model,
             chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
             rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
+            make_mask=None if mask_after is None else document_masks(mask_after, device, compiled=compiled),
         )
         self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
         self.optimizer = build_optimizer(model, optimizer, dtype=dtype)

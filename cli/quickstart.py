@@ -65,7 +65,7 @@ def _check_hand_over(
     pairs = (
         ("data: output.tokenizer", data.output.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
         ("train: data.tokenizer", training.data.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
-        ("train: data.train", training.data.train, "data: output.train", data.output.train),
+        *(("train: data.train", path, "data: output.train", data.output.train) for path in training.data.train),
         ("train: data.valid", training.data.valid, "data: output.valid", data.output.valid),
         ("infer: inference.checkpoint", inference.inference.checkpoint, "train: the run folder", run_dir),
     )
@@ -130,7 +130,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     stage = Stage(
         title="train a model",
         config=config,
-        inputs=[config.data.train, config.data.valid, *_tokenizer_files(config.data.tokenizer)],
+        inputs=[*config.data.train, config.data.valid, *_tokenizer_files(config.data.tokenizer)],
         outputs=lambda: [path / "manifest.json" for path in checkpoint_folders(run_dir / "checkpoints")],
         stamp=run_dir / "stage.json",
         run=run,

@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -20,6 +21,8 @@ from config.io import load_config
 from config.train import TrainConfig
 from databuilder import build_dataset
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from transformerlm.utils.files import sha256_file
+from transformerlm.utils.token_file import Shard, documents_path, joint_sha256, read_info, sidecar_path
 
 WORDS = (
     "the a little big old red blue kind cat dog bird fox tree house river hill girl boy ran "
@@ -60,6 +63,25 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) ->
     tokenizer.save(folder / "tokenizer")
     build_dataset([corpus], tokenizer, folder / "train.dat", valid=folder / "valid.dat", valid_fraction=0.1)
     return folder
+
+
+@pytest.fixture
+def sharded(workspace: Path, tmp_path: Path) -> Path:
+    """The workspace's `train.dat` cut into three shards and an index."""
+    info = read_info(workspace / "train.dat")
+    ids = np.fromfile(workspace / "train.dat", dtype="<u2")
+    begins = np.fromfile(workspace / "train.dat.documents", dtype="<u8")
+    path, shards = tmp_path / "train.dat", []
+    for number, part in enumerate(np.array_split(np.arange(len(ids)), 3)):
+        file = tmp_path / f"train.{number:05}.dat"
+        here = begins[(begins >= part[0]) & (begins <= part[-1])] - np.uint64(part[0])
+        file.write_bytes(ids[part].tobytes())
+        documents_path(file).write_bytes(here.tobytes())
+        digests = {"sha256": sha256_file(file), "documents_sha256": sha256_file(documents_path(file))}
+        shards.append(Shard(name=file.name, num_tokens=len(part), num_documents=len(here), **digests))
+    index = info.model_copy(update={"shards": tuple(shards), "data_sha256": joint_sha256(shards)})
+    sidecar_path(path).write_text(index.model_dump_json(), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

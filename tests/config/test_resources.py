@@ -42,7 +42,7 @@ def test_the_four_stages_hand_their_files_on() -> None:
     train = load_config(TrainConfig, RESOURCES / "train.toml")
     infer = load_config(InferConfig, RESOURCES / "infer.toml")
     assert tokenizer.tokenizer.output == data.output.tokenizer == train.data.tokenizer
-    assert (data.output.train, data.output.valid) == (train.data.train, train.data.valid)
+    assert ((data.output.train,), data.output.valid) == (train.data.train, train.data.valid)
     assert infer.inference.checkpoint == train.training.runs_dir / train.logging.run_name
 
 

@@ -105,6 +105,8 @@ def _shown_by(update: Update) -> "Callable[[Progress], None]":
 
 def _tell(settings: DatasetOutputSection, report: "BuildReport", seconds: float) -> None:
     """Say what was written and what was left out."""
+    from cli.sources import say_left_out
+
     for path, info in ((settings.train, report.train), (settings.valid, report.valid)):
         if info is None or path is None:
             continue
@@ -117,19 +119,7 @@ def _tell(settings: DatasetOutputSection, report: "BuildReport", seconds: float)
     if report.valid is not None and report.valid.sources != report.train.sources:
         texts.append(report.valid.text)
     for text in texts:
-        _tell_dropped(text)
-
-
-def _tell_dropped(text: dict[str, int]) -> None:
-    words = [
-        (text["documents_not_utf8"], f"documents ({text['bytes_not_utf8'] / 1e6:,.1f} MB) that are not UTF-8"),
-        (text["documents_empty"], "empty documents"),
-    ]
-    dropped = [f"{number:,} {what}" for number, what in words if number]
-    if dropped:
-        say(f"left out: {', '.join(dropped)}")
-    if text["characters_replaced"]:
-        say(f"replaced: {text['characters_replaced']:,} places that are not UTF-8, by U+FFFD")
+        say_left_out(text)
 
 
 if __name__ == "__main__":

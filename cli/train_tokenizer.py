@@ -6,6 +6,7 @@ import time
 from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.train_tokenizer import TrainTokenizerConfig
+from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import require_writable
 
 
@@ -25,23 +26,39 @@ def _run(invocation: Invocation[TrainTokenizerConfig]) -> int:
 
 def train_tokenizer(config: TrainTokenizerConfig) -> int:
     """Train the tokenizer that `config` describes; return the exit code."""
-    from cli.sources import find_sources
-    from transformerlm.tokenizer import Tokenizer, train_bpe
+    from cli.sources import find_sources, reading_of, say_left_out
+    from databuilder.counting import count_sources
+    from databuilder.engine import open_executor
+    from transformerlm.tokenizer import Tokenizer
+    from transformerlm.tokenizer.bpe_trainer import train_bpe_on_counts
 
     settings = config.tokenizer
-    files = find_sources(config.input.sources)
-    size = sum(file.num_bytes for file in files)
+    files = find_sources(config.input.sources, format=config.input.format)
     require_writable(settings.output, "tokenizer.output")
+    size = sum(file.num_bytes for file in files)
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
     start = time.perf_counter()
-    with progress_bar("tokenizer") as update:
-        vocab, merges = train_bpe(
-            [file.name for file in files],
+    with (
+        progress_bar("tokenizer") as update,
+        open_executor(settings.engine, settings.workers, settings.scheduler_address) as executor,
+    ):
+        pretokens, text = count_sources(
+            files,
+            reading_of(config.input),
+            settings.special_tokens,
+            executor=executor,
+            workers=settings.workers,
+            progress=lambda share: update(share, "count"),
+        )
+        if not text.documents_used:
+            raise DataError(f"{', '.join(config.input.sources)}: the text is empty; give some to learn from")
+        vocab, merges = train_bpe_on_counts(
+            pretokens,
             settings.vocab_size,
             list(settings.special_tokens),
-            num_workers=settings.workers or None,
             progress=lambda phase, share: update(share, phase),
         )
+    say_left_out(text.to_json())
     if len(vocab) < settings.vocab_size:
         say(f"the text has no more pairs to merge: the vocabulary has {len(vocab):,} entries")
     Tokenizer(vocab, merges, list(settings.special_tokens)).save(settings.output)

@@ -44,16 +44,11 @@ class InputSection(Section):
     )
 
 
-class TokenizerTrainingSection(Section):
-    """Byte-level BPE."""
+class WorkSection(Section):
+    """Where tasks run."""
 
-    vocab_size: int = Field(
-        default=4096, gt=0, description="Entries: 256 bytes, the merges and the special tokens together."
-    )
-    special_tokens: Strings = Field(default=(END_OF_TEXT,), description="Tokens that are never split or merged.")
-    output: PathSetting = Field(description="Folder for vocab.json and merges.txt.")
     workers: int = Field(
-        default=0, ge=0, description="Threads that count pre-tokens, or tasks of a cluster at a time (0: one a core)."
+        default=0, ge=0, description="Threads, or tasks of a cluster at a time (0: as many as there are cores)."
     )
     engine: Literal["local", "dask"] = Field(
         default="local", description="local | dask: threads of this process, or a Dask cluster (extra `dask`)."
@@ -67,6 +62,19 @@ class TokenizerTrainingSection(Section):
     def problems(self) -> Iterator[Problem]:
         if self.scheduler_address is not None and self.engine != "dask":
             yield Problem("engine", "must be dask, since scheduler_address is given", self.engine)
+
+
+class TokenizerTrainingSection(WorkSection):
+    """Byte-level BPE."""
+
+    vocab_size: int = Field(
+        default=4096, gt=0, description="Entries: 256 bytes, the merges and the special tokens together."
+    )
+    special_tokens: Strings = Field(default=(END_OF_TEXT,), description="Tokens that are never split or merged.")
+    output: PathSetting = Field(description="Folder for vocab.json and merges.txt.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
         smallest = 256 + len(self.special_tokens)
         if self.vocab_size < smallest:
             yield Problem(
@@ -90,7 +98,7 @@ class DatasetInputSection(InputSection):
     )
 
 
-class DatasetOutputSection(Section):
+class DatasetOutputSection(WorkSection):
     """The token files."""
 
     tokenizer: PathSetting = Field(description="Folder of the tokenizer (made by transformerlm-train-tokenizer).")
@@ -103,23 +111,11 @@ class DatasetOutputSection(Section):
     shard_tokens: int = Field(
         default=100_000_000, gt=0, description="Tokens in a file; what has more becomes several, with numbers."
     )
-    workers: int = Field(
-        default=0, ge=0, description="Threads that encode, or tasks of a cluster at a time (0: one a core)."
-    )
-    engine: Literal["local", "dask"] = Field(
-        default="local", description="local | dask: threads of this process, or a Dask cluster (extra `dask`)."
-    )
-    scheduler_address: str | None = Field(
-        default=None,
-        min_length=1,
-        description="dask: address of the scheduler, as tcp://host:8786 (unset: `workers` processes of this machine).",
-    )
 
     def problems(self) -> Iterator[Problem]:
         if self.valid is not None and self.valid == self.train:
             yield Problem("valid", "must be another file than train", str(self.valid))
-        if self.scheduler_address is not None and self.engine != "dask":
-            yield Problem("engine", "must be dask, since scheduler_address is given", self.engine)
+        yield from super().problems()
 
 
 class ExecutionSection(Section):

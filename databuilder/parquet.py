@@ -115,7 +115,7 @@ def _texts(column: Any, name: str, row: int, utf8: Utf8, counts: TextCounts) -> 
     for number, text in enumerate(texts, row):
         if text is None:
             raise DataError(f"{name}: row {number} has no text (null); leave such rows out")
-        if text.isascii() or is_valid(text):
+        if is_valid(text):
             valid.append(text)
             continue
         checked, _ = utf8.check(text, 0, where=f"in row {number} at byte {{}}")

@@ -40,8 +40,10 @@ def not_utf8(name: str, where: str, reason: str) -> DataError:
     return DataError(f"{name}: not UTF-8 {where} ({reason}); convert it, or set errors to replace or skip")
 
 
-def is_valid(data: bytes | memoryview) -> bool:
+def is_valid(data: bytes) -> bool:
     """Return whether `data` is UTF-8."""
+    if data.isascii():  # a tenth of the time
+        return True
     try:
         codecs.utf_8_decode(data, "strict", True)
     except UnicodeDecodeError:

@@ -117,7 +117,7 @@ def opened(path: TextPath) -> Iterator[IO[bytes]]:
 
                 manager: Any = fsspec.open(os.fspath(path), "rb")
             else:
-                manager = Path(path).open("rb")
+                manager = Path(path).open("rb")  # noqa: SIM115 (entered below)
             file = stack.enter_context(manager)
         yield file
 
@@ -206,7 +206,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error of the system or of the network says, in a line; fsspec has a server's answer as the cause."""
+    """Return in a line what an error of the system or the network says; fsspec has a server's answer as the cause."""
     strerror = error.strerror if isinstance(error, OSError) else None
     return " ".join((strerror or str(error.__cause__ or "") or str(error) or type(error).__name__).split())
 

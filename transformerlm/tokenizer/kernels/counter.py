@@ -118,7 +118,10 @@ class PieceCounter:
 
     def add(self, table: Table) -> None:
         """Add what another counter has counted, see its `table`."""
-        other = Table(*(np.require(array, requirements="W") for array in table))  # what was sent may be read-only
+        rows, arena, used = table
+        other = Table(  # whose arrays may be read-only if they were sent
+            np.require(rows, requirements="W"), np.require(arena, requirements="W"), np.require(used, requirements="W")
+        )
         stop = np.zeros(4, np.int64)
         while not add_table(self._table, other, stop):
             self._grow(stop)

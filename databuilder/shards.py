@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -217,7 +217,7 @@ def _copy(job: Job, ids: npt.NDArray[np.integer], places: tuple[Numbers, Numbers
     is_new = (np.diff(parts, prepend=-1) != 0) | (sources != np.concatenate([[-1], (sources + sizes)[:-1]]))
     bounds = [*np.flatnonzero(is_new).tolist(), len(parts)]
     view = ids.data.cast("B")
-    views = [view[at : at + size] for at, size in zip(targets.tolist(), sizes.tolist(), strict=True)]
+    views = (view[at : at + size] for at, size in zip(targets.tolist(), sizes.tolist(), strict=True))
     part, file = -1, None
     with contextlib.ExitStack() as stack:
         for first, last in pairwise(bounds):
@@ -225,4 +225,4 @@ def _copy(job: Job, ids: npt.NDArray[np.integer], places: tuple[Numbers, Numbers
                 stack.close()  # one at a time: there may be more parts than a process may have files
                 part = int(parts[first])
                 file = stack.enter_context(job.spool(part).open("rb", buffering=0))
-            read_vectors(file.fileno(), views[first:last], int(sources[first]), job.spool(part))
+            read_vectors(file.fileno(), islice(views, last - first), int(sources[first]), job.spool(part))

@@ -12,10 +12,11 @@ do not hold the end-of-text id, which is added in the shards.
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self, final
+from typing import IO, Any, NamedTuple, Self, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ TRAIN, VALID = 0, 1
 SIDES = (TRAIN, VALID)
 
 Index = npt.NDArray[np.uint64]
+Buffer = TypeVar("Buffer", bound=bytes | memoryview)
 
 
 class Segment(NamedTuple):
@@ -205,7 +207,8 @@ class SpoolWriter:
         width = self._ids.itemsize
         begins_at, ends_at = (ends - lengths)[order] * width, ends[order] * width
         ids_at = self._at if self._spilled_at is None else self._spilled_at
-        self._write([self._bytes[begin:end] for begin, end in zip(begins_at.tolist(), ends_at.tolist(), strict=True)])
+        places = zip(begins_at.tolist(), ends_at.tolist(), strict=True)
+        self._write(self._bytes[begin:end] for begin, end in places)
         lengths = lengths[order]
         lengths[0] += (self._at - ids_at) // width - self._used  # what was written before, of a long one
         self._write([bytes(-self._at % WIDTH)])
@@ -216,34 +219,42 @@ class SpoolWriter:
             index_ends = np.cumsum(lengths[rows])
             num_ids = int(index_ends[-1])
             self._segments.append(Segment(side, len(index_ends), num_ids, ids_at, self._at))
-            self._write([keys[order[rows]].astype("<u8"), index_ends.astype("<u8")])
+            self._write([keys[order[rows]].astype("<u8").tobytes(), index_ends.astype("<u8").tobytes()])
             ids_at += num_ids * width
         self._begin_run()
 
-    def _write(self, buffers: Sequence[Any]) -> None:
-        for first in range(0, len(buffers), MAX_VECTORS):
-            self._at += write_vectors(self._file, buffers[first : first + MAX_VECTORS])
+    def _write(self, buffers: Iterable[bytes | memoryview]) -> None:
+        self._at += write_vectors(self._file, buffers)
 
 
-def write_vectors(file: int, buffers: Sequence[Any]) -> int:
+def write_vectors(file: int, buffers: Iterable[bytes | memoryview]) -> int:
     """Write all of `buffers`, one after another, and return how many bytes they are."""
-    total = sum(memoryview(buffer).nbytes for buffer in buffers)
-    written = os.writev(file, buffers)
-    if written < total:  # a full disk takes a part, and raises an error when it is asked again
-        rest = memoryview(b"".join(buffers))[written:]
-        while rest:
-            rest = rest[os.write(file, rest) :]
-    return total
+    written = 0
+    for group in _groups(buffers):
+        wanted = sum(map(len, group))
+        done = os.writev(file, group)
+        if done < wanted:  # a full disk takes a part, and raises an error when it is asked again
+            rest = memoryview(b"".join(group))[done:]
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        written += wanted
+    return written
 
 
-def read_vectors(file: int, buffers: Sequence[memoryview], offset: int, path: Path) -> None:
+def read_vectors(file: int, buffers: Iterable[memoryview], offset: int, path: Path) -> None:
     """Fill `buffers`, one after another, with what lies at `offset`. Raises `DataError` if the file ends before."""
-    for first in range(0, len(buffers), MAX_VECTORS):
-        group = buffers[first : first + MAX_VECTORS]
+    for group in _groups(buffers):
         wanted = sum(map(len, group))
         if os.preadv(file, group, offset) != wanted:
             raise DataError(f"{path}: ends early; remove its folder, and make the data again")
         offset += wanted
+
+
+def _groups(buffers: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+    """Yield as many at a time as the system takes. Few live at once: thousands would keep the garbage collector busy."""
+    buffers = iter(buffers)
+    while group := list(islice(buffers, MAX_VECTORS)):
+        yield group
 
 
 class IndexRows(NamedTuple):

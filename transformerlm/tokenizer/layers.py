@@ -87,7 +87,9 @@ class Codec:
         length = sum(map(len, texts))
         compiled = self._compiled_for(length) if length > SHORT else None
         if compiled is not None:
-            return compiled.encode([_as_bytes(text) for text in texts], specials.for_kernels)
+            return compiled.encode(
+                [text if isinstance(text, bytes) else _as_bytes(text) for text in texts], specials.for_kernels
+            )
         lists = [self._plain.encode(_as_text(text), specials) for text in texts]
         ids = np.fromiter(chain.from_iterable(lists), self.dtype, sum(map(len, lists)))
         return ids, np.cumsum([len(of_text) for of_text in lists], dtype=np.int64)

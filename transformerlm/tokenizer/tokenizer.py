@@ -8,7 +8,7 @@ threads.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, final
@@ -142,11 +142,15 @@ class Tokenizer:
         return self._special_tokens.get(END_OF_TEXT)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of what the tokenizer does, whatever file it came from.
+        """Return the SHA-256 of what the tokenizer does, whatever file it came from; worked out once.
 
         It is taken of compact JSON, [tokens, merges, special tokens]: all tokens in hexadecimal, ordered by
         id; the merges as pairs of such; the ids of the special tokens.
         """
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         tokens = [token.hex() for token in self._vocab.values()]
         merges = [[left.hex(), right.hex()] for left, right in self._merges]
         content = json.dumps([tokens, merges, list(self._special_tokens.values())], separators=(",", ":"))

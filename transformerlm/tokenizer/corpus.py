@@ -136,9 +136,12 @@ def _parts(path: TextPath, begin: int) -> Iterator[tuple[bytes, int]]:
     """Yield the decompressed bytes, and how far the file has been read."""
     with clear_errors(path), _open(path, begin) as file:
         before = begin if _is_http(path) else 0  # a stream counts what it has brought
+        place = 0
         for part in _decompressed(file, _suffix(path)):
-            yield part, before + file.tell()
-        yield b"", before + file.tell()  # what follows the last text: checksums, empty frames
+            place = file.tell()
+            yield part, before + place
+        if file.tell() > place:  # checksums, empty frames
+            yield b"", before + file.tell()
 
 
 def _suffix(path: TextPath) -> str:

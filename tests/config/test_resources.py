@@ -9,6 +9,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.infer import InferConfig
+from config.inspect_data import InspectDataConfig
 from config.io import load_config
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -22,6 +23,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "infer": InferConfig,
+    "inspect_data": InspectDataConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
     "train": TrainConfig,

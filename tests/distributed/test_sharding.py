@@ -28,7 +28,7 @@ def folder(start: Callable[..., Any], free_port: int, tmp_path_factory: pytest.T
     """The folder of two workers that are done."""
     folder = tmp_path_factory.mktemp("workers")
     worker = Path(__file__).with_name("worker.py")
-    where = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+    where = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
     workers = [start(worker, folder, RANK=rank, LOCAL_RANK=rank, **where) for rank in range(2)]
     for process in workers:
         _, errors = process.communicate(timeout=TIMEOUT)

@@ -95,8 +95,10 @@ class Findings:
         yield _line("tokens a byte", f"{_ratio(info.num_tokens, info.num_text_bytes):.3f}")
         yield _line("vocabulary", f"{info.vocab_size:,} entries, ids of type {info.dtype}")
         yield _line("shards", f"{max(1, len(info.shards)):,}")
+        if info.text:
+            yield "  of the text that all of it was made from:"
         for name, count in info.text.items():
-            yield _line(visible(name).replace("_", " "), f"{count:,}")
+            yield _line(f"  {visible(name).replace('_', ' ')}", f"{count:,}")
         if self.training is not None:
             yield _line("epochs", self.training.text(self.path))
         for document in self.longest:

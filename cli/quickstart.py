@@ -116,8 +116,10 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     from cli.stages import Stage
     from cli.train import train
     from transformerlm.training.checkpoint import checkpoint_folders
+    from transformerlm.utils.token_file import sidecar_path
 
     run_dir = config.training.runs_dir / config.logging.run_name
+    token_files = [*config.data.train, config.data.valid]
     # Without records on stdout, which is for the stories.
     quiet = config.model_copy(update={"logging": config.logging.model_copy(update={"backend": ("noop",)})})
 
@@ -130,7 +132,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     stage = Stage(
         title="train a model",
         config=config,
-        inputs=[*config.data.train, config.data.valid, *_tokenizer_files(config.data.tokenizer)],
+        inputs=[*token_files, *map(sidecar_path, token_files), *_tokenizer_files(config.data.tokenizer)],
         outputs=lambda: [path / "manifest.json" for path in checkpoint_folders(run_dir / "checkpoints")],
         stamp=run_dir / "stage.json",
         run=run,

@@ -20,9 +20,7 @@ from transformerlm.distributed.documents import (
     attend_in_blocks,
     block_mask,
     document_mask,
-    document_masks,
     document_numbers,
-    goes_by_blocks,
 )
 from transformerlm.hparams import ModelHparams
 from transformerlm.models import TransformerLM
@@ -30,7 +28,7 @@ from transformerlm.models.attention import fused_attention, written_out_attentio
 from transformerlm.models.build import build_model
 from transformerlm.training.loss import NextTokenLoss
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 END = 0
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -145,13 +143,22 @@ def test_flex_attention_has_the_gradients_of_the_plain_one_on_cuda(compiled: boo
         torch.testing.assert_close(value, expected, rtol=2e-2, atol=2e-2)  # products in TF32
 
 
-def test_blocks_are_for_compiled_runs_on_cuda() -> None:
-    assert goes_by_blocks(CUDA, compiled=True)
-    assert not goes_by_blocks(CUDA, compiled=False)
-    assert not goes_by_blocks(CPU, compiled=True)
+@pytest.mark.parametrize(
+    ("device", "compiled", "num_heads", "in_blocks"),
+    [("cuda", True, 2, True), ("cuda", False, 2, False), ("cpu", True, 2, False), ("cuda", True, 4, False)],
+)
+def test_flex_attention_is_for_compiled_runs_on_cuda(
+    device: str, compiled: bool, num_heads: int, in_blocks: bool
+) -> None:
+    model = TransformerLM(12, 24, 32, 2, num_heads, 32)
+    settings: dict[str, Any] = {"device": torch.device(device), "dtype": torch.float32, "compiled": compiled}
+    make_mask = prepare_blocks(model, activation_checkpointing=False, mask_after=END, **settings)
+    assert make_mask is not None
     ids = torch.tensor([[1, END, 1]])
-    assert torch.equal(document_masks(END, CPU, compiled=True)(ids), document_mask(ids, END))
-    assert type(document_masks(END, CUDA, compiled=True)(ids)) is type(block_mask(ids, END))
+    assert isinstance(make_mask(ids), flex_attention.BlockMask if in_blocks else Tensor)
+    assert all((layer.attn.attend is attend_in_blocks) == in_blocks for layer in model.layers)
+    assert prepare_blocks(model, activation_checkpointing=False, **settings) is None
+    assert not any(layer.attn.attend is attend_in_blocks for layer in model.layers)
 
 
 def make_loss(
@@ -160,12 +167,11 @@ def make_loss(
     """Return the masked loss of a small model."""
     shape = {"vocab_size": 12, "context_length": 24, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
     model = build_model(ModelHparams(**shape, **of), seed=0, dtype=dtype)
-    prepare_blocks(
-        model, device=CPU, dtype=torch.float32, compiled=False, activation_checkpointing=checkpointing, masked=True
-    )
+    settings: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "compiled": False, "mask_after": END}
+    make_mask = prepare_blocks(model, activation_checkpointing=checkpointing, **settings)
     for layer in model.layers:
         layer.attn.attend = attend
-    return NextTokenLoss(model, chunk_rows=7, make_mask=document_masks(END, CPU, compiled=False))
+    return NextTokenLoss(model, chunk_rows=7, make_mask=make_mask)
 
 
 def batch(rows: int = 3) -> tuple[Tensor, Tensor]:

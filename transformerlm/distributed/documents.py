@@ -11,20 +11,17 @@
 
 Positions go on over the ends of documents: what rotary attention sees of them is differences only.
 
-A plain mask has a boolean for each pair of tokens. FlexAttention (Dong et al. 2024) instead goes through blocks of 128
-by 128 pairs: those without a pair that attends it skips, so that short documents cost less than one long one; those in
-which all pairs do need no mask; in the others it asks a function. It has to be compiled, and computes gradients on GPUs
-only, so it is what a compiled run on CUDA uses.
+A plain mask has a boolean for each pair of tokens. FlexAttention (Dong et al. 2024) goes through blocks of 128 by 128
+pairs instead: it skips those in which nothing attends, so that many short documents cost less than a long one, needs no
+mask where everything does, and in the others asks a function. It has to be compiled, and has gradients on GPUs only.
 """
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from transformerlm.models.attention import AttentionMask, fused_attention
+from transformerlm.models.attention import fused_attention
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -32,16 +29,8 @@ if TYPE_CHECKING:
 BLOCK = 128
 """Tokens a side of FlexAttention's blocks: its own default."""
 
-
-def goes_by_blocks(device: torch.device, *, compiled: bool) -> bool:
-    """Return whether masks are for FlexAttention, on this device and with compiled blocks."""
-    return compiled and device.type == "cuda"
-
-
-def document_masks(end_of_text_id: int, device: torch.device, *, compiled: bool) -> Callable[[Tensor], AttentionMask]:
-    """Return the function that makes the mask of a batch of ids (B, T), in the form that the blocks want here."""
-    make = block_mask if goes_by_blocks(device, compiled=compiled) else document_mask
-    return functools.partial(make, end_of_text_id=end_of_text_id)
+SMALLEST_HEAD = 16
+"""Size of a head that FlexAttention's compiled kernels need at least."""
 
 
 def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:

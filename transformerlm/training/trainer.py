@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from transformerlm.distributed.blocks import prepare_blocks
 from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide
-from transformerlm.distributed.documents import document_masks
 from transformerlm.distributed.sharding import ALONE, Parallelism
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models import TransformerLM, flops_per_token
@@ -80,19 +79,19 @@ class Trainer:
         self.parallelism = parallelism
         self.compilation = decide(training.compile, device, self._run_flops())
         compiled = self.compilation.active
-        prepare_blocks(
+        make_mask = prepare_blocks(
             model,
             device=device,
             dtype=dtype,
             compiled=compiled,
             activation_checkpointing=training.activation_checkpointing,
-            masked=mask_after is not None,
+            mask_after=mask_after,
         )
         self.loss = NextTokenLoss(
             model,
             chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
             rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
-            make_mask=None if mask_after is None else document_masks(mask_after, device, compiled=compiled),
+            make_mask=make_mask,
         )
         self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
         self.optimizer = build_optimizer(model, optimizer, dtype=dtype)

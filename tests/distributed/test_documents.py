@@ -121,11 +121,14 @@ def gradients_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("gradients_on_a_cpu")
-def test_flex_attention_has_the_gradients_of_the_plain_one() -> None:
+@pytest.mark.parametrize("stance", ["default", "force_eager"])
+def test_flex_attention_has_the_gradients_of_the_plain_one(stance: str) -> None:
+    """Also where nothing is compiled on purpose, as before the first step of several processes."""
     generator = torch.Generator().manual_seed(0)
     qkv = [torch.randn(2, heads, 200, 16, dtype=torch.float64, generator=generator) for heads in (2, 1, 1)]
     ids = long_rows(200, [[3, 50, 140], []])
-    found = gradients(attend_in_blocks, block_mask(ids, END), qkv)
+    with torch.compiler.set_stance(stance):
+        found = gradients(attend_in_blocks, block_mask(ids, END), qkv)
     for value, expected in zip(found, gradients(fused_attention, document_mask(ids, END), qkv), strict=True):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
 

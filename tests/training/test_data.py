@@ -265,7 +265,7 @@ def test_shards_are_read_as_the_single_file_is(workspace: Path, sharded: Path) -
     assert len(several.info.shards) == 3
     assert np.array_equal(several.tokens[:], single.tokens[:])
     for step in (0, 9):
-        batches = [loader(dataset.tokens, context_length=32).batch(step)[0] for dataset in (single, several)]  # type: ignore[arg-type]
+        batches = [loader(dataset.tokens, context_length=32).batch(step)[0] for dataset in (single, several)]
         assert torch.equal(*batches)
 
 

@@ -110,7 +110,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        tokens: Tokens | Sequence[Tokens],
+        tokens: Tokens | list[Tokens],
         *,
         batch_size: int,
         context_length: int,
@@ -120,7 +120,7 @@ class BatchLoader:
         world_size: int = 1,
         weights: Sequence[float] | None = None,
     ) -> None:
-        """`tokens` are those of a data set, or a list or tuple of several, mixed by `weights` (None: by their tokens).
+        """`tokens` are those of a data set, or of a list of several, mixed by `weights` (none: by their tokens).
 
         `batch_size` is that of all processes together; `ConfigError` if they cannot share it evenly, or a weight is
         too small beside the others.
@@ -129,7 +129,7 @@ class BatchLoader:
             raise ConfigError(f"batch_size must be divisible by the {world_size} processes (got {batch_size})")
         self.rank = rank
         self.world_size = world_size
-        self.datasets: tuple[Tokens, ...] = tuple(tokens) if isinstance(tokens, list | tuple) else (tokens,)  # type: ignore[assignment]
+        self.datasets: tuple[Tokens, ...] = tuple(tokens) if isinstance(tokens, list) else (tokens,)
         self.mixture = Mixture(weights or [len(dataset) for dataset in self.datasets], seed=seed)
         self.orders = [
             WindowOrder(len(dataset), context_length=context_length, seed=seed, number=number)

@@ -251,7 +251,7 @@ def read_vectors(file: int, buffers: Iterable[memoryview], offset: int, path: Pa
 
 
 def _groups(buffers: Iterable[Buffer]) -> Iterator[list[Buffer]]:
-    """Yield as many at a time as the system takes. Few live at once: thousands would keep the garbage collector busy."""
+    """Yield as many at a time as the system takes; few live at once, or the garbage collector would be busy."""
     buffers = iter(buffers)
     while group := list(islice(buffers, MAX_VECTORS)):
         yield group

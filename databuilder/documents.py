@@ -33,40 +33,48 @@ class DocumentCutter:
     def cut(self, blocks: Iterable[bytes]) -> Iterator[list[Piece]]:
         """Yield the pieces of the documents, about a block of them at a time. Raises the errors of `Utf8.check`."""
         gap = len(self._separator)
-        data = b""
+        rest = b""  # what follows the last separator
         long: _LongDocument | None = None
         for block in blocks:
-            data = data + block if data else block
             if long is not None:
-                found = data.find(self._separator)
+                rest += block
+                found = rest.find(self._separator)
                 if found < 0:
-                    cut = max(0, len(data) - gap + 1)
-                    yield long.add(data[:cut])
-                    data = data[cut:]
+                    cut = max(0, len(rest) - gap + 1)
+                    yield long.add(rest[:cut])
+                    rest = rest[cut:]
                     continue
-                yield long.add(data[:found], last=True)
+                yield long.add(rest[:found], last=True)
                 self._skip(gap)
-                data = data[found + gap :]
                 self._place = long.place + gap
-                long = None
+                long, rest, block = None, b"", rest[found + gap :]
+            elif self._lies_across(rest, block):
+                rest, block = b"", rest + block
             if self._is_past_end():
                 return
-            *documents, rest = data.split(self._separator)
+            documents = block.split(self._separator)
+            documents[0] = rest + documents[0]
+            rest = documents.pop()
             if documents:
-                yield self._whole_documents(documents, data, gap)
-            data = rest
-            cut = len(data) - gap + 1  # a separator may begin after it
-            if cut > pieces.PIECE_BYTES and not self._is_past_end():
+                yield self._whole_documents(documents, gap)
+                if self._is_past_end():
+                    return
+            cut = len(rest) - gap + 1  # a separator may begin after it
+            if cut > pieces.PIECE_BYTES:
                 long = _LongDocument(self._utf8, self._counts, self._place)
-                yield long.add(data[:cut])
-                data = data[cut:]
+                yield long.add(rest[:cut])
+                rest = rest[cut:]
         if long is not None:
-            yield long.add(data, last=True)
-        elif not self._is_past_end():
-            if data.strip(LINE_BREAKS):
-                yield self._whole_documents([data], data, 0)
-            else:  # the separator before it was the end of the text, not the beginning of one more document
-                self._skip(len(data))
+            yield long.add(rest, last=True)
+        elif rest.strip(LINE_BREAKS):
+            yield self._whole_documents([rest], 0)
+        else:  # the separator before it was the end of the text, not the beginning of one more document
+            self._skip(len(rest))
+
+    def _lies_across(self, rest: bytes, block: bytes) -> bool:
+        """Return whether a separator begins in `rest` and ends in `block`, which follows."""
+        reach = len(self._separator) - 1
+        return reach > 0 and self._separator in rest[-reach:] + block[:reach]
 
     def _is_past_end(self) -> bool:
         return 0 <= self._end <= self._place
@@ -76,19 +84,20 @@ class DocumentCutter:
         self._counts.bytes_read += num_bytes
         self._counts.bytes_separators += num_bytes
 
-    def _whole_documents(self, documents: list[bytes], data: bytes, gap: int) -> list[Piece]:
-        """Return `documents`, with which `data` begins, `gap` bytes after each, as far as the part owns them."""
-        if 0 <= self._end < self._place + len(data):
+    def _whole_documents(self, documents: list[bytes], gap: int) -> list[Piece]:
+        """Return the documents that follow, `gap` bytes after each, as far as the part owns them."""
+        size = sum(map(len, documents)) + gap * len(documents)
+        if 0 <= self._end < self._place + size:
             begins = accumulate((len(document) + gap for document in documents), initial=self._place)
             documents = [document for document, begin in zip(documents, begins, strict=False) if begin < self._end]
-        size = sum(map(len, documents)) + gap * len(documents)
+            size = sum(map(len, documents)) + gap * len(documents)
         texts = [document.strip(LINE_BREAKS) for document in documents]
         num_bytes = sum(map(len, texts))
         counts = self._counts
         counts.bytes_read += size
         counts.bytes_separators += size - num_bytes
         counts.documents_empty += texts.count(b"")
-        if not data.isascii() and not all(map(is_valid, texts)):
+        if not all(map(bytes.isascii, texts)) and not all(map(is_valid, texts)):
             texts, dropped_bytes = self._valid_texts(documents, gap)
             num_bytes -= dropped_bytes
         texts = list(filter(None, texts))

@@ -72,7 +72,7 @@ def count_sources(
     num_bytes = sum(file.num_bytes or PART_BYTES for file in files)
     parts = cut_into_parts(files, part_bytes=max(SMALLEST_PART, min(PART_BYTES, num_bytes // (4 * slots))))
     meter = Meter()
-    threads = max(1, slots // len(parts))
+    threads = max(1, slots // max(1, len(parts)))
     counting = Counting(reading, tuple(special_tokens), counting_is_compiled(num_bytes), threads, meter)
 
     def report() -> None:

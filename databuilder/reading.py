@@ -12,7 +12,8 @@ from databuilder.documents import DocumentCutter, scan_start, skip_to_first_docu
 from databuilder.parts import Part
 from databuilder.pieces import PIECE_BYTES, End, ErrorPolicy, Piece, Reading, TextCounts
 from databuilder.records import read_json_lines
-from transformerlm.tokenizer.corpus import READ_BYTES, read_bytes, read_range
+from transformerlm.tokenizer import corpus
+from transformerlm.tokenizer.corpus import read_bytes, read_range
 from transformerlm.utils.errors import DataError
 
 __all__ = ["End", "ErrorPolicy", "PIECE_BYTES", "Piece", "Reading", "TextCounts", "read_part"]
@@ -54,7 +55,7 @@ def read_part(part: Part, reading: Reading, counts: TextCounts, on_read: OnRead 
 
 
 def _blocks(part: Part, start: int, on_read: OnRead | None) -> Iterator[bytes]:
-    """Yield the text of a part's source from `start` on, `READ_BYTES` or more at a time; the caller stops in time.
+    """Yield the text of a part's source from `start` on in blocks of `corpus.READ_BYTES`, about; the caller stops.
 
     Raises `DataError` if the source turns out to be empty, or of another size than it was.
     """
@@ -68,16 +69,17 @@ def _blocks(part: Part, start: int, on_read: OnRead | None) -> Iterator[bytes]:
             on_read(min(max(0, place - part.begin), part.num_bytes or place))
 
     waiting: list[bytes] = []
-    size = 0
+    size, is_empty = 0, True
     for block in read_bytes(name, report, begin=start):
+        is_empty = False
         waiting.append(block)
         size += len(block)
-        if size >= READ_BYTES:
+        if size >= corpus.READ_BYTES:
             yield b"".join(waiting)  # of one, that one
             waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
-    if place == 0:
+    if is_empty and start == 0:
         raise DataError(f"{name}: is empty; leave it out, or fetch it again")
     if num_bytes and place != num_bytes:
         raise DataError(f"{name}: ends at byte {place} and not at {num_bytes}; it was cut off or changed: fetch it")

@@ -182,6 +182,12 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, name: str, data: bytes)
         read_whole(write(tmp_path / name, data))
 
 
+@pytest.mark.parametrize(("name", "pack"), [("a.txt.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)])
+def test_a_packed_file_without_text_is_named(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(DataError, match=rf"{name}: is empty"):
+        read_whole(write(tmp_path / name, pack(b"")))
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
 def test_a_file_that_has_changed_is_named(tmp_path: Path, name: str) -> None:
     halves = [zstandard.compress(TEXT)] * 2 if name.endswith("zst") else [TEXT] * 2

@@ -26,6 +26,9 @@ READ_BYTES = 1 << 18
 
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
 
+_ZSTD_STEPS = range(1 << 6, 1 << 12)
+"""Compressed bytes that are unpacked at a time, from and to: 64 may become a megabyte."""
+
 STALLED_SECONDS = 60
 """A server that sends nothing for this long is given up."""
 
@@ -228,14 +231,23 @@ def _zstd_parts(file: IO[bytes]) -> Iterator[bytes]:
     # Not zstandard's stream reader: it takes a file that breaks off for one that ends.
     decompressor = zstandard.ZstdDecompressor().decompressobj()
     started = False
-    while compressed := file.read(READ_BYTES // 64):  # a little may expand to much
-        while compressed:
-            started = True
-            yield decompressor.decompress(compressed)
-            compressed = decompressor.unused_data
-            if decompressor.eof:  # a file may hold several frames
-                decompressor = zstandard.ZstdDecompressor().decompressobj()
-                started = False
+    step = _ZSTD_STEPS.start
+    while stored := file.read(READ_BYTES):
+        begin = 0
+        while begin < len(stored):
+            compressed = stored[begin : begin + step]
+            begin += step
+            size = 0
+            while compressed:
+                started = True
+                part = decompressor.decompress(compressed)
+                size += len(part)
+                yield part
+                compressed = decompressor.unused_data
+                if decompressor.eof:  # a file may hold several frames
+                    decompressor = zstandard.ZstdDecompressor().decompressobj()
+                    started = False
+            step = min(2 * step, _ZSTD_STEPS.stop) if size <= READ_BYTES else _ZSTD_STEPS.start
     if started:
         raise EOFError("it ends inside a frame")
 

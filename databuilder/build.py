@@ -128,7 +128,7 @@ class Build:
         """Write the shards that are not there; return all of them in order."""
         tasks = [task for side in self._folders for task in self._shard_tasks(job, side, cut)]
         self._report.begin_writing(sum(task.end - task.begin for task in tasks))
-        job = replace(job, meter=self._report.meter, threads=2 if len(tasks) < slots else 1)
+        job = replace(job, meter=self._report.meter, threads=2 if len(tasks) < 2 * slots else 1)
         shards = [shard for task in tasks if (shard := finished_shard(job, task)) is not None]
         for shard in shards:
             self._note_shard(shard)

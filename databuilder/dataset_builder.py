@@ -113,6 +113,5 @@ def count_total_tokens(sources: Sequence[Source], tokenizer: Tokenizer, *, separ
                 ids = sum(map(len, tokenizer.encode_parts(group.texts(), allowed_special=set())))
                 total += ids + 1 if group.end is End.KEPT else 0
             else:
-                ids, ends = tokenizer.encode_flat(group, allowed_special=set())
-                total += len(ids) + len(ends)
+                total += sum(map(len, tokenizer.encode_batch(group, num_threads=1, allowed_special=set()))) + len(group)
     return total

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from databuilder.parts import Part
 from databuilder.pieces import End, Piece, TextCounts
 from databuilder.reading import read_part
 from databuilder.spool import Index, SpoolWriter, Summary
+from databuilder.text_hash import TextHash, hash_texts
 from transformerlm.utils.files import atomic_write, writing
 
 BATCH_BYTES = 1 << 18
 """Text that is encoded at a time: so much that the call does not count, so little that it stays in the processor's
 cache."""
-
-HASH_BYTES = 8
 
 
 def encode_part(job: Job, part: Part) -> tuple[int, Summary]:
@@ -78,14 +76,17 @@ class _PartEncoder:
 
     def _encode(self, texts: list[bytes]) -> None:
         """Encode whole documents."""
-        hashes = hashes_of(texts)
-        ids, ends = self._tokenizer.encode_flat(texts, num_threads=self._job.threads, allowed_special=set())
+        data = b"".join(texts)
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        text_ends = np.cumsum(lengths)
+        ids, ends = self._tokenizer.encode_joined(data, text_ends, num_threads=self._job.threads, allowed_special=set())
+        hashes = hash_texts(data, text_ends, compiled=self._tokenizer.is_compiled)
         self._spool.add(
             ids,
             ends,
             keys=self._job.order.keys(hashes, self._part.number, self._num_documents),
             validation=self._is_validation(hashes),
-            text_bytes=np.fromiter(map(len, texts), np.int64, len(texts)),
+            text_bytes=lengths,
         )
         self._num_documents += len(texts)
         self._tell()
@@ -97,7 +98,7 @@ class _PartEncoder:
         if document.end is End.DROPPED:
             self._spool.drop()
             return
-        hashes = np.frombuffer(document.hash.digest(), ">u8").astype(np.uint64)
+        hashes = document.hash.value()
         self._spool.close(
             key=int(self._job.order.keys(hashes, self._part.number, self._num_documents)[0]),
             validation=bool(self._is_validation(hashes)[0]),
@@ -143,7 +144,7 @@ class LongDocument:
 
     def __init__(self, first: Piece, following: Iterator[Piece]) -> None:
         self._pieces = chain([first], following)
-        self.hash = blake2b(digest_size=HASH_BYTES)
+        self.hash = TextHash()
         self.num_bytes = 0
         self.end = End.OPEN
 
@@ -157,9 +158,3 @@ class LongDocument:
                 yield piece.text
             if piece.end is not End.OPEN:
                 return
-
-
-def hashes_of(texts: list[bytes]) -> Index:
-    """Return what decides where documents go: of equal texts the same, of others another."""
-    digests = [blake2b(text, digest_size=HASH_BYTES).digest() for text in texts]
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)

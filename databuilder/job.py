@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import numpy.typing as npt
 
 from databuilder.pieces import Reading
 from databuilder.spool import Index
+from databuilder.text_hash import mixed
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.token_file import id_dtype
 
@@ -113,16 +113,8 @@ class Order:
         A shuffled document's key depends on seed and text alone: no other document and no file moves it.
         """
         if self.shuffle:
-            return _mix(hashes ^ _mix(np.array([self.seed], np.uint64)))
+            return mixed(hashes ^ mixed(np.array([self.seed], np.uint64)))
         return np.arange(first, first + len(hashes), dtype=np.uint64) + np.uint64(part << _PLACE_BITS)
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The generator SplitMix64 (Steele, Lea and Flood 2014): every bit of input reaches every bit of output."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,11 @@ from transformerlm.utils.parallel import ordered_thread_map
 from transformerlm.utils.token_file import DOCUMENT_BYTES, Shard, documents_path, little_endian
 from transformerlm.utils.token_writer import write_shard_files
 
-CHUNK_IDS = 1 << 23
-"""Ids of a shard that are put together at a time."""
+CHUNK_IDS = 1 << 21
+"""Ids of a shard that are put together at a time, at least."""
+MOST_CHUNK_IDS = 1 << 23
+PART_IDS = 1 << 15
+"""As many for each part, so that what is read from one at a time is worth a call."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -146,7 +149,8 @@ def write_shard(job: Job, task: ShardTask) -> WrittenShard:
     `StoppedError` if it is to stop.
     """
     rows = _rows_of(job, task)
-    chunks = [(begin, min(begin + CHUNK_IDS, task.end)) for begin in range(task.begin, task.end, CHUNK_IDS)]
+    chunk_ids = min(max(CHUNK_IDS, PART_IDS * job.order.num_parts), MOST_CHUNK_IDS)
+    chunks = [(begin, min(begin + chunk_ids, task.end)) for begin in range(task.begin, task.end, chunk_ids)]
     with (
         writing(task.path.parent, f"shard {task.number + 1}", (task.end - task.begin) * job.width),
         write_shard_files(task.path, job.dtype) as writer,

@@ -201,6 +201,7 @@ def test_shards_joined_are_the_single_file(
         patch.setattr(spool, "RUN_IDS", run_ids)
         patch.setattr(spool, "MAX_VECTORS", 3)
         patch.setattr(shards, "CHUNK_IDS", 7)
+        patch.setattr(shards, "MOST_CHUNK_IDS", 11)
         patch.setattr(encode, "BATCH_BYTES", batch_bytes)
         patch.setattr(pieces, "PIECE_BYTES", 50)
         patch.setattr(corpus, "READ_BYTES", 30)

@@ -6,7 +6,7 @@ shortest calls.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, final
 
@@ -76,23 +76,36 @@ class Codec:
 
     def encode_to_arrays(self, texts: Sequence[str | bytes], specials: Specials) -> list[IdArray]:
         """Return the ids of each of `texts`. May be called by several threads at once."""
+        length = sum(map(len, texts))
+        compiled = self._compiled_for(length) if length > SHORT else None
+        if compiled is None:
+            return [np.array(self._plain.encode(_as_text(text), specials), self.dtype) for text in texts]
+        ids, ends = compiled.encode([_as_bytes(text) for text in texts], specials.for_kernels)
         if len(texts) == 1:
-            return [self.encode_flat(texts, specials)[0]]
-        ids, ends = self.encode_flat(texts, specials)
+            return [ids]
         begins = [0, *ends.tolist()]
         return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
 
-    def encode_flat(self, texts: Sequence[str | bytes], specials: Specials) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of all texts and where those of each end. May be called by several threads at once."""
-        length = sum(map(len, texts))
-        compiled = self._compiled_for(length) if length > SHORT else None
+    def encode_joined(
+        self, data: bytes, ends: npt.NDArray[np.int64], specials: Specials
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of the texts that `data` holds one after another, and where those of each end.
+
+        May be called by several threads at once.
+        """
+        compiled = self._compiled_for(len(data)) if len(data) > SHORT else None
         if compiled is not None:
-            return compiled.encode(
-                [text if isinstance(text, bytes) else _as_bytes(text) for text in texts], specials.for_kernels
-            )
+            return compiled.encode_joined(data, ends, specials.for_kernels)
+        begins = [0, *ends.tolist()]
+        texts = (data[begin:end] for begin, end in pairwise(begins))
         lists = [self._plain.encode(_as_text(text), specials) for text in texts]
         ids = np.fromiter(chain.from_iterable(lists), self.dtype, sum(map(len, lists)))
         return ids, np.cumsum([len(of_text) for of_text in lists], dtype=np.int64)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled layer is in use."""
+        return self._compiled is not None
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> bytes:
         """Return the bytes of `ids`; raise `TokenizerError` for an id outside the vocabulary."""

@@ -234,27 +234,44 @@ class Tokenizer:
         groups = ordered_thread_map(encode_group, _groups(texts), threads=worker_count(num_threads))
         return list(chain.from_iterable(groups))
 
-    def encode_flat(
-        self, texts: Sequence[str | bytes], *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
+    def encode_joined(
+        self,
+        data: bytes,
+        ends: npt.NDArray[np.int64],
+        *,
+        num_threads: int = 1,
+        allowed_special: AllowedSpecial = "all",
     ) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of all texts, one after another, and where those of each end: without a call for each.
+        """Return the ids of the texts that `data` holds one after another, and where those of each end.
 
-        For the rest see `encode_to_array`.
+        `ends` says where the texts end, shape (texts,). It is `encode_batch` without any work for a single text. For
+        the rest see `encode_to_array`.
         """
         specials = self._specials(allowed_special)
-        encode_group = partial(self._codec.encode_flat, specials=specials)
         threads = worker_count(num_threads)
-        groups = [texts] if threads == 1 else _groups(texts)
+        if threads == 1:
+            return self._codec.encode_joined(data, ends, specials)
         arrays: list[IdArray] = [np.empty(0, self._codec.dtype)]
-        ends: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+        id_ends: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
         count = 0
-        for group_ids, group_ends in ordered_thread_map(encode_group, groups, threads=threads):
+        encode_group = partial(self._encode_range, data, ends, specials)
+        for group_ids, group_ends in ordered_thread_map(encode_group, _ranges(ends), threads=threads):
             arrays.append(group_ids)
-            ends.append(group_ends + count)
+            id_ends.append(group_ends + count)
             count += len(group_ids)
-        if len(arrays) == 2:
-            return arrays[1], ends[1]
-        return np.concatenate(arrays), np.concatenate(ends)
+        return np.concatenate(arrays), np.concatenate(id_ends)
+
+    def _encode_range(
+        self, data: bytes, ends: npt.NDArray[np.int64], specials: Specials, texts: tuple[int, int]
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        first, last = texts
+        begin = int(ends[first - 1]) if first else 0
+        return self._codec.encode_joined(data[begin : int(ends[last - 1])], ends[first:last] - begin, specials)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled layer is in use."""
+        return self._codec.is_compiled
 
     def expect(self, num_bytes: int) -> None:
         """Make ready to encode so many bytes of text: load the compiled layer, or compile it, if that pays."""
@@ -306,6 +323,15 @@ def _groups(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
             group, length = [], 0
     if group:
         yield group
+
+
+def _ranges(ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cut texts into ranges that are worth a call."""
+    first, begin = 0, 0
+    while first < len(ends):
+        last = min(len(ends), max(first + 1, int(np.searchsorted(ends, begin + BLOCK))))
+        yield first, last
+        first, begin = last, int(ends[last - 1])
 
 
 def _is_utf8(token: bytes) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +19,9 @@ from transformerlm.utils.token_file import Shard, documents_path, little_endian
 class ShardWriter:
     """Writes the ids of a shard, and where its documents begin."""
 
-    def __init__(self, ids: Any, documents: Any, dtype: str) -> None:
+    def __init__(self, ids: Any, documents: Any, dtype: str, hasher: Executor) -> None:
+        """`ids` and `documents` are open files; `hasher` has a thread to hash what is written to them."""
+        self._hasher = hasher
         self._files = {ids: hashlib.sha256(), documents: hashlib.sha256()}
         self._ids, self._documents = ids, documents
         self._dtype = little_endian(dtype)
@@ -34,8 +37,9 @@ class ShardWriter:
 
     def _append(self, file: Any, values: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(values).data.cast("B") if values.size else b""
-        self._files[file].update(data)
+        hashed = self._hasher.submit(self._files[file].update, data)  # meanwhile it is written
         file.write(data)
+        hashed.result()
 
     def describe(self, name: str) -> Shard:
         """Return the shard's entry in a sidecar, in which the file is called `name`."""
@@ -54,8 +58,12 @@ def write_shard_files(path: Path, dtype: str) -> Iterator[ShardWriter]:
 
     The disk has them when they get their names. The folder is not flushed: whoever needs the names to last does that.
     """
-    with atomic_write(documents_path(path), durable=False) as documents, atomic_write(path, durable=False) as ids:
-        yield ShardWriter(ids, documents, dtype)
+    with (
+        ThreadPoolExecutor(1) as hasher,
+        atomic_write(documents_path(path), durable=False) as documents,
+        atomic_write(path, durable=False) as ids,
+    ):
+        yield ShardWriter(ids, documents, dtype, hasher)
         for file in (documents, ids):
             file.flush()
             os.fsync(file.fileno())

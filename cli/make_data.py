@@ -62,7 +62,7 @@ def _build(
 
     settings = config.output
     with ExitStack() as stack:
-        update = stack.enter_context(progress_bar("data"))
+        update = stack.enter_context(progress_bar("tokens"))
         executor = None
         if settings.engine != "local":
             executor = stack.enter_context(open_executor(settings.engine, settings.workers, settings.scheduler_address))

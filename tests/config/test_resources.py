@@ -6,6 +6,7 @@ import pytest
 
 import config
 from config.bench_infer import BenchInferConfig
+from config.bench_make_data import BenchMakeDataConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.infer import InferConfig
@@ -20,6 +21,7 @@ from config.train_tokenizer import TrainTokenizerConfig
 RESOURCES = Path(config.__path__[0]) / "resources"
 SCHEMAS: dict[str, type[Config]] = {
     "bench_infer": BenchInferConfig,
+    "bench_make_data": BenchMakeDataConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "infer": InferConfig,

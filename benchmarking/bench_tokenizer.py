@@ -158,7 +158,7 @@ def find_texts(settings: BenchTokenizerSection) -> list[Path]:
     from cli.sources import find_sources
 
     english = [str(settings.data / name) for name in ENGLISH if (settings.data / name).exists()]
-    return find_sources(settings.sources or english or [BUILTIN_STORIES])
+    return [Path(file.name) for file in find_sources(settings.sources or english or [BUILTIN_STORIES])]
 
 
 def _read_head(path: Path, megabytes: float) -> str:

@@ -106,7 +106,7 @@ def measure_encoding(cell: Cell) -> dict[str, Any]:
     def encode(codec: Codec, text: Text) -> Any:
         return codec.encode_list(text) if cell.operation == "encode_list" else codec.encode_array(text, cell.threads)
 
-    encode(make(Path(cell.tokenizer)), Text.of(_warm_up_text().encode("utf-8"), piece_chars))
+    encode(make(Path(cell.tokenizer)), Text.of(warm_up_text().encode("utf-8"), piece_chars))
     text = Text.of(Path(cell.text).read_bytes(), piece_chars)
     codec = make(Path(cell.tokenizer))
     measured, result = _cold_and_warm(lambda: encode(codec, text))
@@ -144,7 +144,7 @@ def measure_short_calls(cell: Cell) -> dict[str, Any]:
     from benchmarking.tokenizer_tools import CODECS, Text
 
     make = CODECS[cell.tool]
-    make(Path(cell.tokenizer)).encode_list(Text.of(_warm_up_text().encode("utf-8"), make.piece_chars(threads=1)))
+    make(Path(cell.tokenizer)).encode_list(Text.of(warm_up_text().encode("utf-8"), make.piece_chars(threads=1)))
     text = Path(cell.text).read_text(encoding="utf-8")
     texts = short_texts(text, SHORT_CHARS, SHORT_CALLS + SHORT_CALLS // 10, cell.seed)
     encode = make(Path(cell.tokenizer)).encode_short
@@ -167,7 +167,7 @@ def measure_training(cell: Cell) -> dict[str, Any]:
     train = TRAINERS[cell.tool]
     with tempfile.TemporaryDirectory() as folder:
         warm_up = Path(folder) / "text.txt"
-        warm_up.write_text(_warm_up_text(), encoding="utf-8")
+        warm_up.write_text(warm_up_text(), encoding="utf-8")
         train(warm_up, WARM_UP_VOCAB_SIZE, cell.threads)
     gc.collect()
     before = memory_bytes("VmRSS")
@@ -197,7 +197,7 @@ def measure_start(cell: Cell) -> dict[str, Any]:
     compile_at_once()
     seconds["construct"] = timing.seconds(lambda: Ours(Path(cell.tokenizer)))
     first, second = Ours(Path(cell.tokenizer)), Ours(Path(cell.tokenizer))
-    text = Text.of(_warm_up_text().encode("utf-8"), 0)
+    text = Text.of(warm_up_text().encode("utf-8"), 0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"
         path.write_bytes(text.data)
@@ -271,7 +271,7 @@ def _memory(before: int) -> dict[str, int]:
     return {"memory_before_bytes": before, "peak_memory_bytes": memory_bytes("VmHWM")}
 
 
-def _warm_up_text() -> str:
+def warm_up_text() -> str:
     """Return words of random letters: nothing that helps later."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(WARM_UP_WORDS)]

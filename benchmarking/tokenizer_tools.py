@@ -168,6 +168,9 @@ class Tiktoken:
             return self._encoding.encode_to_numpy(text.string, disallowed_special=())
         return self._encoding.encode_ordinary_batch(list(text.pieces), num_threads=threads)
 
+    def encode_documents(self, documents: Sequence[str], threads: int) -> list[list[int]]:
+        return self._encoding.encode_ordinary_batch(list(documents), num_threads=threads)
+
     def encode_list(self, text: Text) -> list[int]:
         return self._encoding.encode_ordinary(text.string)
 
@@ -193,6 +196,11 @@ class Tokenizers:
     def encode_array(self, text: Text, threads: int) -> list[list[int]]:
         del threads  # set by RAYON_NUM_THREADS
         encodings = self._tokenizer.encode_batch_fast(list(text.pieces), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_documents(self, documents: Sequence[str], threads: int) -> list[list[int]]:
+        del threads  # as above
+        encodings = self._tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_list(self, text: Text) -> list[list[int]]:

@@ -2,10 +2,21 @@
 
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
-from cli.progress import progress_bar, say
+from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.make_data import MakeDataConfig
+from config.schemas import DatasetOutputSection
+
+if TYPE_CHECKING:
+    from databuilder.dataset_builder import BuildReport
+    from databuilder.progress import Progress
+    from databuilder.sources import SourceFile
+
+PHASES = {"encode": "encoding", "write": "writing"}
 
 
 def main() -> int:
@@ -25,21 +36,37 @@ def _run(invocation: Invocation[MakeDataConfig]) -> int:
 def make_data(config: MakeDataConfig) -> int:
     """Build the token files that `config` describes; return the exit code."""
     from cli.sources import find_sources
-    from databuilder import build_dataset
     from transformerlm.tokenizer import Tokenizer
 
     settings = config.output
     tokenizer = Tokenizer.load(settings.tokenizer)
-    sources = find_sources(config.input.sources)
-    valid_sources = find_sources(config.input.valid_sources)
+    sources = find_sources(config.input.sources, format=config.input.format)
+    valid_sources = find_sources(config.input.valid_sources, format=config.input.format)
     start = time.perf_counter()
-    with progress_bar("encoding") as update:
+    try:
+        report = _build(config, sources, valid_sources, tokenizer)
+    except (KeyboardInterrupt, SystemExit):  # the latter of SIGTERM
+        from databuilder.workplace import work_folder
 
-        def show(done: int, total: int, tokens: int) -> None:
-            speed = tokens / max(time.perf_counter() - start, 1e-9)
-            update(done / max(total, 1), f"{done / 1e6:,.1f} MB  {tokens:,} tokens  {speed:,.0f} tokens/s")
+        say(f"stopped; what is finished is kept in {work_folder(settings.train)}, and the same command continues")
+        raise
+    _tell(settings, report, time.perf_counter() - start)
+    return EXIT_OK
 
-        report = build_dataset(
+
+def _build(
+    config: MakeDataConfig, sources: "Sequence[SourceFile]", valid_sources: "Sequence[SourceFile]", tokenizer: Any
+) -> "BuildReport":
+    from databuilder import build_dataset
+    from databuilder.engine import open_executor
+
+    settings = config.output
+    with ExitStack() as stack:
+        update = stack.enter_context(progress_bar("tokens"))
+        executor = None
+        if settings.engine != "local":
+            executor = stack.enter_context(open_executor(settings.engine, settings.workers, settings.scheduler_address))
+        return build_dataset(
             sources,
             tokenizer,
             settings.train,
@@ -47,17 +74,52 @@ def make_data(config: MakeDataConfig) -> int:
             valid_sources=valid_sources,
             valid_fraction=config.input.valid_fraction,
             separator=config.input.separator,
+            text_field=config.input.text_field,
+            errors=config.input.errors,
+            shuffle=settings.shuffle,
+            seed=settings.seed,
+            shard_tokens=settings.shard_tokens,
             workers=settings.workers,
-            progress=show,
+            executor=executor,
+            progress=_shown_by(update),
+            say=say,
         )
-    seconds = time.perf_counter() - start
+
+
+def _shown_by(update: Update) -> "Callable[[Progress], None]":
+    """Return a function that shows progress, with the speed since the first call of each phase."""
+    first: dict[str, tuple[float, int]] = {}
+
+    def show(progress: "Progress") -> None:
+        now = time.perf_counter()
+        since, tokens_before = first.setdefault(progress.phase, (now, progress.num_tokens))
+        speed = (progress.num_tokens - tokens_before) / max(now - since, 1e-9)
+        update(
+            progress.share,
+            f"{PHASES[progress.phase]}  {progress.num_bytes / 1e6:,.1f} MB  {progress.num_documents:,} documents  "
+            f"{speed:,.0f} tokens/s",
+        )
+
+    return show
+
+
+def _tell(settings: DatasetOutputSection, report: "BuildReport", seconds: float) -> None:
+    """Say what was written and what was left out."""
+    from cli.sources import say_left_out
+
     for path, info in ((settings.train, report.train), (settings.valid, report.valid)):
-        if info is not None:
-            say(
-                f"wrote {path}: {info.num_tokens:,} tokens, {info.num_documents:,} documents, "
-                f"{info.num_text_bytes / max(info.num_tokens, 1):.2f} bytes a token ({seconds:.1f} s)"
-            )
-    return EXIT_OK
+        if info is None or path is None:
+            continue
+        files = f" in {len(info.shards)} files" if len(info.shards) > 1 else ""
+        say(
+            f"wrote {path}: {info.num_tokens:,} tokens{files}, {info.num_documents:,} documents, "
+            f"{info.num_text_bytes / max(info.num_tokens, 1):.2f} bytes a token ({seconds:.1f} s)"
+        )
+    texts = [report.train.text]
+    if report.valid is not None and report.valid.sources != report.train.sources:
+        texts.append(report.valid.text)
+    for text in texts:
+        say_left_out(text)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _lines(label: str) -> Update:
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             done = share - first_share
-            left = (now - start) * (1 - share) / done if done > 0 else 0.0
-            say(f"  {label} {share:4.0%}  {words}  {left:.0f} s left")
+            left = f"  {(now - start) * (1 - share) / done:.0f} s left" if done > 0 else ""
+            say(f"  {label} {share:4.0%}  {words}{left}")
 
     return update

@@ -65,7 +65,7 @@ def _check_hand_over(
     pairs = (
         ("data: output.tokenizer", data.output.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
         ("train: data.tokenizer", training.data.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
-        ("train: data.train", training.data.train, "data: output.train", data.output.train),
+        *(("train: data.train", path, "data: output.train", data.output.train) for path in training.data.train),
         ("train: data.valid", training.data.valid, "data: output.valid", data.output.valid),
         ("infer: inference.checkpoint", inference.inference.checkpoint, "train: the run folder", run_dir),
     )
@@ -87,7 +87,7 @@ def _tokenizer_stage(config: TrainTokenizerConfig) -> "Stage":
     return Stage(
         title="train a tokenizer",
         config=config,
-        inputs=find_sources(config.input.sources),
+        inputs=[Path(file.name) for file in find_sources(config.input.sources)],
         outputs=lambda: _tokenizer_files(folder),
         stamp=folder / "stage.json",
         run=lambda: train_tokenizer(config),
@@ -105,7 +105,7 @@ def _data_stage(config: MakeDataConfig) -> "Stage":
     return Stage(
         title="build the token files",
         config=config,
-        inputs=[*input_files, *_tokenizer_files(config.output.tokenizer)],
+        inputs=[*(Path(file.name) for file in input_files), *_tokenizer_files(config.output.tokenizer)],
         outputs=lambda: [*token_files, *map(sidecar_path, token_files)],
         stamp=config.output.train.with_name(config.output.train.name + ".stage.json"),
         run=lambda: make_data(config),
@@ -116,8 +116,10 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     from cli.stages import Stage
     from cli.train import train
     from transformerlm.training.checkpoint import checkpoint_folders
+    from transformerlm.utils.token_file import sidecar_path
 
     run_dir = config.training.runs_dir / config.logging.run_name
+    token_files = [*config.data.train, config.data.valid]
     # Without records on stdout, which is for the stories.
     quiet = config.model_copy(update={"logging": config.logging.model_copy(update={"backend": ("noop",)})})
 
@@ -130,7 +132,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     stage = Stage(
         title="train a model",
         config=config,
-        inputs=[config.data.train, config.data.valid, *_tokenizer_files(config.data.tokenizer)],
+        inputs=[*token_files, *map(sidecar_path, token_files), *_tokenizer_files(config.data.tokenizer)],
         outputs=lambda: [path / "manifest.json" for path in checkpoint_folders(run_dir / "checkpoints")],
         stamp=run_dir / "stage.json",
         run=run,

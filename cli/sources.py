@@ -1,20 +1,38 @@
 """Text sources, with a bar on stderr while the built-in corpus is written."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from cli.progress import progress_bar, say
-from config.schemas import BUILTIN_STORIES
-from databuilder.sources import builtin_corpus_path, resolve_sources, write_builtin_corpus
+from config.schemas import BUILTIN_STORIES, InputSection
+from databuilder.pieces import Reading
+from databuilder.sources import FormatSetting, SourceFile, builtin_corpus_path, resolve_sources, write_builtin_corpus
 
 
-def find_sources(names: Sequence[str]) -> list[Path]:
+def find_sources(names: Sequence[str], *, format: FormatSetting = "auto") -> list[SourceFile]:
     """Return the files that `names` stand for, after writing the built-in corpus if it is named and not there.
 
-    Raises `DataError` if a name matches nothing.
+    Raises the errors of `resolve_sources`.
     """
     if BUILTIN_STORIES in names and not builtin_corpus_path().exists():
         say(f"writing the built-in stories to {builtin_corpus_path()}")
         with progress_bar("stories") as update:
             write_builtin_corpus(lambda done, total: update(done / total, f"{done:,} of {total:,}"))
-    return resolve_sources(names)
+    return resolve_sources(names, format=format)
+
+
+def reading_of(settings: InputSection) -> Reading:
+    """Return how the sources of a configuration are read."""
+    return Reading(settings.separator, settings.text_field, settings.errors)
+
+
+def say_left_out(text: Mapping[str, int]) -> None:
+    """Say what of a text is not used, and what was replaced in it; `text` is that of `TextCounts.to_json`."""
+    numbers = (
+        (text["documents_not_utf8"], f"documents ({text['bytes_not_utf8'] / 1e6:,.1f} MB) that are not UTF-8"),
+        (text["documents_empty"], "empty documents"),
+    )
+    left_out = [f"{number:,} {what}" for number, what in numbers if number]
+    if left_out:
+        say(f"left out: {', '.join(left_out)}")
+    if text["characters_replaced"]:
+        say(f"replaced: {text['characters_replaced']:,} places that are not UTF-8, by U+FFFD")

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.data import RunData, batch_loader, data_identity, epochs_text, open_data
 from cli.plots import plot_loss
 from cli.progress import Update, progress_bar, say
 from cli.resume import resume_newest
@@ -18,12 +19,12 @@ from config.train import TrainConfig
 from profiling import attach_nvtx
 from transformerlm.hparams import ModelHparams
 from transformerlm.utils.allocator import keep_freed_memory
-from transformerlm.utils.errors import ConfigError, DataError
+from transformerlm.utils.errors import ConfigError
 from transformerlm.utils.files import atomic_write_text, exclusive
 
 if TYPE_CHECKING:
     from transformerlm.distributed.group import World
-    from transformerlm.training import TokenDataset, TrainingRun
+    from transformerlm.training import BatchLoader, TrainingRun
 
 EPILOG = """exit codes: 0 trained to the end, 2 a mistake to mend, 130 and 143 stopped by Ctrl-C and SIGTERM after
 saving a checkpoint; the same command continues from it.
@@ -53,10 +54,10 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
     with stop_on_signals() as exit_code, _join_world(config) as world:
         _require_even_shares(config, world, origin)
         with world.together():
-            train_data, valid_data = _open_data(config, verify=world.local_rank == 0)
-        model = _with_vocabulary(config.model, train_data, valid_data, origin=origin)
+            data = open_data(config, verify=world.local_rank == 0)
+        model = _with_vocabulary(config.model, data, origin=origin)
         config = config.model_copy(update={"model": model})
-        run = _build_run(config, train_data, valid_data, world, should_stop=lambda: exit_code() is not None)
+        run = _build_run(config, data, world, should_stop=lambda: exit_code() is not None)
         attach_nvtx(run.trainer.loss)
         with _held_by_first(run_dir, world) as check_folder:
             run.store.clean()
@@ -67,7 +68,7 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
                     "or choose another logging.run_name to begin anew"
                 )
                 return EXIT_OK
-            _announce(run, config, first_step, train_data)
+            _announce(run, config, first_step)
             _compile(run)
             code = _train_logged(run, config, check_folder=check_folder, exit_code=exit_code, show_bar=show_bar)
     if world.is_first:
@@ -149,19 +150,12 @@ def _held_by_first(run_dir: Path, world: "World") -> Iterator[Callable[[], None]
         yield check
 
 
-def _build_run(
-    config: TrainConfig,
-    train_data: "TokenDataset",
-    valid_data: "TokenDataset",
-    world: "World",
-    *,
-    should_stop: Callable[[], bool],
-) -> "TrainingRun":
+def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_stop: Callable[[], bool]) -> "TrainingRun":
     """Build the parts of a run. Nothing is created on disk."""
     from transformerlm.distributed.sharding import Parallelism, choose_strategy
     from transformerlm.models.build import build_model
     from transformerlm.models.flops import flops_per_token
-    from transformerlm.training import BatchLoader, CheckpointStore, Trainer, TrainingRun
+    from transformerlm.training import CheckpointStore, Trainer, TrainingRun
     from transformerlm.training.data import validation_windows
     from transformerlm.training.group_store import GroupCheckpointStore
     from transformerlm.utils.devices import select_training_dtype, set_threads
@@ -171,7 +165,7 @@ def _build_run(
     model = build_model(config.model, device=device, seed=settings.seed)
     strategy = choose_strategy(config.parallel.strategy, world, sum(p.numel() for p in model.parameters()))
     parallelism = Parallelism(world, strategy)
-    windows = {"context_length": config.model.context_length, "device": device}
+    loader = batch_loader(config, data.train, device=device, rank=world.rank, world_size=world.size)
     return TrainingRun(
         trainer=Trainer(
             model,
@@ -181,19 +175,17 @@ def _build_run(
             device=device,
             dtype=select_training_dtype(settings.dtype, device),
             parallelism=parallelism,
+            mask_after=data.end_of_text_id if config.data.mask_documents else None,
         ),
-        loader=BatchLoader(
-            train_data.tokens,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            rank=world.rank,
-            world_size=world.size,
-            **windows,
-        ),
+        loader=loader,
         valid_batches=validation_windows(
-            valid_data.tokens, windows=config.validation.windows, batch_size=config.validation.batch_size, **windows
+            data.valid.tokens,
+            windows=config.validation.windows,
+            batch_size=config.validation.batch_size,
+            context_length=config.model.context_length,
+            device=device,
         ),
-        valid_bytes_per_token=valid_data.bytes_per_token(),
+        valid_bytes_per_token=data.valid.bytes_per_token(),
         store=GroupCheckpointStore(
             CheckpointStore(
                 _run_dir(config) / "checkpoints",
@@ -203,7 +195,7 @@ def _build_run(
             ),
             parallelism,
         ),
-        identity=_identity(config, train_data),
+        identity=_identity(config, data, loader),
         logging=config.logging,
         validation=config.validation,
         checkpoint=config.checkpoint,
@@ -212,14 +204,14 @@ def _build_run(
     )
 
 
-def _announce(run: "TrainingRun", config: TrainConfig, first_step: int, train_data: "TokenDataset") -> None:
+def _announce(run: "TrainingRun", config: TrainConfig, first_step: int) -> None:
     from transformerlm.utils.dtypes import dtype_name
 
     parameters = sum(parameter.numel() for parameter in run.trainer.model.parameters())
     tokens = config.training.steps * config.training.batch_size * config.model.context_length
     say(
         f"training {parameters:,} parameters for {config.training.steps:,} steps, {tokens:,} tokens "
-        f"({tokens / train_data.info.num_tokens:.2f} epochs) on {_devices(run)} in "
+        f"({epochs_text(config, run.loader)}) on {_devices(run)} in "
         f"{dtype_name(run.trainer.dtype)}; run folder {_run_dir(config)}"
     )
     if first_step:
@@ -245,35 +237,16 @@ def _devices(run: "TrainingRun") -> str:
     return f"{parallelism.world.size} {device} processes ({parallelism.strategy})"
 
 
-def _open_data(config: TrainConfig, *, verify: bool) -> "tuple[TokenDataset, TokenDataset]":
-    """Open both token files; raise if they are not of one tokenizer, the one of `data.tokenizer`."""
-    from transformerlm.tokenizer import Tokenizer
-    from transformerlm.training import TokenDataset
-
-    tokenizer = Tokenizer.load(config.data.tokenizer)
-    datasets = [
-        TokenDataset.open(path, context_length=config.model.context_length, verify=verify)
-        for path in (config.data.train, config.data.valid)
-    ]
-    for dataset in datasets:
-        if dataset.info.tokenizer_sha256 != tokenizer.sha256():
-            raise DataError(
-                f"{dataset.path}: was made by another tokenizer than {config.data.tokenizer}; "
-                "make it again with transformerlm-make-data, or name its tokenizer as data.tokenizer"
-            )
-    return datasets[0], datasets[1]
-
-
-def _with_vocabulary(model: ModelHparams, *datasets: "TokenDataset", origin: str) -> ModelHparams:
+def _with_vocabulary(model: ModelHparams, data: RunData, *, origin: str) -> ModelHparams:
     """Take the vocabulary size from the data where it is unset; raise `ConfigError` where it is too small."""
-    needed = datasets[0].info.vocab_size
+    needed = data.train[0].info.vocab_size
     if model.vocab_size is None:
         return model.model_copy(update={"vocab_size": needed})
     if model.vocab_size < needed:
         raise ConfigError(
-            f"{origin}: model.vocab_size: must be at least {needed}, the vocabulary of {datasets[0].path}, whose "
-            f"largest id is {max(dataset.info.max_token_id for dataset in datasets)} (got {model.vocab_size}); "
-            "leave it unset to take the data's"
+            f"{origin}: model.vocab_size: must be at least {needed}, the vocabulary of {data.train[0].path}, whose "
+            f"largest id is {max(dataset.info.max_token_id for dataset in (*data.train, data.valid))} "
+            f"(got {model.vocab_size}); leave it unset to take the data's"
         )
     return model
 
@@ -282,10 +255,10 @@ def _run_dir(config: TrainConfig) -> Path:
     return config.training.runs_dir / config.logging.run_name
 
 
-def _identity(config: TrainConfig, train_data: "TokenDataset") -> dict[str, Any]:
+def _identity(config: TrainConfig, data: RunData, loader: "BatchLoader") -> dict[str, Any]:
     return {
-        "data": train_data.info.data_sha256,
-        "tokenizer": train_data.info.tokenizer_sha256,
+        **data_identity(config, data.train, loader),
+        "tokenizer": data.train[0].info.tokenizer_sha256,
         "seed": config.training.seed,
         "batch_size": config.training.batch_size,
         **{f"model.{key}": value for key, value in config.model.model_dump().items()},

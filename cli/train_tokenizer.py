@@ -26,27 +26,39 @@ def _run(invocation: Invocation[TrainTokenizerConfig]) -> int:
 
 def train_tokenizer(config: TrainTokenizerConfig) -> int:
     """Train the tokenizer that `config` describes; return the exit code."""
-    from cli.sources import find_sources
-    from transformerlm.tokenizer import Tokenizer, train_bpe
-    from transformerlm.tokenizer.corpus import is_url, stored_size
+    from cli.sources import find_sources, reading_of, say_left_out
+    from databuilder.counting import count_sources
+    from databuilder.engine import open_executor
+    from transformerlm.tokenizer import Tokenizer
+    from transformerlm.tokenizer.bpe_trainer import train_bpe_on_counts
 
     settings = config.tokenizer
-    urls = [name for name in config.input.sources if is_url(name)]
-    sources = [*find_sources([name for name in config.input.sources if not is_url(name)]), *urls]
-    size = sum(map(stored_size, sources))
-    if size == 0 and not urls:  # a server need not tell sizes
-        raise DataError(f"{', '.join(map(str, sources))}: the text is empty; give some to learn from")
+    files = find_sources(config.input.sources, format=config.input.format)
     require_writable(settings.output, "tokenizer.output")
+    size = sum(file.num_bytes for file in files)
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
     start = time.perf_counter()
-    with progress_bar("tokenizer") as update:
-        vocab, merges = train_bpe(
-            sources,
+    with (
+        progress_bar("tokenizer") as update,
+        open_executor(settings.engine, settings.workers, settings.scheduler_address) as executor,
+    ):
+        pretokens, text = count_sources(
+            files,
+            reading_of(config.input),
+            settings.special_tokens,
+            executor=executor,
+            workers=settings.workers,
+            progress=lambda share: update(share, "count"),
+        )
+        if not text.documents_used:
+            raise DataError(f"{', '.join(config.input.sources)}: the text is empty; give some to learn from")
+        vocab, merges = train_bpe_on_counts(
+            pretokens,
             settings.vocab_size,
             list(settings.special_tokens),
-            num_workers=settings.workers or None,
             progress=lambda phase, share: update(share, phase),
         )
+    say_left_out(text.to_json())
     if len(vocab) < settings.vocab_size:
         say(f"the text has no more pairs to merge: the vocabulary has {len(vocab):,} entries")
     Tokenizer(vocab, merges, list(settings.special_tokens)).save(settings.output)

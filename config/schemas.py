@@ -1,10 +1,11 @@
 """The base of all configurations, and the tables that are shared by commands or unknown to the library."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from transformerlm.hparams import END_OF_TEXT, DeviceName, DtypeName, PathSetting, Problem, Section, Strings
+from transformerlm.hparams import END_OF_TEXT, DeviceName, DtypeName, PathSetting, Problem, Section, Seed, Strings
 
 BUILTIN_STORIES = "builtin:stories"
 """The source that names the corpus which this project generates itself."""
@@ -21,15 +22,49 @@ class Config(BaseModel):
 
 
 class InputSection(Section):
-    """The text."""
+    """The text, and how it falls into documents."""
 
     sources: Strings = Field(
         min_length=1,
-        description=f"Text files, globs or folders, also .gz, .xz, .zst; '{BUILTIN_STORIES}' is the built-in corpus.",
+        description="Files, globs, folders or URLs (https://, s3://, hf://datasets/…), also .gz, .xz, .zst; "
+        f"'{BUILTIN_STORIES}' is the built-in corpus.",
+    )
+    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
+        default="auto",
+        description="auto | text | jsonl | parquet; auto goes by each file's name, and what it does not know is text.",
+    )
+    separator: str = Field(
+        default=END_OF_TEXT, min_length=1, description="text: what stands between two documents of a file."
+    )
+    text_field: str = Field(default="text", min_length=1, description="jsonl, parquet: the field that holds the text.")
+    errors: Literal["strict", "replace", "skip"] = Field(
+        default="strict",
+        description="strict | replace | skip: text that is not UTF-8 is an error, becomes U+FFFD, or its document is "
+        "left out.",
     )
 
 
-class TokenizerTrainingSection(Section):
+class WorkSection(Section):
+    """Where tasks run."""
+
+    workers: int = Field(
+        default=0, ge=0, description="Threads, or tasks of a cluster at a time (0: as many as there are cores)."
+    )
+    engine: Literal["local", "dask"] = Field(
+        default="local", description="local | dask: threads of this process, or a Dask cluster (extra `dask`)."
+    )
+    scheduler_address: str | None = Field(
+        default=None,
+        min_length=1,
+        description="dask: address of the scheduler, as tcp://host:8786 (unset: `workers` processes of this machine).",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.scheduler_address is not None and self.engine != "dask":
+            yield Problem("engine", "must be dask, since scheduler_address is given", self.engine)
+
+
+class TokenizerTrainingSection(WorkSection):
     """Byte-level BPE."""
 
     vocab_size: int = Field(
@@ -37,9 +72,9 @@ class TokenizerTrainingSection(Section):
     )
     special_tokens: Strings = Field(default=(END_OF_TEXT,), description="Tokens that are never split or merged.")
     output: PathSetting = Field(description="Folder for vocab.json and merges.txt.")
-    workers: int = Field(default=0, ge=0, description="Threads that count pre-tokens (0: one a core).")
 
     def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
         smallest = 256 + len(self.special_tokens)
         if self.vocab_size < smallest:
             yield Problem(
@@ -53,7 +88,7 @@ class TokenizerTrainingSection(Section):
 
 
 class DatasetInputSection(InputSection):
-    """The text, and how it falls into documents."""
+    """The text, and what of it is for validation."""
 
     valid_sources: Strings = Field(
         default=(), description="Text for validation (unset: valid_fraction of the documents of `sources`)."
@@ -61,22 +96,26 @@ class DatasetInputSection(InputSection):
     valid_fraction: float = Field(
         default=0.01, ge=0, lt=1, description="Share of documents for validation, chosen by a hash of the document."
     )
-    separator: str = Field(
-        default=END_OF_TEXT, min_length=1, description="Text that stands between two documents of a file."
-    )
 
 
-class DatasetOutputSection(Section):
+class DatasetOutputSection(WorkSection):
     """The token files."""
 
     tokenizer: PathSetting = Field(description="Folder of the tokenizer (made by transformerlm-train-tokenizer).")
     train: PathSetting = Field(description="Token file for training; its sidecar is this name with .json added.")
     valid: PathSetting | None = Field(default=None, description="Token file for validation.")
-    workers: int = Field(default=0, ge=0, description="Processes that encode (0: one a core).")
+    shuffle: bool = Field(
+        default=True, description="Shuffle the documents (false: they stay in the order of the sources)."
+    )
+    seed: Seed = Field(default=0, description="Of the shuffling.")
+    shard_tokens: int = Field(
+        default=100_000_000, gt=0, description="Tokens in a file; what has more becomes several, with numbers."
+    )
 
     def problems(self) -> Iterator[Problem]:
         if self.valid is not None and self.valid == self.train:
             yield Problem("valid", "must be another file than train", str(self.valid))
+        yield from super().problems()
 
 
 class ExecutionSection(Section):

@@ -1,35 +1,32 @@
-"""Text files to token files: documents are encoded in batches by worker processes and written in their order.
+"""Text to token files, identical however the work is done: by one thread or a cluster, at once or in several attempts.
 
-Documents are encoded as plain text, so that no text can forge a special token, and each ends with the
-end-of-text id. The files appear only when all is done; the result does not depend on the number of workers.
+    sources ──cut_into_parts──▶ parts ──encode_part──▶ spools    sorted runs of ids, with an index    `encode`, `spool`
+    spools ──cut_into_shards──▶ tasks ──write_shard──▶ shards    in the order of all keys             `shards`
+    shards ──publish──▶ X.dat, X.dat.json                        all at once                          `workplace`
+
+A document's place in the output depends on its text and the seed alone (or, without shuffling, on its place in the
+sources), and so does the side it goes to. Memory depends on neither the corpus nor its longest document.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from databuilder.documents import is_validation, read_documents, split_single_document
-from databuilder.sources import COMPRESSED_SUFFIXES
+from databuilder.build import Build
+from databuilder.encode import LongDocument, grouped
+from databuilder.engine import open_executor, task_slots
+from databuilder.parts import cut_into_parts
+from databuilder.pieces import End, ErrorPolicy, Reading, TextCounts
+from databuilder.plan import SHARD_TOKENS, Plan, Source, as_files
+from databuilder.progress import OnProgress
+from databuilder.reading import read_part
+from databuilder.spool import TRAIN, VALID
+from databuilder.workplace import Say, at_work
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
-from transformerlm.utils.errors import DataError
-from transformerlm.utils.files import require_free_space
-from transformerlm.utils.parallel import ordered_map, worker_count
-from transformerlm.utils.token_file import TokenFileInfo, TokenFileWriter, id_dtype
-
-BATCH_CHARS = 1 << 19
-"""Text a worker encodes at a time: long enough to outweigh sending it, short enough to bound memory."""
-
-SMALL_BYTES = 2_000_000
-"""Below this, starting worker processes takes longer than the work."""
-
-Progress = Callable[[int, int, int], None]
-"""Called with bytes read, bytes in all, tokens written."""
+from transformerlm.utils.errors import TransformerLMError
+from transformerlm.utils.token_file import TokenFileInfo, read_info
 
 
 @dataclass(frozen=True)
@@ -40,199 +37,81 @@ class BuildReport:
     valid: TokenFileInfo | None
 
 
-class _Batch(NamedTuple):
-    """Documents of one side, to be encoded together."""
-
-    documents: list[str]
-    validation: bool
-
-
-class _Encoded(NamedTuple):
-    ids: npt.NDArray[np.uint32]
-    num_documents: int
-    num_text_bytes: int
-    validation: bool
-
-
 def build_dataset(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     train: Path,
     *,
     valid: Path | None = None,
-    valid_sources: Sequence[Path] = (),
+    valid_sources: Sequence[Source] = (),
     valid_fraction: float = 0.0,
     separator: str = END_OF_TEXT,
+    text_field: str = "text",
+    errors: ErrorPolicy = "strict",
+    shuffle: bool = True,
+    seed: int = 0,
+    shard_tokens: int = SHARD_TOKENS,
     workers: int = 0,
-    progress: Progress | None = None,
+    executor: Executor | None = None,
+    progress: OnProgress | None = None,
+    say: Say | None = None,
 ) -> BuildReport:
     """Encode `sources` into the token file `train`, and validation documents into `valid` if it is given.
 
     Validation is `valid_sources` if there are any, else `valid_fraction` of the documents, chosen by a hash of
-    their text; of a single document, its end. A document is held in memory whole. Raises `DataError` before anything
-    is replaced if the tokenizer has no end-of-text token, an output is a source, the disk is too full, or one side
-    would be empty.
+    their text; of a single document, its end. Documents are shuffled by `seed`, or stay in the order of the sources.
+    Files have `shard_tokens` ids; of one, it is `train`, of more, `train` with numbers.
+
+    `workers` threads do it (0: one a core), or the tasks of `executor`, of which `workers` are worked on at a time.
+    Whoever does it, the files are the same. What is finished is kept in a folder beside `train` until all is; the same
+    call after any interruption goes on from there. `progress` is told how far it is, and `say` lines for people.
+
+    Raises `DataError`, and leaves old files as they are, if a source cannot be used, the tokenizer has no end-of-text
+    token, an output is a source or another process builds it, the disk is too full, or one side would be empty.
     """
     assert valid is not None or not valid_sources, "valid_sources need a file to go to"
-    _check_paths(sources, valid_sources, [path for path in (train, valid) if path is not None])
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"the tokenizer has no {END_OF_TEXT} token; train it with that special token")
-    fraction = valid_fraction if valid is not None and not valid_sources else 0.0
-    text_bytes = sum(_text_size(path) for path in (*sources, *valid_sources))
-    # Two bytes of text a token is as bad as byte-level BPE gets on ordinary text.
-    require_free_space(train.parent, text_bytes // 2 * np.dtype(id_dtype(tokenizer.vocab_size)).itemsize, "the data")
-
-    meter = _Meter(sources, valid_sources, progress)
-    labelled = chain(
-        _labelled(read_documents(sources, separator, meter.read_sources), fraction),
-        ((document, True) for document in read_documents(valid_sources, separator, meter.read_valid_sources)),
+    plan = Plan(
+        files=as_files(sources),
+        valid_files=as_files(valid_sources),
+        tokenizer=tokenizer,
+        outputs={TRAIN: Path(train)} if valid is None else {TRAIN: Path(train), VALID: Path(valid)},
+        valid_fraction=0.0 if valid is None or valid_sources else valid_fraction,
+        reading=Reading(separator, text_field, errors),
+        shuffle=shuffle,
+        seed=seed,
+        shard_tokens=shard_tokens,
     )
-    settings = {"separator": separator, "valid_fraction": fraction}
-    with contextlib.ExitStack() as stack:
-        writers = {False: stack.enter_context(_writer(train, tokenizer))}
-        if valid is not None:
-            writers[True] = stack.enter_context(_writer(valid, tokenizer))
-        processes = worker_count(workers) if text_bytes > SMALL_BYTES else 1
-        for batch in _encode(_batches(labelled), tokenizer, processes):
-            writers[batch.validation].write(
-                batch.ids, num_documents=batch.num_documents, num_text_bytes=batch.num_text_bytes
-            )
-            meter.tokens = sum(writer.num_tokens for writer in writers.values())
-        _check_filled(writers, sources, valid_sources, fraction)
-    described = {
-        side: writer.write_sidecar(
-            sources=_describe(valid_sources if side and valid_sources else sources),
-            split={**settings, "part": "valid" if side else "train"},
-        )
-        for side, writer in writers.items()
-    }
-    return BuildReport(described[False], described.get(True))
+    plan.check()
+    with at_work(plan.outputs, say or (lambda _line: None)) as workplace:
+        if not workplace.begin(plan.to_json()):
+            build = Build(plan, workplace, progress)
+            try:
+                with ExitStack() as stack:
+                    if executor is None:
+                        executor = stack.enter_context(open_executor("local", workers))
+                        stack.callback(build.stop)  # comes first: the executor waits for its threads
+                    else:
+                        build.name_sources_absolutely()
+                    workplace.publish(build.run(executor, task_slots(executor, workers)))
+            except TransformerLMError as error:
+                if not build.can_go_on():
+                    workplace.discard()
+                    raise
+                raise type(error)(f"{error}; what is finished is kept in {workplace.main}") from error
+        infos = {side: read_info(output) for side, output in plan.outputs.items()}
+        workplace.discard()
+    return BuildReport(infos[TRAIN], infos.get(VALID))
 
 
-def count_total_tokens(sources: Sequence[Path], tokenizer: Tokenizer, *, separator: str = END_OF_TEXT) -> int:
+def count_total_tokens(sources: Sequence[Source], tokenizer: Tokenizer, *, separator: str = END_OF_TEXT) -> int:
     """Return how many tokens the documents of `sources` have, with one end-of-text token each."""
-    return sum(
-        len(tokenizer.encode(document, allowed_special=set())) + 1 for document in read_documents(sources, separator)
-    )
-
-
-def _labelled(documents: Iterator[str], fraction: float) -> Iterator[tuple[str, bool]]:
-    """Yield the documents, each with whether it is for validation."""
-    first_two = list(islice(documents, 2))
-    if len(first_two) == 1 and fraction > 0:
-        train, valid = split_single_document(first_two[0], fraction)
-        yield from ((text, side) for text, side in ((train, False), (valid, True)) if text)
-        return
-    for document in chain(first_two, documents):
-        yield document, fraction > 0 and is_validation(document, fraction)
-
-
-def _batches(labelled: Iterable[tuple[str, bool]]) -> Iterator[_Batch]:
-    """Gather documents of each side until they are worth sending to a worker."""
-    gathered: dict[bool, list[str]] = {False: [], True: []}
-    sizes = {False: 0, True: 0}
-    for document, side in labelled:
-        gathered[side].append(document)
-        sizes[side] += len(document)
-        if sizes[side] >= BATCH_CHARS:
-            yield _Batch(gathered[side], side)
-            gathered[side], sizes[side] = [], 0
-    for side, documents in gathered.items():
-        if documents:
-            yield _Batch(documents, side)
-
-
-def _encode(batches: Iterable[_Batch], tokenizer: Tokenizer, workers: int) -> Iterator[_Encoded]:
-    if workers == 1:
-        return (_encode_batch(batch, tokenizer) for batch in batches)
-    return ordered_map(_encode_in_worker, batches, workers=workers, initializer=_start_worker, initargs=(tokenizer,))
-
-
-def _encode_batch(batch: _Batch, tokenizer: Tokenizer) -> _Encoded:
-    ids: list[int] = []
-    end_of_text = tokenizer.special_tokens[END_OF_TEXT]
-    for document in batch.documents:
-        ids += tokenizer.encode(document, allowed_special=set())
-        ids.append(end_of_text)
-    num_bytes = sum(len(document.encode("utf-8")) for document in batch.documents)
-    return _Encoded(np.array(ids, dtype=np.uint32), len(batch.documents), num_bytes, batch.validation)
-
-
-_worker_tokenizer: Tokenizer | None = None
-"""The tokenizer of a worker process, sent once and not with every batch."""
-
-
-def _start_worker(tokenizer: Tokenizer) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = tokenizer
-
-
-def _encode_in_worker(batch: _Batch) -> _Encoded:
-    assert _worker_tokenizer is not None
-    return _encode_batch(batch, _worker_tokenizer)
-
-
-def _writer(path: Path, tokenizer: Tokenizer) -> TokenFileWriter:
-    return TokenFileWriter(
-        path,
-        vocab_size=tokenizer.vocab_size,
-        end_of_text_id=tokenizer.eos_token_id,
-        tokenizer_sha256=tokenizer.sha256(),
-    )
-
-
-def _check_paths(sources: Sequence[Path], valid_sources: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Raise `DataError` if a file would be overwritten by its own tokens, or be on both sides."""
-    inputs = {path.resolve() for path in (*sources, *valid_sources)}
-    for output in outputs:
-        if output.is_dir():
-            raise DataError(f"{output}: is a folder; name a file in it, {output / 'train.dat'} for example")
-        if output.resolve() in inputs:
-            raise DataError(f"{output}: is one of the sources, and would be overwritten; choose another output")
-    both = {path.resolve() for path in sources} & {path.resolve() for path in valid_sources}
-    if both:
-        raise DataError(f"{min(both)}: is given both for training and for validation; leave it out of one")
-
-
-def _check_filled(
-    writers: dict[bool, TokenFileWriter], sources: Sequence[Path], valid_sources: Sequence[Path], fraction: float
-) -> None:
-    if not writers[False].num_tokens:
-        raise DataError(f"{_named(sources)}: no document is left for training; is the text empty?")
-    if True in writers and not writers[True].num_tokens:
-        if valid_sources:
-            raise DataError(f"{_named(valid_sources)}: holds no document for validation; is the text empty?")
-        raise DataError(
-            f"{_named(sources)}: none of {writers[False].num_documents} documents fell to validation "
-            f"at valid_fraction = {fraction}; raise it, or name other files as valid_sources"
-        )
-
-
-def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths[:3])) + (" …" if len(paths) > 3 else "")
-
-
-def _text_size(path: Path) -> int:
-    """Return the bytes of text in a file; of a compressed one about, since text shrinks to a third or quarter."""
-    return path.stat().st_size * (4 if path.suffix in COMPRESSED_SUFFIXES else 1)
-
-
-def _describe(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    return [{"path": str(path), "bytes": path.stat().st_size} for path in paths]
-
-
-class _Meter:
-    """Joins what the reader and the writers know into one progress report."""
-
-    def __init__(self, sources: Sequence[Path], valid_sources: Sequence[Path], progress: Progress | None) -> None:
-        self.tokens = 0
-        self._source_bytes = sum(path.stat().st_size for path in sources)
-        self._total = self._source_bytes + sum(path.stat().st_size for path in valid_sources)
-        self._progress = progress
-
-    def read_sources(self, done: int) -> None:
-        if self._progress is not None:
-            self._progress(done, self._total, self.tokens)
-
-    def read_valid_sources(self, done: int) -> None:
-        self.read_sources(self._source_bytes + done)
+    total = 0
+    for part in cut_into_parts(as_files(sources)):
+        for group in grouped(read_part(part, Reading(separator), TextCounts())):
+            if isinstance(group, LongDocument):
+                ids = sum(map(len, tokenizer.encode_parts(group.texts(), allowed_special=set())))
+                total += ids + 1 if group.end is End.KEPT else 0
+            else:
+                ids, _ = tokenizer.encode_joined(group.data, group.ends, allowed_special=set())
+                total += len(ids) + len(group)
+    return total

@@ -1,11 +1,16 @@
 """Things small enough to be made for every test run: text, a tokenizer, token files, a trained model."""
 
 import random
+import re
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -16,6 +21,8 @@ from config.io import load_config
 from config.train import TrainConfig
 from databuilder import build_dataset
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from transformerlm.utils.files import sha256_file
+from transformerlm.utils.token_file import Shard, documents_path, joint_sha256, read_info, sidecar_path
 
 WORDS = (
     "the a little big old red blue kind cat dog bird fox tree house river hill girl boy ran "
@@ -56,6 +63,25 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) ->
     tokenizer.save(folder / "tokenizer")
     build_dataset([corpus], tokenizer, folder / "train.dat", valid=folder / "valid.dat", valid_fraction=0.1)
     return folder
+
+
+@pytest.fixture
+def sharded(workspace: Path, tmp_path: Path) -> Path:
+    """The workspace's `train.dat` cut into three shards and an index."""
+    info = read_info(workspace / "train.dat")
+    ids = np.fromfile(workspace / "train.dat", dtype="<u2")
+    begins = np.fromfile(workspace / "train.dat.documents", dtype="<u8")
+    path, shards = tmp_path / "train.dat", []
+    for number, part in enumerate(np.array_split(np.arange(len(ids)), 3)):
+        file = tmp_path / f"train.{number:05}.dat"
+        here = begins[(begins >= part[0]) & (begins <= part[-1])] - np.uint64(part[0])
+        file.write_bytes(ids[part].tobytes())
+        documents_path(file).write_bytes(here.tobytes())
+        digests = {"sha256": sha256_file(file), "documents_sha256": sha256_file(documents_path(file))}
+        shards.append(Shard(name=file.name, num_tokens=len(part), num_documents=len(here), **digests))
+    index = info.model_copy(update={"shards": tuple(shards), "data_sha256": joint_sha256(shards)})
+    sidecar_path(path).write_text(index.model_dump_json(), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +148,69 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Result(code, out, err)
 
     return run
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves a folder on the loopback address, with the habits of servers: see `serve`."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, *, ranges: bool, tells_size: bool, keeps_back: int) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_WebRequest, directory=str(folder)))
+        self.ranges, self.tells_size, self.keeps_back = ranges, tells_size, keeps_back
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _WebRequest(SimpleHTTPRequestHandler):
+    server: WebServer
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        server, path, asked = self.server, Path(self.translate_path(self.path)), self.headers.get("Range", "")
+        server.requests.append(f"{self.command} {self.path} {asked}".strip())
+        if path.is_dir():  # a page of links
+            return super().do_GET()
+        if not path.exists():
+            return self.send_error(404)
+        data = path.read_bytes()
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if server.ranges else None
+        self.send_response(206 if span else 200)
+        if span:
+            begin, end = int(span[1]), min(int(span[2] or len(data)), len(data) - 1) + 1
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
+            data = data[begin:end]
+        if server.tells_size:
+            self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data[: max(0, len(data) - server.keeps_back)])
+        return None
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., WebServer]]:
+    """Starts servers of folders. By default they send ranges, tell sizes and keep no bytes of the end back."""
+    servers: list[WebServer] = []
+
+    def start(folder: Path, *, ranges: bool = True, tells_size: bool = True, keeps_back: int = 0) -> WebServer:
+        servers.append(WebServer(folder, ranges=ranges, tells_size=tells_size, keeps_back=keeps_back))
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -21,9 +21,9 @@ def test_imports_point_down_the_list_of_rooms(monkeypatch: pytest.MonkeyPatch) -
     [
         ("transformerlm, transformerlm.hparams, transformerlm.utils.errors", "torch numpy"),
         ("config.train, config.infer, config.make_data, config.train_tokenizer, config.quickstart", "torch numpy"),
-        ("config.bench_infer, config.bench_tokenizer, config.io", "torch numpy"),
+        ("config.inspect_data, config.bench_infer, config.bench_tokenizer, config.io", "torch numpy"),
         (
-            "cli.train, cli.infer, cli.make_data, cli.train_tokenizer, cli.quickstart",
+            "cli.train, cli.infer, cli.make_data, cli.train_tokenizer, cli.quickstart, cli.inspect_data",
             "torch numpy matplotlib rich wandb",
         ),
         ("logger, profiling", "torch wandb"),

@@ -28,6 +28,16 @@ Strings = Annotated[tuple[str, ...], Strict(False)]
 Integers = Annotated[tuple[Annotated[int, Strict(), Field(gt=0)], ...], Strict(False)]
 """A list of positive integers."""
 
+PathsSetting = Annotated[
+    tuple[PathSetting, ...],
+    Strict(False),
+    BeforeValidator(lambda value: [value] if isinstance(value, (str, Path)) else value),
+]
+"""One path or a list of paths."""
+
+PositiveNumbers = Annotated[tuple[Annotated[float, Strict(), Field(gt=0)], ...], Strict(False)]
+"""A list of positive numbers."""
+
 NamesSetting = Annotated[
     tuple[str, ...], Strict(False), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 ]
@@ -109,9 +119,29 @@ class ModelHparams(Section):
 class DataHparams(Section):
     """What to train on."""
 
-    train: PathSetting = Field(description="Token file to train on (made by transformerlm-make-data).")
+    train: PathsSetting = Field(
+        min_length=1, description="Token file to train on (made by transformerlm-make-data), or a list of them to mix."
+    )
+    train_weights: PositiveNumbers = Field(
+        default=(),
+        description="Share of the training windows that each file gets, in relation to the others "
+        "(unset: as their numbers of tokens, so that all are read equally often).",
+    )
     valid: PathSetting = Field(description="Token file to validate on.")
     tokenizer: PathSetting = Field(description="Folder of the tokenizer that made the token files.")
+    mask_documents: bool = Field(
+        default=False,
+        description="Let tokens attend within their own document only, in training and validation; a document ends "
+        "with the end-of-text id.",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if len(set(self.train)) < len(self.train):
+            yield Problem("train", "must name different files", [str(path) for path in self.train])
+        if self.train_weights and len(self.train_weights) != len(self.train):
+            yield Problem(
+                "train_weights", f"must be as many as the files of train, {len(self.train)}", list(self.train_weights)
+            )
 
 
 class OptimizerHparams(Section):

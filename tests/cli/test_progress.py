@@ -30,6 +30,17 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds(
     ]
 
 
+def test_before_anything_is_done_no_time_is_foretold(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress_bar("work") as update:
+        now[0] = 111.0
+        update(0.0, "at 0")
+    assert capsys.readouterr().err.split() == ["work", "0%", "at", "0"]
+
+
 def test_a_bar_on_a_terminal_leaves_stdout_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,19 @@ def messages(schema: type, path: Path | None, overrides: dict[tuple[str, str], A
         ),
         ({"training": {"device": "gpu"}}, "training.device: should be 'auto', 'cpu', 'cuda' or 'mps' (got 'gpu')"),
         ({"logging": {"run_name": "a/b"}}, "logging.run_name: must be a plain folder name (got 'a/b')"),
+        (
+            {"data": {**DATA, "train": []}},
+            "data.train: list should have at least 1 item after validation, not 0 (got [])",
+        ),
+        ({"data": {**DATA, "train": ["a", "a"]}}, "data.train: must name different files (got ['a', 'a'])"),
+        (
+            {"data": {**DATA, "train": ["a", "b"], "train_weights": [1]}},
+            "data.train_weights: must be as many as the files of train, 2 (got [1.0])",
+        ),
+        (
+            {"data": {**DATA, "train_weights": [0]}},
+            "data.train_weights.0: should be greater than 0 (got 0)",
+        ),
         ({"logging": {"run_name": ".."}}, "logging.run_name: must be a plain folder name (got '..')"),
         (
             {"logging": {"backend": ["console", "wanb"]}},

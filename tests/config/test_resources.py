@@ -6,9 +6,11 @@ import pytest
 
 import config
 from config.bench_infer import BenchInferConfig
+from config.bench_make_data import BenchMakeDataConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.infer import InferConfig
+from config.inspect_data import InspectDataConfig
 from config.io import load_config
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
@@ -19,9 +21,11 @@ from config.train_tokenizer import TrainTokenizerConfig
 RESOURCES = Path(config.__path__[0]) / "resources"
 SCHEMAS: dict[str, type[Config]] = {
     "bench_infer": BenchInferConfig,
+    "bench_make_data": BenchMakeDataConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "infer": InferConfig,
+    "inspect_data": InspectDataConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
     "train": TrainConfig,
@@ -42,7 +46,7 @@ def test_the_four_stages_hand_their_files_on() -> None:
     train = load_config(TrainConfig, RESOURCES / "train.toml")
     infer = load_config(InferConfig, RESOURCES / "infer.toml")
     assert tokenizer.tokenizer.output == data.output.tokenizer == train.data.tokenizer
-    assert (data.output.train, data.output.valid) == (train.data.train, train.data.valid)
+    assert ((data.output.train,), data.output.valid) == (train.data.train, train.data.valid)
     assert infer.inference.checkpoint == train.training.runs_dir / train.logging.run_name
 
 

@@ -1,4 +1,4 @@
-"""Token files hold exactly the documents, whoever encodes them, and appear whole or not at all."""
+"""Token files hold exactly the documents, in an order of their own, and appear whole or not at all."""
 
 import gzip
 import json
@@ -8,47 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from databuilder import build_dataset, count_total_tokens, dataset_builder
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
+from databuilder import build_dataset, count_total_tokens, encode, pieces, shards, spool
+from databuilder.progress import Progress
+from databuilder.workplace import work_folder
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, corpus
 from transformerlm.utils.errors import DataError
-from transformerlm.utils.token_file import open_tokens, read_info, verify_data
+from transformerlm.utils.token_file import read_info
 
 Writer = Callable[[str, str], Path]
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Writer:
-    """Writes a text file and returns its path."""
-
-    def write(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_bytes(text.encode("utf-8"))
-        return path
-
-    return write
-
-
-def documents_of(path: Path, tokenizer: Tokenizer) -> list[str]:
-    info = read_info(path)
-    verify_data(path, info)
-    ids = open_tokens(path, info)
-    ends = np.flatnonzero(ids == tokenizer.eos_token_id)
-    assert ends[-1] == len(ids) - 1, "the last document has no end"
-    assert len(ends) == info.num_documents
-    starts = [0, *(ends[:-1] + 1)]
-    return [tokenizer.decode(ids[start:end].tolist()) for start, end in zip(starts, ends, strict=True)]
-
-
 def test_documents_come_back_from_the_file_each_with_its_end(
-    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path
+    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, oracle: Any
 ) -> None:
     source = write("a.txt", END_OF_TEXT.join(documents))
     report = build_dataset([source], tokenizer, tmp_path / "train.dat")
-    assert documents_of(tmp_path / "train.dat", tokenizer) == documents
+    assert oracle.read_ids(tmp_path / "train.dat") == oracle.ids_of(oracle.shuffled(documents), tokenizer)
     info = report.train
     assert info == read_info(tmp_path / "train.dat")
     assert report.valid is None
@@ -57,85 +37,214 @@ def test_documents_come_back_from_the_file_each_with_its_end(
     assert info.num_text_bytes == sum(len(document.encode("utf-8")) for document in documents)
     assert info.tokenizer_sha256 == tokenizer.sha256()
     assert info.sources == [{"path": str(source), "bytes": source.stat().st_size}]
+    assert info.split == {
+        "separator": END_OF_TEXT, "text_field": "text", "errors": "strict", "valid_fraction": 0.0,
+        "shuffle": True, "seed": 0, "part": "train",
+    }  # fmt: skip
     assert count_total_tokens([source], tokenizer) == info.num_tokens
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.txt", "train.dat", "train.dat.documents", "train.dat.json"
+    }  # fmt: skip
 
 
-def test_line_ends_inside_a_document_survive(write: Writer, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    build_dataset([write("a.txt", f"a\r\nb\n\nc{END_OF_TEXT}\r\nd")], tokenizer, tmp_path / "t.dat")
-    assert documents_of(tmp_path / "t.dat", tokenizer) == ["a\r\nb\n\nc", "d"]
+def test_without_shuffling_documents_stay_in_the_order_of_the_sources(
+    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, oracle: Any
+) -> None:
+    sources = [write("b.txt", END_OF_TEXT.join(documents[:100])), write("a.txt", END_OF_TEXT.join(documents[100:]))]
+    build_dataset(sources, tokenizer, tmp_path / "t.dat", shuffle=False)
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == documents
+    build_dataset(sources, tokenizer, tmp_path / "t.dat", seed=1)
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == oracle.shuffled(documents, seed=1)
 
 
-def test_a_special_token_in_the_text_is_plain_text(write: Writer, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    text = f"before {END_OF_TEXT} after\n###\nnext"
-    source = write("a.txt", text)
-    report = build_dataset([source], tokenizer, tmp_path / "t.dat", separator="###")
+def test_line_ends_inside_a_document_survive(write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any) -> None:
+    build_dataset([write("a.txt", f"a\r\nb\n\nc{END_OF_TEXT}\r\nd")], tokenizer, tmp_path / "t.dat", shuffle=False)
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == ["a\r\nb\n\nc", "d"]
+
+
+def test_a_special_token_in_the_text_is_plain_text(
+    write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any
+) -> None:
+    source = write("a.txt", f"before {END_OF_TEXT} after\n###\nnext")
+    report = build_dataset([source], tokenizer, tmp_path / "t.dat", separator="###", shuffle=False)
     assert report.train.num_documents == 2
-    assert documents_of(tmp_path / "t.dat", tokenizer) == [f"before {END_OF_TEXT} after", "next"]
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == [f"before {END_OF_TEXT} after", "next"]
     assert count_total_tokens([source], tokenizer, separator="###") == report.train.num_tokens
 
 
-def test_compressed_files_give_the_same_tokens(
+def test_any_form_of_the_same_documents_gives_the_same_tokens(
     write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     text = END_OF_TEXT.join(documents)
-    paths = [write("a.txt", text), tmp_path / "a.txt.gz", tmp_path / "a.txt.zst"]
+    lines = "\n".join(json.dumps({"text": document}) for document in documents)
+    paths = [write("a.txt", text), tmp_path / "a.txt.gz", tmp_path / "a.txt.zst", write("a.jsonl", lines)]
     paths[1].write_bytes(gzip.compress(text.encode("utf-8")))
     paths[2].write_bytes(zstandard.compress(text.encode("utf-8")))
     digests = {build_dataset([path], tokenizer, tmp_path / "t.dat").train.data_sha256 for path in paths}
+    several = [write("1.txt", END_OF_TEXT.join(documents[200:])), write("2.txt", END_OF_TEXT.join(documents[:200]))]
+    digests.add(build_dataset(several, tokenizer, tmp_path / "t.dat").train.data_sha256)
     assert len(digests) == 1
 
 
-def test_validation_is_chosen_by_the_documents_text(
-    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path
+def test_more_sources_move_no_document_across_nor_change_the_order_of_others(
+    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, oracle: Any
 ) -> None:
     def sides(*texts: list[str]) -> tuple[list[str], list[str]]:
         sources = [write(f"{number}.txt", END_OF_TEXT.join(text)) for number, text in enumerate(texts)]
         train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
         build_dataset(sources, tokenizer, train, valid=valid, valid_fraction=0.2)
-        return documents_of(train, tokenizer), documents_of(valid, tokenizer)
+        return oracle.documents_of(train, tokenizer), oracle.documents_of(valid, tokenizer)
 
     train, valid = sides(documents[:200])
-    assert sorted(train + valid) == sorted(documents[:200])
+    assert set(valid) == {document for document in documents[:200] if oracle.is_validation(document, 0.2)}
     assert 20 <= len(valid) <= 60
+    assert sorted(train + valid) == sorted(documents[:200])
     more_train, more_valid = sides(documents[200:], documents[:200])
-    assert set(train) <= set(more_train)
-    assert set(valid) <= set(more_valid)
+    assert [document for document in more_train if document in train] == train
+    assert [document for document in more_valid if document in valid] == valid
 
 
-def test_equal_documents_stay_on_one_side(write: Writer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_equal_documents_stay_on_one_side(write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any) -> None:
     texts = [f"text {number % 20}" for number in range(200)]
     train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
     build_dataset([write("a.txt", END_OF_TEXT.join(texts))], tokenizer, train, valid=valid, valid_fraction=0.3)
-    assert not set(documents_of(train, tokenizer)) & set(documents_of(valid, tokenizer))
+    in_train, in_valid = oracle.documents_of(train, tokenizer), oracle.documents_of(valid, tokenizer)
+    assert not set(in_train) & set(in_valid)
+    assert sorted(in_train + in_valid) == sorted(texts)
 
 
-def test_of_a_single_document_the_end_is_for_validation(write: Writer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_of_a_single_document_the_end_is_for_validation(
+    write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any
+) -> None:
     text = "\n".join(f"line {number}" for number in range(200))
     train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
-    build_dataset([write("a.txt", text)], tokenizer, train, valid=valid, valid_fraction=0.1)
-    [first], [last] = documents_of(train, tokenizer), documents_of(valid, tokenizer)
-    assert f"{first}\n{last}" == text
-    assert len(last) == pytest.approx(0.1 * len(text), abs=10)
-
-
-def test_validation_from_files_of_its_own(write: Writer, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
-    sources, valid_sources = [write("a.txt", "one")], [write("b.txt", f"two{END_OF_TEXT}three")]
-    report = build_dataset(sources, tokenizer, train, valid=valid, valid_sources=valid_sources, valid_fraction=0.5)
-    assert documents_of(train, tokenizer) == ["one"]
-    assert documents_of(valid, tokenizer) == ["two", "three"]
+    report = build_dataset([write("a.txt", text)], tokenizer, train, valid=valid, valid_fraction=0.1, shard_tokens=50)
+    [first], [last] = oracle.documents_of(train, tokenizer), oracle.documents_of(valid, tokenizer)
+    assert first + last == text
+    assert first.endswith("\n")
+    assert len(last) == pytest.approx(0.1 * len(text), abs=20)
     assert report.valid is not None
+    assert (report.train.num_text_bytes, report.valid.num_text_bytes) == (len(first), len(last))
+    end = tokenizer.eos_token_id
+    assert [*oracle.read_ids(train)[:-1], *oracle.read_ids(valid)] == [*tokenizer.encode(text), end]
+
+
+def test_a_single_line_is_cut_anywhere(write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any) -> None:
+    train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
+    build_dataset([write("a.txt", "word " * 99 + "end")], tokenizer, train, valid=valid, valid_fraction=0.5)
+    [first], [last] = oracle.documents_of(train, tokenizer), oracle.documents_of(valid, tokenizer)
+    assert first + last == "word " * 99 + "end"
+    assert len(first) == pytest.approx(len(last), abs=10)
+
+
+def test_validation_from_files_of_its_own(write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any) -> None:
+    train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
+    sources, valid_sources = [write("a.txt", "one")], [write("b.txt", f"two{END_OF_TEXT}three{END_OF_TEXT}\n")]
+    report = build_dataset(
+        sources, tokenizer, train, valid=valid, valid_sources=valid_sources, valid_fraction=0.5, shuffle=False
+    )
+    assert oracle.documents_of(train, tokenizer) == ["one"]
+    assert oracle.documents_of(valid, tokenizer) == ["two", "three"]
+    assert report.valid is not None
+    assert [source["path"] for source in report.train.sources] == [str(sources[0])]
     assert [source["path"] for source in report.valid.sources] == [str(valid_sources[0])]
-    assert report.train.split == {"separator": END_OF_TEXT, "valid_fraction": 0.0, "part": "train"}
+    assert report.train.split["valid_fraction"] == 0.0
+    assert (report.train.text["bytes_read"], report.valid.text["bytes_read"]) == (3, valid_sources[0].stat().st_size)
+
+
+def test_every_byte_read_is_used_or_counted_as_dropped(
+    tokenizer: Tokenizer, tmp_path: Path, documents: list[str]
+) -> None:
+    good = [document.encode("utf-8") for document in documents[:50]]
+    data = b"\n---\n".join([*good, b"", b"\n", b"caf\xe9", *good[:3], b"\xff" * 10])
+    (tmp_path / "a.txt").write_bytes(data)
+    train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
+    report = build_dataset(
+        [tmp_path / "a.txt"], tokenizer, train, valid=valid, valid_fraction=0.3, separator="---", errors="skip"
+    )
+    assert report.valid is not None
+    text = report.train.text
+    assert text == report.valid.text
+    assert text["bytes_read"] == len(data)
+    assert text["bytes_read"] == sum(count for name, count in text.items() if name.startswith("bytes_")) / 2
+    assert text["bytes_used"] == report.train.num_text_bytes + report.valid.num_text_bytes
+    assert text["documents_used"] == report.train.num_documents + report.valid.num_documents == 53
+    assert (text["documents_empty"], text["documents_not_utf8"]) == (2, 2)
+
+
+@settings(max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=25),
+    shard_tokens=st.integers(9, 300),
+    run_ids=st.sampled_from([40, 64, 1000]),
+    batch_bytes=st.sampled_from([1, 30, 1000]),
+    shuffle=st.booleans(),
+    copies=st.booleans(),
+)
+def test_shards_joined_are_the_single_file(
+    lengths: list[int],
+    shard_tokens: int,
+    run_ids: int,
+    batch_bytes: int,
+    shuffle: bool,
+    copies: bool,
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+    oracle: Any,
+) -> None:
+    """Whatever the sizes of shards, runs, batches, pieces and chunks, in which long documents come to lie anyhow."""
+    folder = tmp_path_factory.mktemp("shards")
+    documents = [f"{0 if copies else number}" + " cat" * length for number, length in enumerate(lengths)]
+    source = folder / "a.txt"
+    source.write_text(END_OF_TEXT.join(documents), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "RUN_IDS", run_ids)
+        patch.setattr(spool, "MAX_VECTORS", 3)
+        patch.setattr(shards, "CHUNK_IDS", 7)
+        patch.setattr(shards, "MOST_CHUNK_IDS", 11)
+        patch.setattr(encode, "BATCH_BYTES", batch_bytes)
+        patch.setattr(pieces, "PIECE_BYTES", 50)
+        patch.setattr(corpus, "READ_BYTES", 30)
+        build_dataset([source], tokenizer, folder / "t.dat", shuffle=shuffle, shard_tokens=shard_tokens)
+    expected = oracle.ids_of(oracle.shuffled(documents) if shuffle else documents, tokenizer)
+    assert oracle.read_ids(folder / "t.dat") == expected
+    sizes = [shard.num_tokens for shard in read_info(folder / "t.dat").shards]
+    assert sizes[:-1] == [shard_tokens] * (len(sizes) - 1)
+    assert 0 < sizes[-1] <= shard_tokens
+
+
+def test_a_dropped_document_leaves_nothing_however_long_it_was(
+    tokenizer: Tokenizer, tmp_path: Path, oracle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "RUN_IDS", 300)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
+    monkeypatch.setattr(corpus, "READ_BYTES", 50)
+    parts = [b"one", b"cat " * 40 + b"\xff", b"two", b"dog " * 4000 + b"\xff" + b"dog " * 90, b"three" * 900, b"four"]
+    (tmp_path / "a.txt").write_bytes(b"--".join(parts))
+    build_dataset([tmp_path / "a.txt"], tokenizer, tmp_path / "t.dat", separator="--", errors="skip", shuffle=False)
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == ["one", "two", "three" * 900, "four"]
+
+
+def test_files_of_an_older_build_go_when_the_new_ones_are_there(
+    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, oracle: Any
+) -> None:
+    source = write("a.txt", END_OF_TEXT.join(documents))
+    (tmp_path / "t.99999.dat").write_text("not of the build")
+    for shard_tokens, number_of_files in ((500, None), (2000, None), (10**6, 1), (900, None)):
+        info = build_dataset([source], tokenizer, tmp_path / "t.dat", shard_tokens=shard_tokens).train
+        assert number_of_files in (None, len(info.shards))
+        names = {name for shard in info.shards for name in (shard.name, f"{shard.name}.documents")}
+        assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "t.dat.json", "t.99999.dat", *names}
+        assert oracle.read_ids(tmp_path / "t.dat") == oracle.ids_of(oracle.shuffled(documents), tokenizer)
 
 
 @pytest.mark.parametrize(
     ("text", "valid_text", "fraction", "message"),
     [
-        ("", None, 0.0, "no document is left for training"),
-        (f"{END_OF_TEXT}\n{END_OF_TEXT}", None, 0.0, "no document is left for training"),
+        (f"\n{END_OF_TEXT}\n", None, 0.0, r"a\.txt: no document is left for training"),
         (f"a{END_OF_TEXT}b", None, 1e-9, "none of 2 documents fell to validation"),
         ("a", "\n", 0.0, r"b\.txt: holds no document for validation"),
+        ("a", None, 0.5, "no document is left for training|none of 1 documents fell to validation"),
     ],
 )
 def test_an_empty_side_is_an_error_and_nothing_is_written(
@@ -161,33 +270,28 @@ def test_an_empty_side_is_an_error_and_nothing_is_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failure_half_way_leaves_the_previous_files(
-    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = write("a.txt", END_OF_TEXT.join(documents))
-    out = tmp_path / "out"
-    build_dataset([source], tokenizer, out / "t.dat", valid=out / "v.dat", valid_fraction=0.2)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    encode, calls = dataset_builder._encode_batch, []
-
-    def failing(batch: Any, tokenizer: Tokenizer) -> Any:
-        calls.append(batch)
-        if len(calls) == 3:
-            raise RuntimeError("the power went")
-        return encode(batch, tokenizer)
-
-    monkeypatch.setattr(dataset_builder, "_encode_batch", failing)
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 500)
-    with pytest.raises(RuntimeError, match="the power went"):
-        build_dataset([source], tokenizer, out / "t.dat", valid=out / "v.dat", valid_fraction=0.3)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
 def test_a_source_that_breaks_off_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"some text " * 1000)[:-10])
     with pytest.raises(DataError, match=r"a\.txt\.gz: damaged compressed file"):
         build_dataset([path], tokenizer, tmp_path / "out/t.dat")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_source_that_changes_meanwhile_is_named(
+    write: Writer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write("a.txt", "text")
+    run = encode._PartEncoder.run
+
+    def change(self: Any) -> Any:
+        summary = run(self)
+        source.write_text("mine")
+        return summary
+
+    monkeypatch.setattr(encode._PartEncoder, "run", change)
+    with pytest.raises(DataError, match=r"a\.txt: was changed while it was read; start again"):
+        build_dataset([source], tokenizer, tmp_path / "out/t.dat")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -207,28 +311,32 @@ def test_a_tokenizer_without_end_of_text_is_refused(write: Writer, tmp_path: Pat
         build_dataset([write("a.txt", "x")], bare, tmp_path / "t.dat")
 
 
-def test_progress_ends_at_all_bytes_and_all_tokens_but_the_last_batch(
+def test_an_output_that_is_a_source_or_a_folder_is_refused(write: Writer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = write("a.txt", "x")
+    with pytest.raises(DataError, match=r"a\.txt: is one of the sources, and would be overwritten"):
+        build_dataset([source], tokenizer, source)
+    with pytest.raises(DataError, match=r"is a folder; name a file in it"):
+        build_dataset([source], tokenizer, tmp_path)
+    with pytest.raises(DataError, match="is given both for training and for validation"):
+        build_dataset([source], tokenizer, tmp_path / "t.dat", valid=tmp_path / "v.dat", valid_sources=[source])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_progress_ends_at_everything_in_both_phases(
     write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     sources = [write("a.txt", END_OF_TEXT.join(documents)), write("b.txt", "b")]
-    told: list[tuple[int, int, int]] = []
-    build_dataset(sources, tokenizer, tmp_path / "t.dat", progress=lambda *numbers: told.append(numbers))
-    total = sum(path.stat().st_size for path in sources)
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert told[-1][:2] == (total, total)
+    told: list[Progress] = []
+    info = build_dataset(sources, tokenizer, tmp_path / "t.dat", progress=told.append).train
+    for phase in ("encode", "write"):
+        of_phase = [progress for progress in told if progress.phase == phase]
+        shares = [progress.share for progress in of_phase]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        assert of_phase[-1].num_bytes == sum(path.stat().st_size for path in sources)
+        assert of_phase[-1].num_documents == info.num_documents
+    assert told[-1].num_tokens == info.num_tokens
 
 
-@pytest.mark.slow
-def test_any_number_of_workers_writes_the_same_files(
-    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dataset_builder, "SMALL_BYTES", 0)
-    monkeypatch.setattr(dataset_builder, "BATCH_CHARS", 2000)
-    source = write("a.txt", END_OF_TEXT.join(documents))
-    written = []
-    for workers in (1, 2, 3):
-        train, valid = tmp_path / "t.dat", tmp_path / "v.dat"
-        build_dataset([source], tokenizer, train, valid=valid, valid_fraction=0.2, workers=workers)
-        sidecars = [json.loads(path.with_name(path.name + ".json").read_text()) for path in (train, valid)]
-        written.append((train.read_bytes(), valid.read_bytes(), sidecars))
-    assert written[0] == written[1] == written[2]
+def test_the_folder_of_the_work_is_beside_the_output(tmp_path: Path) -> None:
+    assert work_folder(tmp_path / "x/t.dat") == tmp_path / "x/t.dat.build"

@@ -1,12 +1,17 @@
 """What a list of names stands for."""
 
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 
 from cli.sources import find_sources
 from config.schemas import BUILTIN_STORIES
-from databuilder import resolve_sources, sources
+from databuilder import sources
+from databuilder.sources import describe_source, resolve_sources
 from transformerlm.utils.errors import DataError
 
 
@@ -32,7 +37,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, *given: str) -> list[str]:
-    return [str(path.relative_to(folder)) for path in resolve_sources([str(folder / name) for name in given])]
+    return [str(Path(file.name).relative_to(folder)) for file in resolve_sources([folder / name for name in given])]
 
 
 def test_files_keep_their_order_and_come_once(texts: Path) -> None:
@@ -84,7 +89,8 @@ def test_the_builtin_corpus_is_written_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "write_corpus", write_corpus)
     first = find_sources([BUILTIN_STORIES])
-    assert find_sources([BUILTIN_STORIES, BUILTIN_STORIES]) == first == written
+    assert find_sources([BUILTIN_STORIES, BUILTIN_STORIES], format="jsonl") == first
+    assert [(file.name, file.format) for file in first] == [(str(path), "text") for path in written]
 
 
 def test_the_builtin_corpus_of_another_generator_lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +102,88 @@ def test_the_builtin_corpus_of_another_generator_lies_elsewhere(monkeypatch: pyt
 def test_an_empty_name_is_not_the_current_folder() -> None:
     with pytest.raises(DataError, match="empty string"):
         resolve_sources([""])
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("a.txt", "text"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("a.json.zst", "jsonl"),
+        ("A.PARQUET", "parquet"),
+        ("a.jsonl.bak", "text"),
+        ("jsonl", "text"),
+    ],
+)
+def test_the_format_follows_from_the_name_unless_it_is_given(tmp_path: Path, name: str, format: str) -> None:
+    (tmp_path / name).write_text("x", encoding="utf-8")
+    assert describe_source(tmp_path / name).format == format
+    assert describe_source(tmp_path / name, format="jsonl").format == "jsonl"
+    assert resolve_sources([tmp_path / name], format="text")[0].format == "text"
+
+
+def test_a_folder_of_several_formats_is_not_guessed_at(tmp_path: Path) -> None:
+    for name in ("README.md", "data/a.jsonl", "data/b.parquet", "data/info.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    with pytest.raises(DataError, match=r"several formats \(jsonl, parquet, text\); give the format that is meant"):
+        resolve_sources([tmp_path])
+    assert [file.name for file in resolve_sources([tmp_path], format="jsonl")] == [str(tmp_path / "data/a.jsonl")]
+    (tmp_path / "data/b.parquet").unlink()
+    with pytest.raises(DataError, match="the folder holds no parquet file"):
+        resolve_sources([tmp_path], format="parquet")
+
+
+def test_a_file_is_described_by_size_and_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 10, encoding="utf-8")
+    first = describe_source(path)
+    assert (first.name, first.num_bytes) == (str(path), 10)
+    path.write_text("y" * 10, encoding="utf-8")
+    assert describe_source(path).version != first.version
+
+
+@pytest.mark.parametrize("where", ["", "memory://empty/"])
+def test_an_empty_file_is_named(tmp_path: Path, where: str) -> None:
+    name = f"{where or str(tmp_path) + '/'}empty.txt"
+    with fsspec.open(name, "wb"):
+        pass
+    with pytest.raises(DataError, match=r"empty\.txt: is empty"):
+        resolve_sources([name])
+
+
+def test_urls_may_be_files_globs_and_folders(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "deep/c.txt", "d.png", ".e.txt"):
+        fsspec.filesystem("memory").pipe(f"/texts/{name}", b"x")
+    found = [[file.name for file in resolve_sources([f"memory://texts{rest}"])] for rest in ("/b.txt", "/*.txt", "")]
+    assert found == [
+        ["memory://texts/b.txt"],
+        ["memory:///texts/.e.txt", "memory:///texts/a.txt", "memory:///texts/b.txt"],
+        ["memory:///texts/a.txt", "memory:///texts/b.txt", "memory:///texts/deep/c.txt"],
+    ]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("one.txt", "1")
+        archive.writestr("two.txt", "2")
+    chained = resolve_sources([f"zip://*.txt::file://{tmp_path}/a.zip"])
+    assert [file.name for file in chained] == [f"zip://{name}.txt::file://{tmp_path}/a.zip" for name in ("one", "two")]
+    with pytest.raises(DataError, match=r"memory://texts/\*\.none: there is no match"):
+        resolve_sources(["memory://texts/*.none"])
+    with pytest.raises(DataError, match=r"memory://nowhere\.txt: cannot be read"):
+        resolve_sources(["memory://nowhere.txt"])
+
+
+def test_a_server_is_asked_for_sizes_and_versions_and_may_list_its_files(
+    tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        (tmp_path / name).write_text("x" * 10, encoding="utf-8")
+    server = serve(tmp_path)
+    first = describe_source(f"{server.url}/a.jsonl?download=true")
+    assert (first.num_bytes, first.format) == (10, "jsonl")
+    assert server.requests == ["HEAD /a.jsonl?download=true"]
+    (tmp_path / "a.jsonl").write_text("y" * 10, encoding="utf-8")
+    assert describe_source(f"{server.url}/a.jsonl?download=true").version != first.version
+    assert [file.name for file in resolve_sources([f"{server.url}/*.jsonl"])] == [
+        f"{server.url}/{name}.jsonl" for name in ("a", "b")
+    ]

@@ -18,7 +18,7 @@ FOREVER = 1e30
 SHAPE = ModelHparams(vocab_size=64, context_length=16, d_model=32, num_layers=10, num_heads=2, d_ff=64)
 
 
-def make_trainer(**settings: object) -> Trainer:
+def make_trainer(*, mask_after: int | None = None, **settings: object) -> Trainer:
     return Trainer(
         build_model(SHAPE, seed=0),
         optimizer=OptimizerHparams(),
@@ -26,6 +26,7 @@ def make_trainer(**settings: object) -> Trainer:
         training=TrainingHparams(**{"steps": 6, "batch_size": 4, "device": "cpu", **settings}),
         device=CPU,
         dtype=torch.float32,
+        mask_after=mask_after,
     )
 
 
@@ -78,15 +79,16 @@ def test_the_cache_is_the_users_unless_named(named: bool, tmp_path: Path, monkey
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("mask_after", [None, 7], ids=["", "masked"])
 def test_a_compiled_run_equals_a_plain_one_and_is_compiled_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mask_after: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = torch._dynamo.utils.counters
     monkeypatch.setenv(compiling.CACHE_VARIABLE, str(tmp_path))
-    expected = losses(make_trainer(compile=False), range(1, 7))
+    expected = losses(make_trainer(compile=False, mask_after=mask_after), range(1, 7))
 
     torch._dynamo.reset()
-    trainer = make_trainer(compile=True)
+    trainer = make_trainer(compile=True, mask_after=mask_after)
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.warm_up(batch(0))
     assert all(map(torch.equal, trainer.model.state_dict().values(), before.values()))
@@ -101,7 +103,7 @@ def test_a_compiled_run_equals_a_plain_one_and_is_compiled_once(
     # A resumed run: a new process would begin with nothing but the files.
     torch._dynamo.reset()
     counters.clear()
-    resumed = make_trainer(compile=True)
+    resumed = make_trainer(compile=True, mask_after=mask_after)
     resumed.model.load_state_dict(saved[0])
     resumed.optimizer.load_state_dict(saved[1]["optimizer"])
     resumed.warm_up(batch(0))

@@ -15,7 +15,8 @@ from transformerlm.utils.errors import CheckpointError
 
 TIMEOUT = 100  # seconds: the two take 10 where nobody else is at work
 
-CASES = [f"{strategy}-{way}" for strategy in ("ddp", "fsdp") for way in ("whole-adamw", "1-adamw", "whole-muon")]
+WAYS = ("whole-adamw", "1-adamw", "whole-muon", "1-adamw_masked")
+CASES = [f"{strategy}-{way}" for strategy in ("ddp", "fsdp") for way in WAYS]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIMEOUT + 20)]
 
@@ -80,6 +81,11 @@ def test_gradients_are_those_of_the_whole_batch(case: str, results: list[Results
     assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
     for found in results:
         assert_close(part(found, f"{case}.gradient"), expected)
+
+
+def test_a_mask_makes_another_gradient(results: list[Results]) -> None:
+    plain, masked = (part(results[0], f"single-whole-{way}.gradient") for way in ("adamw", "adamw_masked"))
+    assert not any(torch.equal(masked[name], gradient) for name, gradient in plain.items() if "attn" in name)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -29,6 +29,7 @@ from transformerlm.utils.errors import DataError, TransformerLMError
 STEPS, SAVED = 6, 3
 ROWS = 4
 SCATTER = "c10d::_reduce_scatter_base_"  # with it each process gets the sum of its piece of the gradients
+END_OF_TEXT_ID = 30
 # Odd sizes: one process has more rows of the weight than the other.
 MODEL = ModelHparams(vocab_size=41, context_length=12, d_model=6, num_layers=2, num_heads=3, d_ff=33, qk_norm=True)
 
@@ -42,15 +43,20 @@ class Case:
     strategy: Strategy
     micro_batch_size: int | None = None
     optimizer: str = "adamw"
+    masked: bool = False
+
+    @property
+    def way(self) -> str:
+        return self.optimizer + "_masked" * self.masked
 
     @property
     def name(self) -> str:
-        return f"{self.strategy}-{self.micro_batch_size or 'whole'}-{self.optimizer}"
+        return f"{self.strategy}-{self.micro_batch_size or 'whole'}-{self.way}"
 
 
 CASES = [
-    Case("ddp"), Case("ddp", 1), Case("ddp", None, "muon"),
-    Case("fsdp"), Case("fsdp", 1), Case("fsdp", None, "muon"),
+    Case("ddp"), Case("ddp", 1), Case("ddp", None, "muon"), Case("ddp", 1, masked=True),
+    Case("fsdp"), Case("fsdp", 1), Case("fsdp", None, "muon"), Case("fsdp", 1, masked=True),
 ]  # fmt: skip
 
 
@@ -61,16 +67,17 @@ def main() -> None:
     alone = World()
     is_first = os.environ["RANK"] == "0"
     if is_first:
-        for case in (Case("single"), Case("single", None, "muon")):
+        for case in (Case("single"), Case("single", None, "muon"), Case("single", masked=True)):
             results |= trained(case, alone, folder)
     with join_world(torch.device("cpu"), timeout=timedelta(seconds=60)) as world:
         results |= agreed(world)
         for case in CASES:
             results |= trained(case, world, folder)
-            results |= continued(case, world, folder / f"single-whole-{case.optimizer}", f"{case.name}.from_one")
+            results |= continued(case, world, folder / f"single-whole-{case.way}", f"{case.name}.from_one")
     if is_first:
         for case in CASES:
-            results |= continued(Case("single", None, case.optimizer), alone, folder / case.name, f"{case.name}.to_one")
+            single = Case("single", None, case.optimizer, case.masked)
+            results |= continued(single, alone, folder / case.name, f"{case.name}.to_one")
     save_file(results, folder / f"{world.rank}.safetensors")
 
 
@@ -136,13 +143,16 @@ def make_trainer(case: Case, parallelism: Parallelism, *, seed: int = 0) -> Trai
         device=torch.device("cpu"),
         dtype=torch.float32,
         parallelism=parallelism,
+        mask_after=END_OF_TEXT_ID if case.masked else None,
     )
 
 
 def batch(step: int, world: World) -> tuple[Tensor, Tensor]:
     """Return this process's rows of the batch, inputs and targets."""
     generator = torch.Generator().manual_seed(step)
-    ids = torch.randint(0, 41, (ROWS, MODEL.context_length + 1), generator=generator).chunk(world.size)[world.rank]
+    ids = torch.randint(0, 41, (ROWS, MODEL.context_length + 1), generator=generator)
+    ids[:, 4:8].clamp_(max=END_OF_TEXT_ID)  # some documents end in the middle
+    ids = ids.chunk(world.size)[world.rank]
     return ids[:, :-1], ids[:, 1:]
 
 

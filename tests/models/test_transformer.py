@@ -86,6 +86,16 @@ def test_causality_of_the_whole_model() -> None:
     assert not torch.allclose(model(ids)[:, 7], model(changed)[:, 7])
 
 
+def test_a_mask_says_who_attends_to_what() -> None:
+    model, ids = small_model(), random_ids(2, 6)
+    causal = torch.ones(6, 6).tril().bool()
+    torch.testing.assert_close(model(ids, mask=causal), model(ids), atol=1e-5, rtol=1e-5)
+    alone = model(ids, mask=torch.eye(6, dtype=torch.bool).expand(2, 1, 6, 6))
+    torch.testing.assert_close(alone, model(ids.reshape(12, 1)).reshape(2, 6, -1), atol=1e-5, rtol=1e-5)
+    with torch.no_grad(), pytest.raises(ConfigError, match="a mask cannot be given with a key-value cache"):
+        model(ids, cache=model.new_cache(2), mask=causal)
+
+
 def test_forward_is_the_head_on_the_hidden_states() -> None:
     ids = random_ids(2, 5)
     model = small_model()

@@ -6,13 +6,14 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import zstandard
 
 from transformerlm.tokenizer import corpus
-from transformerlm.tokenizer.corpus import read_bytes, read_text, stored_size
+from transformerlm.tokenizer.corpus import read_bytes, read_range, read_text, reads_ranges, stored_size
 from transformerlm.utils.errors import DataError, MissingDependencyError, TokenizerError
 
 TEXT = "\ufeffone\r\ntwo\rthree\n\x00 é你😀 " * 500
@@ -128,3 +129,33 @@ def test_an_error_of_the_callback_is_not_the_files(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="the bar broke"):
         list(read_text(write(tmp_path / "a.txt", b"a"), fail))
+
+
+@pytest.mark.parametrize("where", ["file", "memory", "web"])
+def test_a_file_can_be_read_from_the_middle(tmp_path: Path, serve: Callable[..., Any], where: str) -> None:
+    data = TEXT.encode()
+    path: Path | str = write(tmp_path / "a.txt", data)
+    if where == "memory":
+        fsspec.filesystem("memory").pipe("/middle.txt", data)
+        path = "memory://middle.txt"
+    elif where == "web":
+        path = f"{serve(tmp_path).url}/a.txt"
+    assert reads_ranges(path)
+    seen: list[int] = []
+    assert b"".join(read_bytes(path, seen.append, begin=100)) == data[100:]
+    assert seen == sorted(seen)
+    assert seen[-1] == len(data)
+    assert read_range(path, 200, 5000) == data[200:5000]
+    assert read_range(path, len(data) - 5, len(data) + 5) == data[-5:]
+
+
+def test_not_every_file_has_a_middle(tmp_path: Path, serve: Callable[..., Any]) -> None:
+    write(tmp_path / "a.txt", TEXT.encode())
+    assert not reads_ranges(tmp_path / "a.gz")
+    assert not reads_ranges(f"{serve(tmp_path, ranges=False).url}/a.txt")
+
+
+def test_little_that_expands_to_much_comes_in_parts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zst", zstandard.compress(b"x" * (1 << 28)))
+    assert path.stat().st_size < 1 << 14
+    assert max(map(len, read_bytes(path))) < 1 << 22

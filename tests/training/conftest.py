@@ -38,9 +38,14 @@ def make_model() -> Callable[..., TransformerLM]:
 
 @pytest.fixture
 def make_trainer(make_model: Callable[..., TransformerLM]) -> Callable[..., Trainer]:
-    """Builds a trainer; keywords are those of `TrainingHparams`, `model` and `dtype`."""
+    """Builds a trainer; keywords are those of `TrainingHparams`, `model`, `dtype` and `mask_after`."""
 
-    def make(model: torch.nn.Module | None = None, dtype: torch.dtype = torch.float32, **settings: Any) -> Trainer:
+    def make(
+        model: torch.nn.Module | None = None,
+        dtype: torch.dtype = torch.float32,
+        mask_after: int | None = None,
+        **settings: Any,
+    ) -> Trainer:
         return Trainer(
             model or make_model(),
             optimizer=OptimizerHparams(),
@@ -48,6 +53,7 @@ def make_trainer(make_model: Callable[..., TransformerLM]) -> Callable[..., Trai
             training=TrainingHparams(**{"steps": 12, "batch_size": 4, "device": "cpu", **settings}),
             device=CPU,
             dtype=dtype,
+            mask_after=mask_after,
         )
 
     return make

@@ -1,6 +1,7 @@
 """Batches are a function of (seed, step), and an epoch reads everything once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,46 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.training.data import BatchLoader, TokenDataset, get_batch, permuted, validation_windows
+from transformerlm.training.data import BatchLoader, TokenDataset, get_batch, validation_windows
 from transformerlm.utils.errors import ConfigError, DataError
 from transformerlm.utils.token_file import read_info
+from transformerlm.utils.token_stream import TokenStream
 
 CPU = torch.device("cpu")
 
 
 def loader(
-    tokens: np.ndarray, *, batch_size: int = 3, context_length: int = 4, seed: int = 0, **of: int
+    tokens: np.ndarray | list[np.ndarray], *, batch_size: int = 3, context_length: int = 4, seed: int = 0, **of: Any
 ) -> BatchLoader:
     return BatchLoader(tokens, batch_size=batch_size, context_length=context_length, seed=seed, device=CPU, **of)
-
-
-@given(size=st.integers(1, 3000), seed=st.integers(0, 2**64))
-def test_permuted_is_a_bijection(size: int, seed: int) -> None:
-    assert np.array_equal(np.sort(permuted(np.arange(size), size, seed=(seed, 1))), np.arange(size))
-
-
-@given(
-    size=st.integers(1, 2**40), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=20), seed=st.integers(0)
-)
-def test_permuted_stays_inside_and_apart_for_any_size(size: int, numbers: list[int], seed: int) -> None:
-    distinct = np.array(sorted({number % size for number in numbers}))
-    found = permuted(distinct, size, seed=(seed % 2**64,))
-    assert found.dtype == np.int64
-    assert ((found >= 0) & (found < size)).all()
-    assert len(set(found.tolist())) == len(distinct)
-
-
-def test_a_permutation_of_some_is_that_of_all() -> None:
-    whole = permuted(np.arange(1000), 1000, seed=(7, 0))
-    assert np.array_equal(permuted(np.array([3, 999, 0]), 1000, seed=(7, 0)), whole[[3, 999, 0]])
-
-
-def test_a_permutation_mixes_and_depends_on_the_seed() -> None:
-    first, second = (permuted(np.arange(10_000), 10_000, seed=(seed, 0)) for seed in (1, 2))
-    assert np.mean(first == second) < 0.01
-    for order in (first, second):
-        assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
-        assert np.mean(np.diff(order) == 1) < 0.01
 
 
 @given(
@@ -143,6 +116,77 @@ def test_seeds_and_epochs_differ() -> None:
     assert len(offsets) > 2
 
 
+SETS = st.lists(st.integers(9, 80), min_size=2, max_size=4)
+
+
+def data_sets(sizes: list[int]) -> list[np.ndarray]:
+    """Return as many rows of ids, of which each says where it lies, from 1000 on, from 2000 on, ...."""
+    return [np.arange(size) + 1000 * number for number, size in enumerate(sizes, start=1)]
+
+
+@given(
+    sizes=SETS,
+    batch_size=st.integers(40, 80),
+    seed=st.integers(0, 1000),
+    weights=st.lists(st.floats(0.5, 5), min_size=4, max_size=4),
+)
+def test_of_several_data_sets_each_window_comes_once_before_any_twice(
+    sizes: list[int], batch_size: int, seed: int, weights: list[float]
+) -> None:
+    batches = loader(data_sets(sizes), batch_size=batch_size, seed=seed, weights=weights[: len(sizes)])
+    starts = torch.cat([batches.batch(step)[0][:, 0] for step in range(4)]).numpy()
+    for number, size in enumerate(sizes, start=1):
+        mine = starts[starts // 1000 == number] % 1000
+        windows = max(1, (size - 1) // 4 - 1)
+        assert len(mine) > 0
+        for first in range(0, len(mine), windows):
+            seen = np.sort(mine[first : first + windows])
+            assert len(set(seen.tolist())) == len(seen)
+            assert (np.diff(seen) % 4 == 0).all(), "windows of one epoch lie side by side"
+        assert ((mine >= 0) & (mine < size - 4)).all()
+
+
+@given(sizes=SETS, split=st.integers(1, 4), rows=st.integers(1, 3), step=st.integers(0, 3000), seed=st.integers(0, 99))
+def test_batches_of_a_mixture_are_the_same_however_a_run_is_split(
+    sizes: list[int], split: int, rows: int, step: int, seed: int
+) -> None:
+    """Over processes, over smaller batches, or begun again in the middle."""
+    sets, batch_size = data_sets(sizes), rows * split
+    whole = loader(sets, batch_size=batch_size, seed=seed).batch(step)
+    shares = [loader(sets, batch_size=batch_size, seed=seed, rank=rank, world_size=split) for rank in range(split)]
+    smaller = loader(sets, batch_size=rows, seed=seed)
+    for found in (
+        [share.batch(step) for share in shares],
+        [smaller.batch(step * split + piece) for piece in range(split)],
+    ):
+        for expected, pieces in zip(whole, zip(*found, strict=True), strict=True):
+            assert torch.equal(torch.cat(pieces), expected)
+
+
+def test_weights_are_kept_exactly_and_by_default_all_data_is_read_equally_often() -> None:
+    sets = data_sets([400, 100])
+    for weights, expected in (([3, 1], 0.75), (None, 0.8)):
+        batches = loader(sets, batch_size=10_000, weights=weights)
+        assert (batches.batch(3)[0][:, 0] < 2000).double().mean().item() == expected
+    assert batches.epochs(1) == [pytest.approx(8000 / 98), pytest.approx(2000 / 23)]
+    assert batches.epoch(1) == pytest.approx(10_000 / 121)
+
+
+PINNED = [
+    (0, 0, [536, 508, 473, 746, 25, 263]),
+    (0, 1000, [78, 932, 393, 680, 540, 582]),
+    (2**40 + 5, 77, [360, 829, 451, 773, 941, 885]),
+    (2**63 - 1, 12_345_678, [106, 393, 57, 295, 505, 127]),
+]
+
+
+def test_the_windows_of_one_data_set_are_those_of_runs_before_there_were_mixtures() -> None:
+    """Their checkpoints name the seed, and no order."""
+    for seed, step, expected in PINNED:
+        starts = loader(np.arange(1000), batch_size=6, context_length=7, seed=seed).batch(step)[0][:, 0]
+        assert starts.tolist() == expected
+
+
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_targets_are_the_inputs_moved_on_by_one(dtype: str) -> None:
     tokens = np.arange(500).astype(dtype)
@@ -210,9 +254,31 @@ def test_validation_windows_are_fixed_distinct_and_spread(
 
 def test_a_token_file_is_opened_checked_and_mapped(workspace: Path) -> None:
     dataset = TokenDataset.open(workspace / "train.dat", context_length=32)
-    assert isinstance(dataset.tokens, np.memmap)
+    assert isinstance(dataset.tokens, TokenStream)
     assert dataset.info == read_info(workspace / "train.dat")
+    assert len(dataset.tokens) == dataset.info.num_tokens
     assert dataset.bytes_per_token() == dataset.info.num_text_bytes / dataset.info.num_tokens > 1
+
+
+def test_shards_are_read_as_the_single_file_is(workspace: Path, sharded: Path) -> None:
+    single, several = (TokenDataset.open(path, context_length=32) for path in (workspace / "train.dat", sharded))
+    assert len(several.info.shards) == 3
+    assert np.array_equal(several.tokens[:], single.tokens[:])
+    for step in (0, 9):
+        batches = [loader(dataset.tokens, context_length=32).batch(step)[0] for dataset in (single, several)]
+        assert torch.equal(*batches)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("missing", "is missing"), ("damaged", "its content changed")])
+def test_a_shard_that_is_not_as_it_was_made_is_named(how: str, expected: str, sharded: Path) -> None:
+    shard = sharded.with_name("train.00001.dat")
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 1
+    shard.write_bytes(data)
+    if how == "missing":
+        shard.unlink()
+    with pytest.raises(DataError, match=rf"train\.00001\.dat: {expected}"):
+        TokenDataset.open(sharded, context_length=32)
 
 
 def test_data_of_less_than_a_window_is_refused(workspace: Path) -> None:
@@ -223,7 +289,7 @@ def test_data_of_less_than_a_window_is_refused(workspace: Path) -> None:
 
 
 def test_changed_data_is_refused(workspace: Path, tmp_path: Path) -> None:
-    for name in ("valid.dat", "valid.dat.json"):
+    for name in ("valid.dat", "valid.dat.documents", "valid.dat.json"):
         (tmp_path / name).write_bytes((workspace / name).read_bytes())
     path = tmp_path / "valid.dat"
     data = bytearray(path.read_bytes())

@@ -92,20 +92,22 @@ def files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.suffix == ".safetensors"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "way", [{}, {"dtype": torch.bfloat16}, {"mask_after": 7}], ids=["float32", "bfloat16", "masked"]
+)
 @pytest.mark.parametrize("step", [1, 4, 7, 11])
 def test_stopping_and_continuing_is_not_stopping(
-    step: int, dtype: torch.dtype, make_run: Callable[..., TrainingRun], tmp_path: Path
+    step: int, way: dict[str, Any], make_run: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)  # the global generator's state is in the checkpoint too
-    whole = list(make_run("whole", dtype=dtype).run())
+    whole = list(make_run("whole", **way).run())
     should_stop, run_to_it = stop_after(step)
     torch.manual_seed(0)
-    first = run_to_it(make_run("parts", dtype=dtype, run={"should_stop": should_stop}))
+    first = run_to_it(make_run("parts", **way, run={"should_stop": should_stop}))
     assert first[-1] == {"event": "train_end", "step": step, "finished": False}
 
     torch.rand(7)  # other work in between
-    second = make_run("parts", dtype=dtype)
+    second = make_run("parts", **way)
     newest = second.store.newest()
     assert newest is not None
     assert newest.step == step
@@ -143,6 +145,8 @@ def test_a_run_of_another_identity_is_refused(make_run: Callable[..., TrainingRu
         "new was None and is True",
     ]
     assert other.progress.step == 3
+    with pytest.raises(OtherRunError, match="seed was 0 and is None; choose another"):
+        make_run(steps=3, run={"identity": {"data": "abc"}}).resume(Checkpoint.open(tmp_path / "run"))
 
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(

@@ -50,16 +50,17 @@ def weights(trainer: Trainer) -> list[Tensor]:
     return [p.detach().clone() for p in trainer.model.parameters()]
 
 
+@pytest.mark.parametrize("mask_after", [None, 7], ids=["", "masked"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_micro_batches_have_the_gradients_of_the_whole(
-    rows: int, batch: Batch, make_trainer: Callable[..., Trainer]
+    rows: int, mask_after: int | None, batch: Batch, make_trainer: Callable[..., Trainer]
 ) -> None:
-    whole = gradients(make_trainer(max_grad_norm=1e9), batch)
-    pieces = gradients(make_trainer(max_grad_norm=1e9, micro_batch_size=rows), batch)
+    whole = gradients(make_trainer(max_grad_norm=1e9, mask_after=mask_after), batch)
+    pieces = gradients(make_trainer(max_grad_norm=1e9, micro_batch_size=rows, mask_after=mask_after), batch)
     for expected, found in zip(whole, pieces, strict=True):
         # float32 sums in another order: some units in the last of 24 bits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-    results = [make_trainer(micro_batch_size=size).step(1, batch) for size in (None, rows)]
+    results = [make_trainer(micro_batch_size=size, mask_after=mask_after).step(1, batch) for size in (None, rows)]
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-5)
 
@@ -164,6 +165,14 @@ def test_evaluation_is_the_mean_over_tokens_and_changes_nothing(
     assert trainer.model.training
     assert all(map(torch.equal, weights(trainer), before))
     assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_training_and_validation_see_the_same_mask(batch: Batch, make_trainer: Callable[..., Trainer]) -> None:
+    batch[0][:, 8] = 7
+    masked, plain = make_trainer(mask_after=7), make_trainer()
+    expected = masked.evaluate([batch])
+    assert abs(expected - plain.evaluate([batch])) > 1e-3
+    assert masked.step(1, batch).loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_bfloat16_runs_with_float32_weights(batch: Batch, make_trainer: Callable[..., Trainer]) -> None:

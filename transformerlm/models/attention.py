@@ -6,6 +6,7 @@ Leading dimensions other than one B work as well where no cache is given.
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,11 @@ def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor |
     return weights.to(V.dtype) @ V
 
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+AttentionMask: TypeAlias = Any
+"""Which token may attend to which: a boolean tensor, broadcastable to (B, H, T, S), True = attend. Attention functions
+other than those here may want it in another form."""
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionMask | None, bool], Tensor]
 """Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one
 (T = S; then no other is given) to (B, H, T, K). H is a multiple of G."""
 
@@ -115,11 +120,19 @@ class MultiheadSelfAttentionRoPE(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
 
-    def forward(self, x_BTD: Tensor, token_positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        token_positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        mask: AttentionMask | None = None,
+    ) -> Tensor:
         """Let each token attend to itself and those before it: (B, T, D) to (B, T, D).
 
         `token_positions`, of shape (T,) or (B, T), are the positions of the tokens, by default counted
         from 0, or from the end of the cache. With a cache the tokens before them are those in the cache.
+        Without one, `mask` says instead which tokens may attend to which, as `attend` wants it: a boolean
+        tensor (T, T) or (B, 1, T, T), True = attend.
         """
         q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.num_heads, self.d_head))
         k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.num_kv_heads, self.d_head))
@@ -135,7 +148,7 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         if cache is not None:
             k_BGSK, v_BGSK = cache.update(k_BGSK, v_BGSK)
 
-        mask, is_causal = (None, True) if cache is None else (cache.attn_mask, cache.is_causal)
+        mask, is_causal = (mask, mask is None) if cache is None else (cache.attn_mask, cache.is_causal)
         attended_BHTK = self.attend(q_BHTK, k_BGSK, v_BGSK, mask, is_causal)
         return self.output_proj(attended_BHTK.transpose(-3, -2).flatten(-2))
 

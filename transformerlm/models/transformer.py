@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from transformerlm.models.attention import MultiheadSelfAttentionRoPE, head_size
+from transformerlm.models.attention import AttentionMask, MultiheadSelfAttentionRoPE, head_size
 from transformerlm.models.kv_cache import KVCache, LayerCache
 from transformerlm.models.layers import (
     Embedding,
@@ -67,9 +67,15 @@ class TransformerBlock(nn.Module):
         self.ln2.reset_parameters()
         self.ffn.reset_parameters(generator, residual_scale)
 
-    def forward(self, x_BTD: Tensor, token_positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        token_positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        mask: AttentionMask | None = None,
+    ) -> Tensor:
         """Map (B, T, D) to (B, T, D); arguments as of `MultiheadSelfAttentionRoPE.forward`."""
-        x_BTD = x_BTD + self.attn(self.ln1(x_BTD), token_positions, cache)
+        x_BTD = x_BTD + self.attn(self.ln1(x_BTD), token_positions, cache, mask)
         return x_BTD + self.ffn(self.ln2(x_BTD))
 
 
@@ -148,29 +154,40 @@ class TransformerLM(nn.Module):
             self.lm_head.reset_parameters(generator)
 
     def forward(
-        self, in_indices_BT: Tensor, token_positions: Tensor | None = None, cache: KVCache | None = None
+        self,
+        in_indices_BT: Tensor,
+        token_positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: AttentionMask | None = None,
     ) -> Tensor:
         """Return the logits (B, T, V) of the token that follows each of the ids (B, T).
 
         Arguments as of `hidden_states`.
         """
-        return self.logits(self.hidden_states(in_indices_BT, token_positions, cache))
+        return self.logits(self.hidden_states(in_indices_BT, token_positions, cache, mask))
 
     def hidden_states(
-        self, in_indices_BT: Tensor, token_positions: Tensor | None = None, cache: KVCache | None = None
+        self,
+        in_indices_BT: Tensor,
+        token_positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: AttentionMask | None = None,
     ) -> Tensor:
         """Return the features (B, T, D) after the final norm, from which `logits` are computed.
 
         `token_positions`, of shape (T,) or (B, T), default to 0, 1, …; with a cache to what follows the
-        slots in use. See `kv_cache` for what they may be there. Raises `ConfigError` for more than
-        `context_length` positions.
+        slots in use. See `kv_cache` for what they may be there. `mask`, boolean of shape (T, T) or (B, 1, T, T),
+        says which tokens (True) a token may attend to instead of itself and all before it. Raises `ConfigError` for
+        more than `context_length` positions, and for a mask beside a cache, which has its own.
         """
+        if mask is not None and cache is not None:
+            raise ConfigError("a mask cannot be given with a key-value cache, which says itself who attends to what")
         x_BTD = self.token_embeddings(in_indices_BT)
         layer_caches: list[LayerCache] | list[None] = [None] * len(self.layers)
         if cache is not None:
             layer_caches = cache.layers(in_indices_BT.shape, token_positions)
         for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
-            x_BTD = layer(x_BTD, token_positions, layer_cache)
+            x_BTD = layer(x_BTD, token_positions, layer_cache, mask)
         if cache is not None:
             cache.length += in_indices_BT.shape[-1]
         return self.ln_final(x_BTD)

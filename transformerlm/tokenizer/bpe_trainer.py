@@ -22,7 +22,7 @@ from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.parallel import ordered_thread_map, worker_count
 
 if TYPE_CHECKING:
-    from transformerlm.tokenizer.kernels.counter import Words
+    from transformerlm.tokenizer.kernels.counter import PieceCounter, Words
 
 Progress: TypeAlias = Callable[[str, float], None]
 """Called with the stage, "count" or "merge", and the share of it that is done, 0 to 1."""
@@ -65,19 +65,21 @@ def train_bpe(
         DataError: a file cannot be read or is damaged, or an item is no text.
         MissingDependencyError: fsspec needs another package for a URL.
     """
-    check_special_tokens(special_tokens)
-    num_merges = vocab_size - 256 - len(special_tokens)
-    if num_merges < 0:
-        raise TokenizerError(
-            f"vocab_size is {vocab_size}, but the 256 bytes and the special tokens are "
-            f"{256 + len(special_tokens)}; give at least that"
-        )
+    num_merges = _num_merges(vocab_size, special_tokens)
     counts = _count(input_path, special_tokens, num_workers, progress)
-    merges = learn_merges(counts, num_merges, progress=progress)
-    tokens = [bytes([byte]) for byte in range(256)]
-    tokens += [left + right for left, right in merges]
-    tokens += [special.encode("utf-8") for special in special_tokens]
-    return dict(enumerate(tokens)), merges
+    return _vocabulary(learn_merges(counts, num_merges, progress=progress), special_tokens)
+
+
+def train_bpe_on_counts(
+    counts: "Mapping[bytes, int] | Words",
+    vocab_size: int,
+    special_tokens: list[str],
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """Do as `train_bpe` does, on pre-tokens that have been counted, special tokens left out."""
+    num_merges = _num_merges(vocab_size, special_tokens)
+    return _vocabulary(learn_merges(counts, num_merges, progress=progress), special_tokens)
 
 
 def count_pretokens(
@@ -91,6 +93,34 @@ def count_pretokens(
     check_special_tokens(special_tokens)
     counts = _count(input_path, special_tokens, num_workers, progress)
     return counts if isinstance(counts, Counter) else counts.counter()
+
+
+def counting_is_compiled(num_bytes: int) -> bool:
+    """Return whether the compiled layer is to count the pre-tokens of so much text."""
+    return choice.compiled_pays(num_bytes, choice.CORPUS, "counter.count_texts")
+
+
+def count_compiled(blocks: Iterable[Block], special_tokens: Sequence[str], threads: int) -> "PieceCounter":
+    """Count the pre-tokens of `blocks` on several threads: each has a counter, and in the end they are added up."""
+    from transformerlm.tokenizer.kernels.counter import PieceCounter
+
+    specials = [special.encode("utf-8") for special in special_tokens]
+    free: list[PieceCounter] = []
+
+    def count(block: Block) -> None:
+        try:
+            counter = free.pop()  # safe, as is `append`, between threads
+        except IndexError:
+            counter = PieceCounter(specials)
+        counter.count(block.data, block.ends)
+        free.append(counter)
+
+    for _ in ordered_thread_map(count, blocks, threads=threads):
+        pass
+    total = free.pop() if free else PieceCounter(specials)
+    while free:
+        total.add(free.pop().table())
+    return total
 
 
 def learn_merges(
@@ -120,6 +150,27 @@ def learn_merges(
     return merges
 
 
+def _num_merges(vocab_size: int, special_tokens: list[str]) -> int:
+    """Return how many merges there is room for. Raises `TokenizerError` if there is none for what must be there."""
+    check_special_tokens(special_tokens)
+    num_merges = vocab_size - 256 - len(special_tokens)
+    if num_merges < 0:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}, but the 256 bytes and the special tokens are "
+            f"{256 + len(special_tokens)}; give at least that"
+        )
+    return num_merges
+
+
+def _vocabulary(
+    merges: list[tuple[bytes, bytes]], special_tokens: list[str]
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [left + right for left, right in merges]
+    tokens += [special.encode("utf-8") for special in special_tokens]
+    return dict(enumerate(tokens)), merges
+
+
 def _count(
     source: Source, special_tokens: Sequence[str], num_workers: int | None, progress: Progress | None
 ) -> "Counter[bytes] | Words":
@@ -134,7 +185,7 @@ def _count(
     first_blocks, compiled_pays = _first_blocks(blocks)
     blocks = chain(first_blocks, blocks)
     if compiled_pays:
-        counts = _count_compiled(blocks, special_tokens, worker_count(num_workers))
+        counts = count_compiled(blocks, special_tokens, worker_count(num_workers)).words()
     else:
         counts = bpe_reference.count_pretokens((text for block in blocks for text in block.texts()), special_tokens)
     report(1.0)
@@ -147,31 +198,8 @@ def _first_blocks(blocks: Iterator[Block]) -> tuple[list[Block], bool]:
     for block in blocks:
         first_blocks.append(block)
         size += len(block.data)
-        if choice.compiled_pays(size, choice.CORPUS, "counter.count_texts"):
+        if counting_is_compiled(size):
             return first_blocks, True
         if size >= choice.CORPUS.to_compile:  # numba's compiler is switched off
             break
     return first_blocks, False
-
-
-def _count_compiled(blocks: Iterable[Block], special_tokens: Sequence[str], threads: int) -> "Words":
-    """Count the pre-tokens of `blocks` on several threads: each has a counter, and in the end they are added up."""
-    from transformerlm.tokenizer.kernels.counter import PieceCounter
-
-    specials = [special.encode("utf-8") for special in special_tokens]
-    free: list[PieceCounter] = []
-
-    def count(block: Block) -> None:
-        try:
-            counter = free.pop()  # safe, as is `append`, between threads
-        except IndexError:
-            counter = PieceCounter(specials)
-        counter.count(block.data, block.ends)
-        free.append(counter)
-
-    for _ in ordered_thread_map(count, blocks, threads=threads):
-        pass
-    total = free.pop()
-    while free:
-        total.add(free.pop())
-    return total.words()

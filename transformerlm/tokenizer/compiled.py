@@ -31,14 +31,20 @@ class CompiledCodec:
         self._free_memories: list[Memory] = []
 
     def encode(self, texts: Sequence[bytes], special_tokens: SpecialTokens) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of `texts`, one after another, and where those of each end.
+        """Return the ids of `texts`, one after another, and where those of each end. See `encode_joined`."""
+        data = texts[0] if len(texts) == 1 else b"".join(texts)
+        return self.encode_joined(data, np.cumsum([len(text) for text in texts], dtype=np.int64), special_tokens)
+
+    def encode_joined(
+        self, joined: bytes, text_ends: npt.NDArray[np.int64], special_tokens: SpecialTokens
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of the texts that `joined` holds, which end at `text_ends`, and where those of each end.
 
         May be called by several threads at once: each call takes a memory that is free, or a new one, so that there
         are as many as calls at a time.
         """
-        data = np.frombuffer(texts[0] if len(texts) == 1 else b"".join(texts), np.uint8)
-        text_ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        id_ends = np.empty(len(texts), np.int64)
+        data = np.frombuffer(joined, np.uint8)
+        id_ends = np.empty(len(text_ends), np.int64)
         # Mostly too large by far. But what is never written to is never taken from the system.
         ids = np.empty(len(data) + SLACK, self._tables.ids.dtype)
         try:

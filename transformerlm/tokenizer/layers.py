@@ -6,6 +6,7 @@ shortest calls.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, final
 
@@ -55,12 +56,15 @@ class Codec:
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0
+        self._announced = 0  # of what was seen, what is still to come
         self._lock = Lock()
         self.dtype = np.dtype(id_dtype(len(vocab)))
 
     def expect(self, length: int) -> None:
         """Make ready for `length` characters or bytes of text; without this, the text that comes is counted."""
-        self._compiled_for(length)
+        self._seen += length
+        self._announced += length
+        self._compiled_for(0)
 
     def encode(self, text: str | bytes, specials: Specials) -> list[int]:
         """Return the ids of `text`."""
@@ -82,6 +86,27 @@ class Codec:
         begins = [0, *ends.tolist()]
         return [ids[begin:end] for begin, end in zip(begins, ends, strict=False)]
 
+    def encode_joined(
+        self, data: bytes, ends: npt.NDArray[np.int64], specials: Specials
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of the texts that `data` holds one after another, and where those of each end.
+
+        May be called by several threads at once.
+        """
+        compiled = self._compiled_for(len(data)) if len(data) > SHORT else None
+        if compiled is not None:
+            return compiled.encode_joined(data, ends, specials.for_kernels)
+        begins = [0, *ends.tolist()]
+        texts = (data[begin:end] for begin, end in pairwise(begins))
+        lists = [self._plain.encode(_as_text(text), specials) for text in texts]
+        ids = np.fromiter(chain.from_iterable(lists), self.dtype, sum(map(len, lists)))
+        return ids, np.cumsum([len(of_text) for of_text in lists], dtype=np.int64)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled layer is in use."""
+        return self._compiled is not None
+
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> bytes:
         """Return the bytes of `ids`; raise `TokenizerError` for an id outside the vocabulary."""
         if isinstance(ids, np.ndarray):
@@ -99,7 +124,9 @@ class Codec:
     def _compiled_for(self, length: int) -> "CompiledCodec | None":
         """Return the compiled layer if it is there or now worth its while, with `length` more to do."""
         if self._compiled is None:
-            self._seen += length
+            announced = min(length, self._announced)
+            self._announced -= announced
+            self._seen += length - announced
             if choice.compiled_pays(self._seen, choice.TEXT, "encoder.encode_texts"):
                 with self._lock:
                     self._load()

@@ -6,9 +6,8 @@ threads.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, final
@@ -142,14 +141,20 @@ class Tokenizer:
         return self._special_tokens.get(END_OF_TEXT)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of what the tokenizer does, whatever file it came from.
+        """Return the SHA-256 of what the tokenizer does, whatever file it came from; worked out once.
 
         It is taken of compact JSON, [tokens, merges, special tokens]: all tokens in hexadecimal, ordered by
         id; the merges as pairs of such; the ids of the special tokens.
         """
-        tokens = [token.hex() for token in self._vocab.values()]
-        merges = [[left.hex(), right.hex()] for left, right in self._merges]
-        content = json.dumps([tokens, merges, list(self._special_tokens.values())], separators=(",", ":"))
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        # Put together by hand: a list for each merge would have the garbage collector go over everything there is.
+        tokens = ",".join(f'"{token.hex()}"' for token in self._vocab.values())
+        merges = ",".join(f'["{left.hex()}","{right.hex()}"]' for left, right in self._merges)
+        special_ids = ",".join(map(str, self._special_tokens.values()))
+        content = f"[[{tokens}],[{merges}],[{special_ids}]]"
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
     def encode(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> list[int]:
@@ -203,7 +208,16 @@ class Tokenizer:
         The file may be compressed or remote, see `corpus`, and need not be UTF-8. Raises `DataError` if it cannot be
         read. For the rest see `encode_to_array`.
         """
-        yield from self._arrays(read_bytes(path), self._specials(allowed_special), num_threads)
+        yield from self.encode_parts(read_bytes(path), num_threads=num_threads, allowed_special=allowed_special)
+
+    def encode_parts(
+        self, parts: Iterable[str] | Iterable[bytes], *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
+    ) -> Iterator[IdArray]:
+        """Yield the ids of the text that `parts` join to, the same however it is divided, in constant memory.
+
+        For the rest see `encode_to_array`.
+        """
+        yield from self._arrays(parts, self._specials(allowed_special), num_threads)
 
     def _arrays(self, parts: Iterable[Any], specials: Specials, num_threads: int) -> Iterator[IdArray]:
         blocks = safe_blocks(parts, specials.ids, BLOCK)
@@ -220,6 +234,49 @@ class Tokenizer:
         encode_group = partial(self._codec.encode_to_arrays, specials=specials)
         groups = ordered_thread_map(encode_group, _groups(texts), threads=worker_count(num_threads))
         return list(chain.from_iterable(groups))
+
+    def encode_joined(
+        self,
+        data: bytes,
+        ends: npt.NDArray[np.int64],
+        *,
+        num_threads: int = 1,
+        allowed_special: AllowedSpecial = "all",
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        """Return the ids of the texts that `data` holds one after another, and where those of each end.
+
+        `ends` says where the texts end, shape (texts,). It is `encode_batch` without any work for a single text. For
+        the rest see `encode_to_array`.
+        """
+        specials = self._specials(allowed_special)
+        threads = worker_count(num_threads)
+        if threads == 1:
+            return self._codec.encode_joined(data, ends, specials)
+        arrays: list[IdArray] = [np.empty(0, self._codec.dtype)]
+        id_ends: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+        count = 0
+        encode_group = partial(self._encode_range, data, ends, specials)
+        for group_ids, group_ends in ordered_thread_map(encode_group, _ranges(ends), threads=threads):
+            arrays.append(group_ids)
+            id_ends.append(group_ends + count)
+            count += len(group_ids)
+        return np.concatenate(arrays), np.concatenate(id_ends)
+
+    def _encode_range(
+        self, data: bytes, ends: npt.NDArray[np.int64], specials: Specials, texts: tuple[int, int]
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+        first, last = texts
+        begin = int(ends[first - 1]) if first else 0
+        return self._codec.encode_joined(data[begin : int(ends[last - 1])], ends[first:last] - begin, specials)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled layer is in use."""
+        return self._codec.is_compiled
+
+    def expect(self, num_bytes: int) -> None:
+        """Make ready to encode so many bytes of text: load the compiled layer, or compile it, if that pays."""
+        self._codec.expect(num_bytes)
 
     def count_tokens(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> int:
         """Return how many ids `text` has, without keeping them. For the rest see `encode`."""
@@ -267,6 +324,15 @@ def _groups(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
             group, length = [], 0
     if group:
         yield group
+
+
+def _ranges(ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cut texts into ranges that are worth a call."""
+    first, begin = 0, 0
+    while first < len(ends):
+        last = min(len(ends), max(first + 1, int(np.searchsorted(ends, begin + BLOCK))))
+        yield first, last
+        first, begin = last, int(ends[last - 1])
 
 
 def _is_utf8(token: bytes) -> bool:

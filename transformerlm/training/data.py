@@ -4,23 +4,35 @@ An epoch cuts the data into windows of `context_length + 1` ids that overlap by 
 window is the first input of the next) and goes through them in the order of a permutation. The permutation
 is computed, not stored: a Feistel network over the window's number, so that a corpus of any size needs no
 list in memory, and any step's batch can be had without the steps before it.
+
+Of several data sets, `mixture` says which one a window is taken from; each goes through its own epochs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from transformerlm.training.mixture import PERIOD, Mixture
+from transformerlm.training.permutation import permuted
 from transformerlm.utils.errors import ConfigError, DataError
-from transformerlm.utils.token_file import TokenFileInfo, open_tokens, read_info, verify_data
+from transformerlm.utils.token_file import TokenFileInfo, read_info, verify_data
+from transformerlm.utils.token_stream import TokenStream
 
-_FEISTEL_ROUNDS = 4  # Luby and Rackoff 1988: four rounds of a random function are indistinguishable from random
+
+class Tokens(Protocol):
+    """Ids in a row: a `TokenStream`, or an array of shape (num_tokens,)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> npt.NDArray[Any]: ...
 
 
 def get_batch(
-    dataset: npt.NDArray, batch_size: int, context_length: int, device: str | torch.device
+    dataset: Tokens, batch_size: int, context_length: int, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random windows (inputs, targets), both int64 of shape (batch_size, context_length).
 
@@ -31,15 +43,15 @@ def get_batch(
     if num_starts < 1:
         raise DataError(f"{len(dataset)} tokens hold no window of {context_length} + 1; shorten context_length")
     starts = np.random.randint(0, num_starts, size=batch_size)  # so that np.random.seed governs it
-    return _windows(dataset, starts, context_length, torch.device(device))
+    return _to_device(_windows(dataset, starts, context_length), torch.device(device))
 
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """A token file, memory-mapped, with its sidecar."""
+    """A token file of one or many shards, memory-mapped, with its sidecar."""
 
     path: Path
-    tokens: npt.NDArray
+    tokens: TokenStream
     info: TokenFileInfo
 
     @classmethod
@@ -53,11 +65,41 @@ class TokenDataset:
                 f"{path}: has {info.num_tokens} tokens, fewer than one window of context_length + 1 = "
                 f"{context_length + 1}; use more text or a smaller model.context_length"
             )
-        return cls(path, open_tokens(path, info), info)
+        return cls(path, TokenStream.open(path, info), info)
 
     def bytes_per_token(self) -> float:
         """Return how many bytes of text a token stands for, on average."""
         return self.info.num_text_bytes / self.info.num_tokens
+
+
+class WindowOrder:
+    """The windows of a data set in the order in which a run uses them: all of them once, then all once more, ….
+
+    Each epoch has another order, and cuts the data elsewhere. `number` is that of the data set among several.
+    """
+
+    def __init__(self, num_tokens: int, *, context_length: int, seed: int, number: int = 0) -> None:
+        self.num_tokens = num_tokens
+        self.context_length = context_length
+        self.seed = seed
+        self.number = number
+        # One less than fit, so that each epoch can start at another offset and cut the text elsewhere.
+        self.windows_in_epoch = max(1, (num_tokens - 1) // context_length - 1)
+
+    def starts(self, uses: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the first ids' places of the windows that are used as number `uses`, counted from 0."""
+        epochs, numbers = np.divmod(uses, self.windows_in_epoch)
+        starts = np.empty_like(uses)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            seed = (self.seed, int(epoch), self.number)
+            order = permuted(numbers[chosen], self.windows_in_epoch, seed=seed)
+            starts[chosen] = order * self.context_length + self._offset(seed)
+        return starts
+
+    def _offset(self, seed: tuple[int, ...]) -> int:
+        spare = self.num_tokens - 1 - self.windows_in_epoch * self.context_length
+        return int(np.random.default_rng(seed).integers(0, spare + 1))
 
 
 class BatchLoader:
@@ -68,7 +110,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        tokens: npt.NDArray,
+        tokens: Tokens | list[Tokens],
         *,
         batch_size: int,
         context_length: int,
@@ -76,13 +118,23 @@ class BatchLoader:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """`batch_size` is that of all processes together; `ConfigError` if they cannot share it evenly."""
+        """`tokens` are those of a data set, or of a list of several, mixed by `weights` (none: by their tokens).
+
+        `batch_size` is that of all processes together; `ConfigError` if they cannot share it evenly, or a weight is
+        too small beside the others.
+        """
         if batch_size % world_size:
             raise ConfigError(f"batch_size must be divisible by the {world_size} processes (got {batch_size})")
         self.rank = rank
         self.world_size = world_size
-        self.tokens = tokens
+        self.datasets: tuple[Tokens, ...] = tuple(tokens) if isinstance(tokens, list) else (tokens,)
+        self.mixture = Mixture(weights or [len(dataset) for dataset in self.datasets], seed=seed)
+        self.orders = [
+            WindowOrder(len(dataset), context_length=context_length, seed=seed, number=number)
+            for number, dataset in enumerate(self.datasets)
+        ]
         self.batch_size = batch_size
         self.context_length = context_length
         self.seed = seed
@@ -90,76 +142,53 @@ class BatchLoader:
 
     def epoch(self, step: int) -> float:
         """Return how often the data has been read before `step`, about (an epoch's offset may cost a window)."""
-        return step * self.batch_size / self._windows_in_epoch()
+        return step * self.batch_size / sum(order.windows_in_epoch for order in self.orders)
+
+    def epochs(self, step: int) -> list[float]:
+        """Return the same for each data set by itself."""
+        quotas = zip(self.mixture.quotas, self.orders, strict=True)
+        return [step * self.batch_size * quota / PERIOD / order.windows_in_epoch for quota, order in quotas]
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (inputs, targets) of a step, both int64 of shape (batch_size / world_size, context_length)."""
+        numbers, starts = self.places(step)
+        rows = np.empty((len(starts), self.context_length + 1), dtype=np.int64)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            rows[chosen] = _windows(self.datasets[number], starts[chosen], self.context_length)
+        return _to_device(rows, self.device)
+
+    def places(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return for each row of a step's batch the number of its data set, and the first id's place in that."""
         rows = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * rows
-        slots = np.arange(first, first + rows)
-        epochs, numbers = np.divmod(slots, self._windows_in_epoch())
-        starts = np.empty_like(slots)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            order = permuted(numbers[chosen], self._windows_in_epoch(), seed=(self.seed, int(epoch)))
-            starts[chosen] = order * self.context_length + self._offset(int(epoch))
-        return _windows(self.tokens, starts, self.context_length, self.device)
-
-    def _windows_in_epoch(self) -> int:
-        # One less than fit, so that each epoch can start at another offset and cut the text elsewhere.
-        fitting = (len(self.tokens) - 1) // self.context_length
-        return max(1, fitting - 1)
-
-    def _offset(self, epoch: int) -> int:
-        spare = len(self.tokens) - 1 - self._windows_in_epoch() * self.context_length
-        return int(np.random.default_rng((self.seed, epoch)).integers(0, spare + 1))
-
-
-def permuted(numbers: npt.NDArray[np.int64], size: int, *, seed: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """Return where a seeded permutation of range(size) sends `numbers`, all of them in range(size).
-
-    A Feistel network permutes the numbers of 2b bits; one that lands at `size` or beyond goes through it
-    again until it lands inside ("cycle walking": Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains).
-    """
-    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half_bits) - 1)
-    keys = np.random.default_rng(seed).integers(0, 2**64, size=_FEISTEL_ROUNDS, dtype=np.uint64)
-    result = np.asarray(numbers, dtype=np.uint64)
-    outside = np.ones(result.shape, dtype=bool)
-    while outside.any():
-        left, right = result[outside] >> np.uint64(half_bits), result[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
-        result[outside] = (left << np.uint64(half_bits)) | right
-        outside = result >= size
-    return result.astype(np.int64)
+        numbers, uses = self.mixture.assign(np.arange(first, first + rows))
+        starts = np.empty_like(uses)
+        for number, order in enumerate(self.orders):
+            chosen = numbers == number
+            starts[chosen] = order.starts(uses[chosen])
+        return numbers, starts
 
 
 def validation_windows(
-    tokens: npt.NDArray, *, windows: int, batch_size: int, context_length: int, device: torch.device
+    tokens: Tokens, *, windows: int, batch_size: int, context_length: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the same batches every time: at most `windows` windows, evenly spread over `tokens`."""
     fitting = (len(tokens) - 1) // context_length
     starts = np.arange(min(windows, fitting)) * fitting // min(windows, fitting) * context_length
     return [
-        _windows(tokens, starts[first : first + batch_size], context_length, device)
+        _to_device(_windows(tokens, starts[first : first + batch_size], context_length), device)
         for first in range(0, len(starts), batch_size)
     ]
 
 
-def _windows(
-    tokens: npt.NDArray, starts: npt.NDArray, context_length: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = np.stack([tokens[start : start + context_length + 1] for start in starts]).astype(np.int64)
+def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int) -> npt.NDArray[np.int64]:
+    return np.stack([tokens[start : start + context_length + 1] for start in starts.tolist()]).astype(np.int64)
+
+
+def _to_device(rows: npt.NDArray[np.int64], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     windows = torch.from_numpy(rows)
     if device.type == "cuda":  # copied while the device still computes the steps before: the host need not wait
         windows = windows.pin_memory()
     windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1], windows[:, 1:]
-
-
-def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of input reaches every bit of output."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

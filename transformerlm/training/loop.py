@@ -74,9 +74,9 @@ class TrainingRun:
         state = checkpoint.run_state()
         saved = state["identity"]
         differing = [
-            f"{key} was {saved.get(key)!r} and is {value!r}"
-            for key, value in self.identity.items()
-            if saved.get(key) != value
+            f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
+            for key in {**self.identity, **saved}
+            if saved.get(key) != self.identity.get(key)
         ]
         if differing and not force:
             raise OtherRunError(

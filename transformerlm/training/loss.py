@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from transformerlm.models import TransformerLM
+from transformerlm.models.attention import AttentionMask
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -130,14 +131,23 @@ class NextTokenLoss(nn.Module):
     """A model and its loss as one module: what is wrapped and sharded for several devices is its `forward`.
 
     Any module that maps ids (B, T) to logits (B, T, V) will do; a `TransformerLM`'s loss is computed in chunks of
-    `chunk_rows` tokens, by `rows`: `loss_and_gradient`, or a compiled version of it.
+    `chunk_rows` tokens, by `rows`: `loss_and_gradient`, or a compiled version of it. With `make_mask` the model is
+    given, once for all of its layers, the mask that this makes of the inputs.
     """
 
-    def __init__(self, model: nn.Module, *, chunk_rows: int, rows: RowsFunction = loss_and_gradient) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        chunk_rows: int,
+        rows: RowsFunction = loss_and_gradient,
+        make_mask: Callable[[Tensor], AttentionMask] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.chunk_rows = chunk_rows
         self.rows = rows
+        self.make_mask = make_mask
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the cross-entropy in nats, summed over the targets; its gradient too, but in evaluation mode.
@@ -145,9 +155,10 @@ class NextTokenLoss(nn.Module):
         Rows of inputs beyond those of targets are padding: a compiled model wants the shape that it knows.
         """
         rows = slice(len(targets_BT))
+        mask = {} if self.make_mask is None else {"mask": self.make_mask(inputs_BT)}
         if not isinstance(self.model, TransformerLM):
-            return cross_entropy(self.model(inputs_BT)[rows], targets_BT).sum()
-        features_BTD = self.model.hidden_states(inputs_BT)[rows]
+            return cross_entropy(self.model(inputs_BT, **mask)[rows], targets_BT).sum()
+        features_BTD = self.model.hidden_states(inputs_BT, **mask)[rows]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             return linear_cross_entropy(
                 features_BTD, self.model.output_weight, targets_BT, chunk_rows=self.chunk_rows, rows=self.rows

@@ -55,7 +55,8 @@ class StepResult:
 class Trainer:
     """A model and its optimizer; `step` is forward, backward, clipping and update.
 
-    The model is prepared here, in place, for its device, and for the processes that `parallelism` names.
+    The model is prepared here, in place, for its device, and for the processes that `parallelism` names. With
+    `mask_after`, the id that ends a document, tokens attend within their document only.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         parallelism: Parallelism = ALONE,
+        mask_after: int | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -77,17 +79,19 @@ class Trainer:
         self.parallelism = parallelism
         self.compilation = decide(training.compile, device, self._run_flops())
         compiled = self.compilation.active
-        prepare_blocks(
+        make_mask = prepare_blocks(
             model,
             device=device,
             dtype=dtype,
             compiled=compiled,
             activation_checkpointing=training.activation_checkpointing,
+            mask_after=mask_after,
         )
         self.loss = NextTokenLoss(
             model,
             chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
             rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
+            make_mask=make_mask,
         )
         self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
         self.optimizer = build_optimizer(model, optimizer, dtype=dtype)

@@ -19,11 +19,13 @@ from transformerlm.utils.errors import DataError
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a hidden temporary file beside `path` for writing bytes; rename it to `path` on success.
 
     The data is flushed to disk before the rename, so that after a crash `path` holds either its
     old content or all of the new. On an exception the temporary file is removed.
+
+    Without `durable` the disk is not waited for: that survives the end of this process, but not that of the machine.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,30 +34,32 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # after the rename there is none
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+def atomic_write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
     """Write `data` with `atomic_write`; raise `DataError` if the disk has no room or refuses."""
     path = Path(path)
-    with writing(path.parent, path.name, len(data)), atomic_write(path) as file:
+    with writing(path.parent, path.name, len(data)), atomic_write(path, durable=durable) as file:
         file.write(data)
 
 
-def atomic_write_text(path: Path | str, text: str) -> None:
+def atomic_write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
     """Write `text` as UTF-8, line ends untouched, with `atomic_write_bytes`."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    atomic_write_bytes(path, text.encode("utf-8"), durable=durable)
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def write_json(path: Path | str, value: Any, *, durable: bool = True) -> None:
     """Write `value` as indented JSON that `json.loads` of any language reads (no NaN)."""
-    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
 def sync_folder(folder: Path) -> None:

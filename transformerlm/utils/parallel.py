@@ -1,14 +1,20 @@
-"""Map a function over a stream, in order and in bounded memory, by threads or by worker processes."""
+"""Map a function over a stream in bounded memory: by threads, or by the tasks of any executor."""
 
-import multiprocessing
 import os
-import signal
-import threading
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from itertools import islice
+from typing import TypeVar
 
 from transformerlm.utils.errors import WorkerError
 
@@ -16,6 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _AHEAD = 2  # items in flight per worker: one in work, one waiting, so that no worker idles
+_TICK_SECONDS = 0.25
 
 
 def worker_count(requested: int | None) -> int:
@@ -28,67 +35,61 @@ def worker_count(requested: int | None) -> int:
 def ordered_thread_map(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
     """Yield `function(item)` for every item, in the order of the items, computed by threads.
 
-    For functions that release the GIL. One thread is this one. Items are taken as they are needed.
+    For functions that release the GIL. With one thread, it is this one. Items are taken as they are needed.
     """
     if threads == 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        yield from _in_order(pool, function, items, threads)
-
-
-def _in_order(
-    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
     waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= _AHEAD * workers:
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= _AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # after the last item there is nothing to cancel
-        pool.shutdown(wait=False, cancel_futures=True)
+        finally:  # after the last item there is nothing to cancel
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def ordered_map(
+def finished_tasks(
+    executor: Executor,
     function: Callable[[Item], Result],
     items: Iterable[Item],
     *,
-    workers: int,
-    initializer: Callable[..., None] | None = None,
-    initargs: tuple[Any, ...] = (),
+    slots: int,
+    on_tick: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
-    """Yield `function(item)` for every item, in the order of the items.
+    """Yield `function(item)` for every item, in the order in which they are finished, by tasks of `executor`.
 
-    `function` and the items must be picklable. The processes are spawned, not forked: a fork of a process with
-    threads, as torch has, may hang. They leave Ctrl-C to this process, which ends them.
-    Raises `WorkerError` if a process ends early.
+    `slots` is how many of them it works on at a time: about twice as many are in flight. `on_tick` is called a few
+    times a second. For an executor of other processes, function, items and results must be picklable. The first error
+    ends it, and what has not begun is not begun. Raises `WorkerError` if a worker ends before its task.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_initialize, initargs=(initializer, initargs)
-    ) as pool:
-        try:
-            yield from _in_order(pool, function, items, workers)
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                "a worker process ended early, for want of memory or because the script that calls this has no "
-                '`if __name__ == "__main__":`; add it, or use one worker'
-            ) from error
+    waiting: set[Future[Result]] = set()
+    items = iter(items)
+    try:
+        while True:
+            waiting.update(executor.submit(function, item) for item in islice(items, _AHEAD * slots - len(waiting)))
+            if not waiting:
+                return
+            done, waiting = wait(waiting, timeout=_TICK_SECONDS, return_when=FIRST_COMPLETED)
+            if on_tick is not None:
+                on_tick()
+            for future in done:
+                yield future.result()
+    except _lost_worker_errors() as error:
+        raise WorkerError(
+            "a worker ended before its work was done, for want of memory or because the script that calls this has no "
+            '`if __name__ == "__main__":`; add it, or use fewer workers'
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _initialize(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if initializer is not None:
-        initializer(*initargs)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, killed perhaps: nobody waits for its work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _lost_worker_errors() -> tuple[type[Exception], ...]:
+    """Return what executors raise for a worker that is gone; Dask's is a class of its own."""
+    killed = getattr(sys.modules.get("distributed"), "KilledWorker", None)
+    return (BrokenExecutor, CancelledError, *([killed] if killed else []))

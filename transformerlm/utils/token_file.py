@@ -1,23 +1,45 @@
 """Token files: raw little-endian ids in `X.dat`, and what they are in the sidecar `X.dat.json`.
 
-The sidecar is written last, so a data file without one is unfinished work and is not read.
+    one file                          many, each of bounded size: X.dat is only a name
+        X.dat            ids              X.00000.dat  X.00001.dat  …       ids: one stream, cut anywhere
+        X.dat.documents  where they       X.00000.dat.documents  …          where documents begin in each
+        X.dat.json       begin; sidecar   X.dat.json                        sidecar: the index of all
+
+Either is named `X.dat` in a configuration. Where documents begin: uint64, little-endian, in ids from the file's start.
+The sidecar is written last, so data without one is unfinished work and is not read.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from transformerlm.utils.errors import DataError
-from transformerlm.utils.files import atomic_write, sha256_file, write_json
+from transformerlm.utils.files import sha256_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no shards, documents and text
 UINT16_ENTRIES = 65_536
+DOCUMENT_BYTES = 8  # where a document begins
 MAKE_DATA = "transformerlm-make-data"
+
+
+class Shard(BaseModel):
+    """A file of ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[^/\\]+$")
+    """Of the file, which lies beside the sidecar; where documents begin is in `NAME.documents`."""
+    num_tokens: int
+    num_documents: int
+    """Documents that begin in it."""
+    sha256: str
+    documents_sha256: str
 
 
 class TokenFileInfo(BaseModel):
@@ -25,7 +47,7 @@ class TokenFileInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     dtype: Literal["uint16", "uint32"]
     num_tokens: int
     num_documents: int
@@ -36,10 +58,23 @@ class TokenFileInfo(BaseModel):
     end_of_text_id: int | None
     tokenizer_sha256: str
     data_sha256: str
+    """Of the file; of several, SHA-256 of their SHA-256 in hexadecimal, one after another."""
     sources: list[dict[str, Any]]
     """Path and size in bytes of every text file read."""
     split: dict[str, Any]
     """How documents were chosen for this file."""
+    shards: tuple[Shard, ...] = ()
+    """The files, in order; none in format 1, where X.dat is the only one."""
+    text: dict[str, int] = {}
+    """Bytes and documents of the sources that were read, used, and dropped by reason; see `databuilder.pieces`."""
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        if bool(self.shards) != (self.format_version > 1):
+            raise ValueError("a list of shards belongs to format 2, and to no other")
+        if self.shards and sum(shard.num_tokens for shard in self.shards) != self.num_tokens:
+            raise ValueError("the shards have another number of tokens than all of it")
+        return self
 
 
 def sidecar_path(path: Path) -> Path:
@@ -57,102 +92,88 @@ def little_endian(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("<")
 
 
-class TokenFileWriter:
-    """Write documents of ids to a token file: temporary until `finish`, then data and sidecar at once.
+def documents_path(path: Path) -> Path:
+    """Return the file that says where the documents of a file of ids begin."""
+    return path.with_name(path.name + ".documents")
 
-    Use as a context manager; leaving it with an exception removes what was written.
-    """
 
-    def __init__(self, path: Path, *, vocab_size: int, end_of_text_id: int | None, tokenizer_sha256: str) -> None:
-        self.path = path
-        self._vocab_size = vocab_size
-        self._end_of_text_id = end_of_text_id
-        self._tokenizer_sha256 = tokenizer_sha256
-        self._dtype: Literal["uint16", "uint32"] = id_dtype(vocab_size)
-        self._digest = hashlib.sha256()
-        self._open = atomic_write(path)
-        self.num_tokens = self.num_documents = self.num_text_bytes = 0
-        self._max_token_id = 0
-
-    def __enter__(self) -> "TokenFileWriter":
-        self._file = self._open.__enter__()
-        return self
-
-    def write(self, ids: npt.ArrayLike, *, num_documents: int, num_text_bytes: int) -> None:
-        """Append the ids of whole documents."""
-        array = np.asarray(ids, dtype=little_endian(self._dtype))
-        data = array.tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self.num_tokens += array.size
-        self.num_documents += num_documents
-        self.num_text_bytes += num_text_bytes
-        self._max_token_id = max(self._max_token_id, int(array.max(initial=0)))
-
-    def __exit__(self, *exception: Any) -> None:
-        # An old sidecar must never describe the new data: it goes before the data file is replaced.
-        if exception[0] is None:
-            sidecar_path(self.path).unlink(missing_ok=True)
-        self._open.__exit__(*exception)
-
-    def write_sidecar(self, *, sources: list[dict[str, Any]], split: dict[str, Any]) -> TokenFileInfo:
-        """Describe the finished data file; call it after the context has closed."""
-        info = TokenFileInfo(
-            format_version=FORMAT_VERSION,
-            dtype=self._dtype,
-            num_tokens=self.num_tokens,
-            num_documents=self.num_documents,
-            num_text_bytes=self.num_text_bytes,
-            vocab_size=self._vocab_size,
-            max_token_id=self._max_token_id,
-            end_of_text_id=self._end_of_text_id,
-            tokenizer_sha256=self._tokenizer_sha256,
-            data_sha256=self._digest.hexdigest(),
-            sources=sources,
-            split=split,
-        )
-        write_json(sidecar_path(self.path), info.model_dump())
-        return info
+def shard_paths(path: Path, info: TokenFileInfo) -> list[Path]:
+    """Return the files of ids of the token file `path`, in order; a single one is `path` whatever it was called."""
+    return [path] if len(info.shards) <= 1 else [path.with_name(shard.name) for shard in info.shards]
 
 
 def read_info(path: Path) -> TokenFileInfo:
-    """Return the sidecar of a token file, checked against the file's size.
+    """Return the sidecar of a token file, checked against the sizes of its files.
 
-    Raises `DataError` if either is missing or they do not fit.
+    Raises `DataError` if one of them is missing or they do not fit.
     """
     path = Path(path)
     sidecar = sidecar_path(path)
-    if not path.exists():
-        raise DataError(f"{path}: there is no such token file; make it with {MAKE_DATA}")
     if not sidecar.exists():
-        raise DataError(f"{sidecar}: the sidecar is missing; make the token file again with {MAKE_DATA}")
+        if path.exists():
+            raise DataError(f"{sidecar}: the sidecar is missing; make the token file again with {MAKE_DATA}")
+        raise DataError(f"{path}: there is no such token file; make it with {MAKE_DATA}")
     try:
         info = TokenFileInfo.model_validate(json.loads(sidecar.read_text(encoding="utf-8")))
     except (ValueError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise DataError(
-            f"{sidecar}: is not a sidecar of format {FORMAT_VERSION} ({first}); "
+            f"{sidecar}: is not a sidecar of format {FORMAT_VERSION} or older ({first}); "
             f"make the token file again with {MAKE_DATA}"
         ) from None
-    expected = info.num_tokens * np.dtype(info.dtype).itemsize
-    if path.stat().st_size != expected:
-        raise DataError(
-            f"{path}: has {path.stat().st_size} bytes where its sidecar promises {expected}; "
-            f"make it again with {MAKE_DATA}"
-        )
+    for file, num_bytes in _sizes(path, info).items():
+        _check_size(file, num_bytes)
     if info.max_token_id >= info.vocab_size:
         raise DataError(f"{sidecar}: largest id {info.max_token_id} is outside its vocabulary of {info.vocab_size}")
     return info
 
 
+def _sizes(path: Path, info: TokenFileInfo) -> dict[Path, int]:
+    """Return how many bytes each file must have."""
+    width = np.dtype(info.dtype).itemsize
+    if not info.shards:
+        return {path: info.num_tokens * width}
+    sizes = {}
+    for file, shard in zip(shard_paths(path, info), info.shards, strict=True):
+        sizes[file] = shard.num_tokens * width
+        sizes[documents_path(file)] = shard.num_documents * DOCUMENT_BYTES
+    return sizes
+
+
+def _check_size(file: Path, num_bytes: int) -> None:
+    if not file.exists():
+        raise DataError(f"{file}: is missing; make the token file again with {MAKE_DATA}")
+    if file.stat().st_size != num_bytes:
+        raise DataError(
+            f"{file}: has {file.stat().st_size} bytes where its sidecar promises {num_bytes}; "
+            f"make it again with {MAKE_DATA}"
+        )
+
+
 def open_tokens(path: Path, info: TokenFileInfo) -> npt.NDArray[np.integer[Any]]:
-    """Return the ids as a read-only memory map of shape (num_tokens,)."""
+    """Return the ids of a single file as a read-only memory map of shape (num_tokens,)."""
+    assert len(info.shards) <= 1, "several files are read by `token_stream`"
     if info.num_tokens == 0:
         return np.empty(0, dtype=little_endian(info.dtype))
     return np.memmap(path, dtype=little_endian(info.dtype), mode="r")
 
 
 def verify_data(path: Path, info: TokenFileInfo) -> None:
-    """Compare the file's SHA-256 with the sidecar's; raise `DataError` if they differ."""
-    if sha256_file(path) != info.data_sha256:
-        raise DataError(f"{path}: its content changed since it was made; make it again with {MAKE_DATA}")
+    """Compare the SHA-256 of every file with the sidecar's; raise `DataError` if one differs."""
+    if not info.shards:
+        _check_digest(path, info.data_sha256)
+    for file, shard in zip(shard_paths(path, info), info.shards, strict=False):
+        _check_digest(file, shard.sha256)
+        _check_digest(documents_path(file), shard.documents_sha256)
+
+
+def _check_digest(file: Path, digest: str) -> None:
+    if sha256_file(file) != digest:
+        raise DataError(f"{file}: its content changed since it was made; make it again with {MAKE_DATA}")
+
+
+def joint_sha256(shards: Sequence[Shard]) -> str:
+    """Return the SHA-256 of all the ids: that of a single file, or of the digests of several."""
+    if len(shards) == 1:
+        return shards[0].sha256
+    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode("ascii")).hexdigest()

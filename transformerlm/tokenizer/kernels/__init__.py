@@ -12,6 +12,8 @@ Importing a module of this package imports numba, but compiles nothing. The room
     merger            one pre-token → its ids
     encoder           bytes → ids, by way of a cache of the pre-tokens seen
     decoder           ids → bytes
+    cutter            a text → its documents, packed, and whether they are UTF-8
+    text_hasher       texts → a number each
     counter           bytes → distinct pre-tokens and how often they occur
     pair_queue        which pair is merged next
     trainer_steps     what happens when a pair is merged

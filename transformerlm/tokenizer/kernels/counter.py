@@ -116,11 +116,20 @@ class PieceCounter:
         while not count_texts(text, places, self._special_tokens, self._table, class_table(), self._room, stop):
             self._grow(stop)
 
-    def add(self, other: "PieceCounter") -> None:
-        """Add what `other` has counted."""
+    def add(self, table: Table) -> None:
+        """Add what another counter has counted, see its `table`."""
+        rows, arena, used = table
+        other = Table(  # whose arrays may be read-only if they were sent
+            np.require(rows, requirements="W"), np.require(arena, requirements="W"), np.require(used, requirements="W")
+        )
         stop = np.zeros(4, np.int64)
-        while not add_table(self._table, other._table, stop):
+        while not add_table(self._table, other, stop):
             self._grow(stop)
+
+    def table(self) -> Table:
+        """Return what was counted, without empty rows; it can be pickled."""
+        rows, arena, used = self._table
+        return Table(rows[rows[:, HIGH] != EMPTY], arena[: used[1]], used)
 
     def _grow(self, stop: npt.NDArray[np.int64]) -> None:
         """Make the table as large as `stop` says."""

@@ -1,0 +1,66 @@
+"""Where tasks run: on threads of this process, or on a Dask cluster. Anything of `concurrent.futures` would do."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from transformerlm.utils.errors import ConfigError, MissingDependencyError
+from transformerlm.utils.parallel import worker_count
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Engine = Literal["local", "dask"]
+
+CONNECT_SECONDS = 20
+
+
+@contextmanager
+def open_executor(
+    engine: Engine = "local", workers: int = 0, scheduler_address: str | None = None
+) -> Iterator[Executor]:
+    """Yield an executor with `workers` threads (0: one a core), or that of a Dask cluster, which ends with the context.
+
+    The cluster is that of the scheduler at `scheduler_address`, which stays, or one of `workers` processes on this
+    machine. Raises `MissingDependencyError` without the package, `ConfigError` if no scheduler answers.
+    """
+    if engine == "local":
+        with ThreadPoolExecutor(worker_count(workers)) as executor:
+            yield executor
+        return
+    with _dask_client(workers, scheduler_address) as client:
+        # Not pure: a task writes a file, and must do so again if it is asked again.
+        yield client.get_executor(pure=False)
+
+
+def task_slots(executor: Executor, workers: int = 0) -> int:
+    """Return how many tasks an executor works on at a time: `workers`; if that is 0, what cluster or machine have."""
+    client: Any = getattr(executor, "_client", None)  # of Dask's, which does not tell otherwise
+    if workers or client is None:
+        return worker_count(workers)
+    return max(1, sum(client.nthreads().values()))
+
+
+@contextmanager
+def _dask_client(workers: int, scheduler_address: str | None) -> "Iterator[Client]":
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise MissingDependencyError("a Dask cluster needs the extra `dask`: uv sync --extra dask") from None
+    if scheduler_address is None:
+        here: dict[str, Any] = {"dashboard_address": None}  # no page of statistics
+        with (
+            LocalCluster(n_workers=worker_count(workers), threads_per_worker=1, **here) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(scheduler_address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{scheduler_address}: no Dask scheduler answers there ({error}); start one with `dask scheduler`"
+        ) from None
+    with client:
+        yield client

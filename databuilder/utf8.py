@@ -1,0 +1,51 @@
+"""UTF-8, and what is done about text that is not."""
+
+import codecs
+
+from databuilder.pieces import ErrorPolicy, TextCounts
+from transformerlm.utils.errors import DataError
+
+
+class Utf8:
+    """Checks the text of one source by the policy that was asked for."""
+
+    def __init__(self, name: str, errors: ErrorPolicy, counts: TextCounts) -> None:
+        self._name = name
+        self._errors = errors
+        self._counts = counts
+
+    def check(
+        self, data: bytes, place: int, *, final: bool = True, where: str = "at byte {}"
+    ) -> tuple[bytes | None, int]:
+        """Return `data` as valid UTF-8, or None if its document is to be left out, and how many bytes that is of.
+
+        These are all, or if more may follow (not `final`), all but a last character that is not complete. `place` is
+        where the data begins. Raises `DataError` that names the place under the policy "strict".
+        """
+        try:
+            _, used = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            if self._errors == "strict":
+                raise not_utf8(self._name, where.format(place + error.start), error.reason) from error
+            if self._errors == "skip":
+                return None, len(data)
+            text, used = codecs.utf_8_decode(data, "replace", final)
+            self._counts.characters_replaced += text.count("\ufffd") - data[:used].count("\ufffd".encode())
+            return text.encode("utf-8"), used
+        return data[:used], used
+
+
+def not_utf8(name: str, where: str, reason: str) -> DataError:
+    """Return the error that says where text is not UTF-8, and what to do."""
+    return DataError(f"{name}: not UTF-8 {where} ({reason}); convert it, or set errors to replace or skip")
+
+
+def is_valid(data: bytes) -> bool:
+    """Return whether `data` is UTF-8."""
+    if data.isascii():  # a tenth of the time
+        return True
+    try:
+        codecs.utf_8_decode(data, "strict", True)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""Masks that keep attention inside documents, made of a batch's ids. A document ends with its end-of-text id, here ".".
+
+    ids        a b . c d . e        attend     a b . c d . e
+    document   0 0 0 1 1 1 2                 a ×
+                                             b × ×
+    a token attends to itself and            . × × ×
+    to those before it that are of           c       ×
+    its document                             d       × ×
+                                             .       × × ×
+                                             e             ×
+
+Positions go on over the ends of documents: what rotary attention sees of them is differences only.
+
+A plain mask has a boolean for each pair of tokens. FlexAttention (Dong et al. 2024) goes through blocks of 128 by 128
+pairs instead: it skips those in which nothing attends, so that many short documents cost less than a long one, needs no
+mask where everything does, and in the others asks a function. It has to be compiled, and has gradients on GPUs only.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from transformerlm.models.attention import fused_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+"""Tokens a side of FlexAttention's blocks: its own default."""
+
+SMALLEST_HEAD = 16
+"""Size of a head that FlexAttention's compiled kernels need at least."""
+
+
+def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
+    """Return for each token (B, T) the number of its document in the row, int32, counted from 0."""
+    ends_BT = (ids_BT == end_of_text_id).to(torch.int32)
+    return ends_BT.cumsum(-1, dtype=torch.int32) - ends_BT
+
+
+def document_mask(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
+    """Return the plain mask of a batch: boolean, (B, 1, T, T), True = attend."""
+    numbers_BT = document_numbers(ids_BT, end_of_text_id)
+    places_T = torch.arange(ids_BT.shape[-1], device=ids_BT.device)
+    same_BTT = numbers_BT.unsqueeze(-1) == numbers_BT.unsqueeze(-2)
+    return (same_BTT & (places_T.unsqueeze(-1) >= places_T)).unsqueeze(1)
+
+
+def block_mask(ids_BT: Tensor, end_of_text_id: int) -> "BlockMask":
+    """Return the same mask for FlexAttention, without having a boolean for each pair of tokens.
+
+    The numbers of documents grow along a row, so a block's first and last say all: a block of queries attends to
+    something in an earlier block of keys if that ends in the document in which it begins itself, and to all of it if no
+    other document is in either.
+    """
+    from torch.nn.attention.flex_attention import BlockMask  # takes seconds to load
+
+    numbers_BT = document_numbers(ids_BT, end_of_text_id)
+    num_tokens = ids_BT.shape[-1]
+    firsts = torch.arange(0, num_tokens, BLOCK, device=ids_BT.device)
+    first_BN, last_BN = numbers_BT[:, firsts], numbers_BT[:, (firsts + BLOCK - 1).clamp(max=num_tokens - 1)]
+    earlier_NN = firsts.unsqueeze(-1) > firsts
+    some_BNN = earlier_NN & (last_BN.unsqueeze(-2) == first_BN.unsqueeze(-1))
+    all_BNN = earlier_NN & (first_BN.unsqueeze(-2) == last_BN.unsqueeze(-1))
+    all_BNN &= (firsts + BLOCK <= num_tokens).unsqueeze(-1)  # a last block that is not full has no such pairs
+    on_the_diagonal_NN = torch.eye(len(firsts), dtype=torch.bool, device=ids_BT.device)
+
+    def attends(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (numbers_BT[row, query] == numbers_BT[row, key]) & (query >= key)
+
+    return BlockMask.from_kv_blocks(
+        *_listed(some_BNN & ~all_BNN | on_the_diagonal_NN),
+        *_listed(all_BNN),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=attends,
+        seq_lengths=(num_tokens, num_tokens),
+    )
+
+
+def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for each row of blocks, how many are True and which, those first; int32, (B, 1, N) and (B, 1, N, N)."""
+    blocks_B1NN = blocks_BNN.unsqueeze(1).to(torch.int32)
+    order = blocks_B1NN.argsort(dim=-1, descending=True, stable=True)
+    return blocks_B1NN.sum(-1, dtype=torch.int32), order.to(torch.int32).contiguous()
+
+
+def attend_in_blocks(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: "BlockMask | None" = None, is_causal: bool = False
+) -> Tensor:
+    """Attend by FlexAttention, as `block_mask` says; without a mask as `fused_attention` does."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if mask is None:
+        return fused_attention(q_BHTK, k_BGSK, v_BGSK, None, is_causal)
+    return flex_attention(q_BHTK, k_BGSK, v_BGSK, block_mask=mask, enable_gqa=q_BHTK.shape[-3] != k_BGSK.shape[-3])

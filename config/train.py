@@ -36,15 +36,9 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[Problem]:
         schedule, steps = self.schedule, self.training.steps
-        if schedule.name == "cosine" and schedule.cosine_cycle_iters is None and schedule.warmup_iters > steps:
+        if schedule.cosine_cycle_iters is None and schedule.warmup_iters > steps:
             yield Problem(
                 "schedule.warmup_iters",
-                f"must not exceed the cosine cycle, which is training.steps = {steps}",
-                schedule.warmup_iters,
-            )
-        if schedule.name == "wsd" and schedule.warmup_iters + schedule.decay_iters(steps) > steps:
-            yield Problem(
-                "schedule.warmup_iters",
-                f"must leave room for the {schedule.decay_iters(steps)} steps of decay in training.steps = {steps}",
+                f"must not exceed training.steps = {steps}, where the schedule ends",
                 schedule.warmup_iters,
             )

@@ -1,5 +1,6 @@
 """Where tasks run: on threads of this process, or on a Dask cluster. Anything of `concurrent.futures` would do."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +44,17 @@ def task_slots(executor: Executor, workers: int = 0) -> int:
 
 
 @contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Put the environment back at the end: Dask sets what it wants its workers to inherit, and leaves it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def _dask_client(workers: int, scheduler_address: str | None) -> "Iterator[Client]":
     try:
         from distributed import Client, LocalCluster
@@ -51,6 +63,7 @@ def _dask_client(workers: int, scheduler_address: str | None) -> "Iterator[Clien
     if scheduler_address is None:
         here: dict[str, Any] = {"dashboard_address": None}  # no page of statistics
         with (
+            unchanged_environment(),
             LocalCluster(n_workers=worker_count(workers), threads_per_worker=1, **here) as cluster,
             Client(cluster) as client,
         ):

@@ -177,7 +177,10 @@ class ScheduleHparams(Section):
         default=None, gt=0, description="cosine: step at which it ends (unset: training.steps)."
     )
     decay_fraction: float = Field(
-        default=0.2, ge=0, le=1, description="wsd: share of training.steps, at the end, in which the rate falls."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="wsd: share of training.steps, at the end, in which the rate falls (after the warm-up).",
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -201,8 +204,8 @@ class ScheduleHparams(Section):
             )
 
     def decay_iters(self, steps: int) -> int:
-        """Return how many of `steps` steps a wsd schedule's decay takes."""
-        return round(self.decay_fraction * steps)
+        """Return how many of `steps` steps a wsd schedule's decay takes: in a short run, what the warm-up leaves."""
+        return min(round(self.decay_fraction * steps), steps - self.warmup_iters)
 
 
 class TrainingHparams(Section):

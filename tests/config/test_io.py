@@ -49,15 +49,15 @@ def messages(schema: type, path: Path | None, overrides: dict[tuple[str, str], A
         ),
         (
             {"schedule": {"warmup_iters": 100}, "training": {"steps": 50}},
-            "schedule.warmup_iters: must not exceed the cosine cycle, which is training.steps = 50 (got 100)",
+            "schedule.warmup_iters: must not exceed training.steps = 50, where the schedule ends (got 100)",
         ),
         (
             {"schedule": {"name": "wsd", "cosine_cycle_iters": 500}},
             "schedule.cosine_cycle_iters: must be unset with the schedule wsd, which ends at training.steps (got 500)",
         ),
         (
-            {"schedule": {"name": "wsd", "warmup_iters": 45, "decay_fraction": 0.2}, "training": {"steps": 50}},
-            "schedule.warmup_iters: must leave room for the 10 steps of decay in training.steps = 50 (got 45)",
+            {"schedule": {"name": "wsd", "warmup_iters": 51}, "training": {"steps": 50}},
+            "schedule.warmup_iters: must not exceed training.steps = 50, where the schedule ends (got 51)",
         ),
         (
             {"schedule": {"decay_fraction": 1.5}},

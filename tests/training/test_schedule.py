@@ -87,6 +87,12 @@ def test_the_settings_choose_the_schedule() -> None:
     assert rates(ends_early, 40)[19:] == [0.0] * 21
 
 
+def test_in_a_short_run_the_decay_begins_when_the_warmup_is_over() -> None:
+    wsd = ScheduleHparams(name="wsd", max_learning_rate=1.0, min_learning_rate=0.0, warmup_iters=10, decay_fraction=0.9)
+    assert rates(wsd, 20) == [lr_wsd_schedule(it, 1.0, 0.0, 10, 10, 20) for it in range(1, 21)]
+    assert rates(wsd, 10) == [lr_wsd_schedule(it, 1.0, 0.0, 10, 0, 10) for it in range(1, 11)]
+
+
 def test_a_longer_wsd_run_takes_the_same_steps_until_the_shorter_one_decays() -> None:
     wsd = ScheduleHparams(name="wsd", max_learning_rate=1.0, min_learning_rate=0.0, decay_fraction=0.2)
     short, long = rates(wsd, 1000), rates(wsd, 3000)

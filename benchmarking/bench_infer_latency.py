@@ -7,7 +7,7 @@ machine meets all of them:
 - decode: each further token by itself, sampling and the transfer to the host included;
 - uncached: `generate`, which runs the whole sequence again for every token, on the first few tokens.
 
-The first two are timed on `decode_steps`, the code that serves users, between its steps. The weights are those
+The first two are timed on the engine, the code that serves users, step by step. The weights are those
 of a checkpoint or random ones of the shape in [model]: speed does not depend on their values.
 
 stdout gets one line of JSON with flat keys: `benchmark`, `date`, `machine.*`, `torch.*`, `model.*`, `setting.*`,
@@ -42,6 +42,7 @@ from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, run_command
 from config.bench_infer import BenchInferConfig, BenchInferSection
 from profiling import attach_nvtx, memory, nvtx
+from transformerlm.hparams import SamplingHparams
 from transformerlm.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,30 +145,27 @@ def _repeat(model: "TransformerLM", settings: BenchInferSection, prompts_BT: "to
 
 
 def _time_cached(model: "TransformerLM", settings: BenchInferSection, prompts_BT: "torch.Tensor") -> list[float]:
-    """Return the seconds that each new token of `decode_steps` took; the first one's are the prefill.
+    """Return the seconds that each step of the engine took, which gives each row a token; the first is the prefill.
 
     Every step ends with its tokens on the host, so that the device has done its work when the clock is read.
     """
-    import torch
+    from transformerlm.inference import Engine
 
-    from transformerlm.inference import decode_steps
-
-    device = prompts_BT.device
-    steps = decode_steps(
-        model,
-        prompts_BT.tolist(),
-        max_new_tokens=settings.new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        generator=torch.Generator(device).manual_seed(settings.seed),
+    sampling = SamplingHparams(
+        max_new_tokens=settings.new_tokens, temperature=settings.temperature, top_p=settings.top_p
     )
-    _synchronize(device)
+    engine = Engine(model, max_batch_size=len(prompts_BT))
+    for row, prompt in enumerate(prompts_BT.tolist()):
+        engine.submit(prompt, sampling.model_copy(update={"seed": settings.seed + row}))
+    _synchronize(prompts_BT.device)
     clock = [time.perf_counter()]
     with nvtx.range("prefill"):
-        next(steps)
+        engine.step()
         clock.append(time.perf_counter())
     with nvtx.range("decode"):
-        clock.extend(time.perf_counter() for _ in steps)
+        while engine.has_work:
+            engine.step()
+            clock.append(time.perf_counter())
     assert len(clock) == settings.new_tokens + 1, len(clock)
     return [end - start for start, end in pairwise(clock)]
 

@@ -85,6 +85,8 @@ def _record(completion: "Completion", config: InferConfig, eos_token_id: int | N
         "params.temperature": sampling.temperature,
         "params.top_k": sampling.top_k,
         "params.p": sampling.top_p,
+        "params.min_p": sampling.min_p,
+        "params.repetition_penalty": sampling.repetition_penalty,
         "params.max_new_tokens": sampling.max_new_tokens,
         "params.seed": sampling.seed,
         "params.eos_token_id": eos_token_id,

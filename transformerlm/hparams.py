@@ -338,6 +338,12 @@ class SamplingHparams(Section):
     top_p: float = Field(
         default=0.95, ge=0, le=1, description="Sample among the fewest tokens whose probabilities reach p (1: all)."
     )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="Leave out tokens less likely than this share of the most likely one's."
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="Above 1, tokens in the prompt or the text so far become less likely (1: off)."
+    )
     seed: Seed = Field(default=0, description="Seed of the sampling.")
     stop: Strings = Field(default=(), description="Strings that end a text; they are not part of it.")
 

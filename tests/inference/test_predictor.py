@@ -1,7 +1,7 @@
 """From a checkpoint folder to text, whole or piece by piece."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from transformerlm.hparams import ModelHparams, SamplingHparams
-from transformerlm.inference import generate, predictor
+from transformerlm.inference import Engine, generate
 from transformerlm.inference.predictor import Completion, Predictor
 from transformerlm.models.build import build_model
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
@@ -28,14 +28,12 @@ def trained(run_folder: Path) -> Predictor:
 def scripted(monkeypatch: pytest.MonkeyPatch, *rows: Sequence[int]) -> None:
     """Let the model say these ids, row by row, whatever it is asked."""
 
-    def steps(_model: Any, _prompts: Any, *, max_new_tokens: int, **_settings: Any) -> Iterator[list[int | None]]:
-        for step in range(max_new_tokens):
-            tokens = [row[step] if step < len(row) else None for row in rows]
-            if all(token is None for token in tokens):
-                return
-            yield tokens
+    def draw(engine: Any, _logits: Any) -> list[int]:
+        return [
+            0 if request is None else rows[row][len(request.token_ids)] for row, request in enumerate(engine._slots)
+        ]
 
-    monkeypatch.setattr(predictor, "decode_steps", steps)
+    monkeypatch.setattr(Engine, "_draw", draw)
 
 
 def streamed(trained: Predictor, prompts: Sequence[str], sampling: SamplingHparams) -> tuple[list[Completion], Any]:

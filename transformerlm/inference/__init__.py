@@ -1,10 +1,10 @@
 """From a model and a prompt of token ids to new tokens.
 
-`sampling` turns logits into a token, `generate` is the plain loop without a cache, and `decode` the fast
-one with it, for prompts of different lengths. Ids only: text lives in `predictor`.
+`sampling` turns logits into a token, `generate` is the plain loop without a cache, and `engine` the fast one with it,
+for many requests at once, whose tokens `batch_sampling` draws. Ids only: text lives in `predictor`.
 """
 
-from transformerlm.inference.decode import decode_steps
+from transformerlm.inference.engine import Engine, NewToken, Request
 from transformerlm.inference.generate import generate
 from transformerlm.inference.sampling import sample_token, softmax, top_k_filter, top_p_filter
 
@@ -14,5 +14,7 @@ __all__ = [
     "top_k_filter",
     "sample_token",
     "generate",
-    "decode_steps",
+    "Engine",
+    "Request",
+    "NewToken",
 ]

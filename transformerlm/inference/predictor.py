@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
-
 from transformerlm.hparams import SamplingHparams
-from transformerlm.inference.decode import decode_steps
+from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, NewToken, Request
 from transformerlm.inference.stopping import StopStrings
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
@@ -17,7 +15,7 @@ from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError
 
-FinishReason = Literal["end_of_text", "stop_string", "max_new_tokens", "context_length"]
+FinishReason = Literal["end_of_text", "max_new_tokens", "context_length", "stop_string", "cancelled"]
 
 
 class Piece(NamedTuple):
@@ -101,52 +99,46 @@ class Predictor:
         """
         if not completions:
             return
-        decoders = [StreamingDecoder(self.tokenizer) for _ in completions]
-        filters = [StopStrings(sampling.stop) for _ in completions]
-        device = self.model.token_embeddings.weight.device
-        steps = decode_steps(
+        engine = Engine(
             self.model,
-            [completion.prompt_ids for completion in completions],
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
             eos_token_id=self.tokenizer.eos_token_id,
-            generator=torch.Generator(device).manual_seed(sampling.seed),
+            max_batch_size=min(len(completions), MAX_BATCH_SIZE),
         )
-        for tokens in steps:
-            for row, (completion, token) in enumerate(zip(completions, tokens, strict=True)):
-                if token is None or completion.finish_reason is not None:
-                    continue
-                text = self._take(completion, token, decoders[row], filters[row], sampling)
-                completion.text += text
-                if text:
-                    yield Piece(row, text)
-            if all(completion.finish_reason is not None for completion in completions):
-                return
+        writers: dict[Request, tuple[int, _Writer]] = {}
+        for row, completion in enumerate(completions):
+            of_row = sampling.model_copy(update={"seed": (sampling.seed + row) % 2**63})
+            request = engine.submit(completion.prompt_ids, of_row)
+            writers[request] = row, _Writer(completion, self.tokenizer, StopStrings(sampling.stop))
+        for token in engine.run():
+            row, writer = writers[token.request]
+            text = writer.take(token)
+            if writer.completion.finish_reason == "stop_string":
+                engine.cancel(token.request)
+            if text:
+                yield Piece(row, text)
 
-    def _take(
-        self,
-        completion: Completion,
-        token: int,
-        decoder: StreamingDecoder,
-        stop: StopStrings,
-        sampling: SamplingHparams,
-    ) -> str:
-        """Add a token to a continuation; return the text that it brings to light."""
-        completion.token_ids.append(token)
-        if token == self.tokenizer.eos_token_id:
-            completion.finish_reason = "end_of_text"
-            return stop.push(decoder.flush()) + stop.flush()
-        known = token < self.tokenizer.vocab_size  # a model's vocabulary may be padded with ids that mean nothing
-        text = stop.push(decoder.push([token] if known else []))
-        if stop.stopped:
-            completion.finish_reason = "stop_string"
-            return text
-        if len(completion.token_ids) == sampling.max_new_tokens:
-            completion.finish_reason = "max_new_tokens"
-        elif len(completion.prompt_ids) + len(completion.token_ids) == self.model.context_length:
-            completion.finish_reason = "context_length"
-        if completion.finish_reason is not None:
-            text += stop.push(decoder.flush()) + stop.flush()
+
+class _Writer:
+    """Makes text of the tokens of one continuation."""
+
+    def __init__(self, completion: Completion, tokenizer: Tokenizer, stop: StopStrings) -> None:
+        self.completion = completion
+        self._tokenizer = tokenizer
+        self._decoder = StreamingDecoder(tokenizer)
+        self._stop = stop
+
+    def take(self, token: NewToken) -> str:
+        """Add a token to the continuation; return the text that it brings to light."""
+        completion, token_id = self.completion, token.token_id
+        completion.token_ids.append(token_id)
+        reason = token.finish_reason
+        # A model's vocabulary may be padded with ids that mean nothing; the end of text is none either.
+        is_text = token_id < self._tokenizer.vocab_size and reason != "end_of_text"
+        text = self._stop.push(self._decoder.push([token_id] if is_text else []))
+        if self._stop.stopped:
+            reason = "stop_string"
+        elif reason is not None:
+            text += self._stop.push(self._decoder.flush()) + self._stop.flush()
+        completion.finish_reason = reason
+        completion.text += text
         return text

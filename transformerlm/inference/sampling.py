@@ -72,7 +72,7 @@ def sample_token(
     greedy: the most likely token, no randomness. `generator` must live on the device of the logits.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    if temperature < _GREEDY_BELOW or top_p == 0 or top_k == 1:
+    if is_greedy(temperature, top_k, top_p):
         return logits.argmax(dim=-1)
     probs = softmax(at_least_float32(logits) / temperature, dim=-1)
     if top_k is not None:
@@ -80,6 +80,11 @@ def sample_token(
     probs = top_p_filter(probs, top_p)
     drawn = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
     return drawn.reshape(logits.shape[:-1])
+
+
+def is_greedy(temperature: float, top_k: int | None, top_p: float) -> bool:
+    """Return whether these settings always take the most likely token."""
+    return temperature < _GREEDY_BELOW or top_p == 0 or top_k == 1
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float) -> None:

@@ -12,6 +12,7 @@ learn where it is. Setting `length` back forgets the tokens after it.
 Shapes: B rows, G key-value heads, T new tokens, L slots, K head size.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,15 @@ class KVCache:
         self.batch_size = batch_size
         self.max_len = max_len
         self.length = 0
+
+    def rows(self, begin: int, end: int) -> "KVCache":
+        """Return some rows as a cache of their own, with nothing in use; what is written to it is written here."""
+        part = copy.copy(self)
+        part.keys = [keys[begin:end] for keys in self.keys]
+        part.values = [values[begin:end] for values in self.values]
+        part.batch_size = end - begin
+        part.length = 0
+        return part
 
     def layers(self, shape_BT: torch.Size, token_positions: Tensor | None = None) -> list[LayerCache]:
         """Return each layer's slots for a forward of ids of shape (B, T).

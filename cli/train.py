@@ -1,6 +1,7 @@
 """`transformerlm-train`: token files to a trained model in a run folder."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,12 @@ next: transformerlm-infer --checkpoint runs/NAME --prompt "Once upon a time"
 
 def main() -> int:
     """Run the command; return its exit code."""
-    return run_command(TrainConfig, _run, prog="transformerlm-train", epilog=EPILOG)
+    code = run_command(TrainConfig, _run, prog="transformerlm-train", epilog=EPILOG)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from transformerlm.distributed.group import end_process
+
+        end_process(code)
+    return code
 
 
 def _run(invocation: Invocation[TrainConfig]) -> int:

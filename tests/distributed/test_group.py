@@ -1,6 +1,9 @@
 """A world of one is the same code with nothing set up; and how a batch is shared."""
 
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +21,7 @@ from transformerlm.training import BatchLoader
 from transformerlm.utils.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("size", [None, "1"])
@@ -47,6 +51,43 @@ def test_a_world_that_torchrun_did_not_make_is_refused(monkeypatch: pytest.Monke
         join_world(CPU, timeout=timedelta(seconds=1)),
     ):
         pass
+
+
+# Two processes, ten times over. With the group still referenced, as by DDP, its threads outlive `join_world`; and with
+# a main thread that keeps the interpreter's lock, some are still waiting for it when the process ends.
+ENDINGS = """
+import os, socket, sys, datetime
+import torch, torch.distributed as dist
+from transformerlm.distributed.group import end_process, join_world
+
+sys.setswitchinterval(100)
+codes = []
+for _ in range(10):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(2):
+        if (child := os.fork()) == 0:
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, [cores[rank % len(cores)]])
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ |= {name: str(value) for name, value in place.items()}
+            with join_world(torch.device("cpu"), timeout=datetime.timedelta(seconds=60)) as world:
+                kept = dist.group.WORLD
+            end_process(7)
+        children.append(child)
+    codes += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print(codes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_processes_end_with_their_code_though_threads_of_the_group_live_on() -> None:
+    words = [sys.executable, "-c", ENDINGS]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=ROOT, check=False)
+    assert done.stdout == f"{20 * [7]}\n", done.stderr
 
 
 def test_a_plain_tensor_is_no_piece() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from transformerlm.distributed.group import World, join_world
+from transformerlm.distributed.group import World, end_process, join_world
 from transformerlm.distributed.sharding import Parallelism, Strategy
 from transformerlm.distributed.shards import local_piece, whole
 from transformerlm.hparams import ModelHparams, OptimizerHparams, ScheduleHparams, TrainingHparams
@@ -79,6 +79,7 @@ def main() -> None:
             single = Case("single", None, case.optimizer, case.masked)
             results |= continued(single, alone, folder / case.name, f"{case.name}.to_one")
     save_file(results, folder / f"{world.rank}.safetensors")
+    end_process(0)
 
 
 def agreed(world: World) -> Results:

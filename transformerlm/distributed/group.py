@@ -12,13 +12,14 @@ A process that was started without it, or alone, is a world of one: the same cod
 # pyright: reportPrivateImportUsage=false
 # (PyTorch documents these functions, but does not list them as exported.)
 
+import atexit
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -106,6 +107,19 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def end_process(code: int) -> NoReturn:
+    """End a process that has been one of several with this exit code, as `sys.exit` would, but for the teardown.
+
+    DDP keeps the threads of its group until the process is gone. One of them may still be letting go of the last
+    collective, for which it takes the interpreter's lock, and a thread that asks for it while the interpreter is torn
+    down aborts the process ("terminate called without an active exception").
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @contextlib.contextmanager
 def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
     """Join the processes that torchrun started with this one; leave in good order when the context ends.
@@ -153,5 +167,3 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
         # wait here for the others, who may wait for this one.
         if in_good_order or device.type != "cuda":
             dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()

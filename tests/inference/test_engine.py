@@ -173,9 +173,29 @@ def test_logprobs_are_those_of_the_model() -> None:
         values, likeliest = expected[place].topk(3)
         assert [number for number, _ in token.logprobs.likeliest] == likeliest.tolist()
         assert [value for _, value in token.logprobs.likeliest] == pytest.approx(values.tolist(), abs=1e-6)
+        entropy = -(expected[place].exp() * expected[place]).sum().item()
+        assert token.logprobs.entropy == pytest.approx(entropy, abs=1e-6)
     assert all(token.logprobs is None for token in tokens if token.request is none)
     chosen = [token.logprobs for token in tokens if token.request is only_chosen]
     assert all(part is not None and part.likeliest == [] and math.exp(part.chosen) > 1 / VOCAB for part in chosen)
+
+
+@pytest.mark.parametrize("prompt", [[5], [1, 2, 3, 4, 5, 6], [7, 8]])
+def test_a_prompt_is_scored_beside_others(prompt: list[int]) -> None:
+    model = MODELS["plain"]
+    engine = Engine(model, max_batch_size=3)
+    engine.submit([1, 2, 3, 4], SAMPLED)
+    scored = engine.submit(prompt, GREEDY, num_logprobs=2, score_prompt=True)
+    other = engine.submit([3, 1], GREEDY, num_logprobs=1)
+    engine.step()
+    expected = model(torch.tensor([prompt])).log_softmax(-1)[0]
+    assert len(scored.prompt_logprobs) == len(prompt) - 1
+    for place, found in enumerate(scored.prompt_logprobs):
+        assert found.chosen == pytest.approx(expected[place, prompt[place + 1]].item(), abs=1e-6)
+        assert [number for number, _ in found.likeliest] == expected[place].topk(2).indices.tolist()
+    assert other.prompt_logprobs == []
+    with pytest.raises(ConfigError, match="score_prompt needs num_logprobs"):
+        engine.submit(prompt, GREEDY, score_prompt=True)
 
 
 def test_a_repetition_penalty_counts_prompt_and_text() -> None:

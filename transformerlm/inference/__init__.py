@@ -6,6 +6,7 @@ for many requests at once, whose tokens `batch_sampling` draws. Ids only: text l
 
 from transformerlm.inference.engine import Engine, NewToken, Request
 from transformerlm.inference.generate import generate
+from transformerlm.inference.logprobs import TokenLogprobs
 from transformerlm.inference.sampling import sample_token, softmax, top_k_filter, top_p_filter
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Engine",
     "Request",
     "NewToken",
+    "TokenLogprobs",
 ]

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.batch_sampling import BatchSampler
+from transformerlm.inference.logprobs import TokenLogprobs, token_logprobs
 from transformerlm.models import TransformerLM
-from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
 FinishReason = Literal["end_of_text", "max_new_tokens", "context_length", "cancelled"]
@@ -39,6 +39,9 @@ class Request:
     prompt_ids: tuple[int, ...]
     sampling: SamplingHparams
     num_logprobs: int | None
+    score_prompt: bool = False
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens but the first, if they were asked for; there with the first new token."""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -46,14 +49,6 @@ class Request:
     def length(self) -> int:
         """How many tokens prompt and continuation have."""
         return len(self.prompt_ids) + len(self.token_ids)
-
-
-class TokenLogprobs(NamedTuple):
-    """Natural logarithms of probabilities, as the model gives them: before temperature, penalty and filters."""
-
-    chosen: float
-    likeliest: list[tuple[int, float]]
-    """The most likely tokens, likeliest first."""
 
 
 class NewToken(NamedTuple):
@@ -105,20 +100,28 @@ class Engine:
         return len(self._waiting)
 
     def submit(
-        self, prompt_ids: Sequence[int], sampling: SamplingHparams, *, num_logprobs: int | None = None
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingHparams,
+        *,
+        num_logprobs: int | None = None,
+        score_prompt: bool = False,
     ) -> Request:
         """Let a prompt be continued from the next step on that has a slot for it.
 
         It is continued up to `sampling.max_new_tokens`, the end-of-text id (which is its last token then) or the end of
         the context. Stop strings are for those who see text: they `cancel`. With `num_logprobs` its tokens come with
-        their log-probabilities, and those of so many of the most likely ones.
+        their log-probabilities, and those of so many of the most likely ones; with `score_prompt` those of the prompt
+        are found too.
 
         Raises `ConfigError` for an empty prompt, one that leaves no room for a new token, ids outside the vocabulary.
         """
         check_prompt(self._model, prompt_ids, max_length=self._cache.max_len)
         if num_logprobs is not None and not 0 <= num_logprobs <= self._model.vocab_size:
             raise ConfigError(f"num_logprobs must lie between 0 and {self._model.vocab_size} (got {num_logprobs})")
-        request = Request(tuple(prompt_ids), sampling, num_logprobs)
+        if score_prompt and num_logprobs is None:
+            raise ConfigError("score_prompt needs num_logprobs; 0 asks for no other tokens than those of the prompt")
+        request = Request(tuple(prompt_ids), sampling, num_logprobs, score_prompt)
         self._waiting.append(request)
         return request
 
@@ -176,10 +179,16 @@ class Engine:
 
     def _prefill(self, begin: int, end: int) -> Tensor:
         """Run the prompts of neighbouring slots, padded on the right; return the logits after each one's last token."""
-        prompts = [request.prompt_ids for request in self._slots[begin:end] if request is not None]
+        requests = [request for request in self._slots[begin:end] if request is not None]
+        prompts = [request.prompt_ids for request in requests]
         longest = max(map(len, prompts))
         ids_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._device)
         features_BTD = self._model.hidden_states(ids_BT, cache=self._cache.rows(begin, end))
+        for request, features_TD in zip(requests, features_BTD, strict=True):
+            if request.score_prompt:
+                ids, count = request.prompt_ids, request.num_logprobs or 0
+                logits_TV = self._model.logits(features_TD[: len(ids) - 1])
+                request.prompt_logprobs = token_logprobs(logits_TV, ids[1:], num_likeliest=count)
         last_B = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)
         return self._model.logits(features_BTD[torch.arange(len(prompts), device=self._device), last_B])
 
@@ -221,14 +230,10 @@ class Engine:
         wanted = [one.num_logprobs for one in self._slots if one is not None and one.num_logprobs is not None]
         if not wanted:
             return []
-        logprobs_BV = at_least_float32(logits_BV).log_softmax(dim=-1)
-        chosen = logprobs_BV.gather(1, torch.tensor(tokens, device=self._device).unsqueeze(1)).squeeze(1).tolist()
-        values, ids = (part.tolist() for part in logprobs_BV.topk(max(wanted), dim=-1))
+        found = token_logprobs(logits_BV, tokens, num_likeliest=max(wanted))
         return [
-            TokenLogprobs(
-                chosen[row], [] if request is None else _pairs(ids[row], values[row], request.num_logprobs or 0)
-            )
-            for row, request in enumerate(self._slots[: len(tokens)])
+            one if request is None else one._replace(likeliest=one.likeliest[: request.num_logprobs])
+            for one, request in zip(found, self._slots, strict=False)
         ]
 
     def _take(self, request: Request, token_id: int) -> None:
@@ -274,7 +279,3 @@ def check_prompt(model: TransformerLM, prompt_ids: Sequence[int], *, max_length:
             f"the prompt has ids from {min(prompt_ids)} to {max(prompt_ids)}, but the model's vocabulary ends "
             f"at {model.vocab_size - 1}; encode it with the tokenizer the model was trained with"
         )
-
-
-def _pairs(ids: list[int], values: list[float], count: int) -> list[tuple[int, float]]:
-    return list(zip(ids[:count], values[:count], strict=True))

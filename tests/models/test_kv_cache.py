@@ -111,4 +111,4 @@ def test_the_cache_has_the_shape_and_type_of_the_model() -> None:
     model = TransformerLM(50, CONTEXT, 24, 3, 4, 32, num_kv_heads=2, dtype=torch.bfloat16)
     cache = model.new_cache(2, 7)
     assert len(cache.keys) == len(cache.values) == 3
-    assert {(tuple(x.shape), x.dtype) for x in cache.keys + cache.values} == {((2, 2, 7, 6), torch.bfloat16)}
+    assert {(tuple(x.shape), x.dtype) for x in cache.keys + cache.values} == {((2, 2, 7 + 1, 6), torch.bfloat16)}

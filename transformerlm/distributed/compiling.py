@@ -51,13 +51,25 @@ def decide(setting: Literal["auto"] | bool, device: torch.device, run_flops: flo
     """
     if setting is False or (setting == "auto" and not _is_long(device, run_flops)):
         return Compilation(active=False)
+    if setting is True:
+        require_compiler(device, setting="training.compile")
+        return Compilation(active=True)
+    problem = _find_problem(device)
+    return Compilation(active=not problem, problem=problem)
+
+
+def require_compiler(device: torch.device, *, setting: str) -> None:
+    """Raise `ConfigError` if this machine cannot compile for `device`; `setting` is what asked for it."""
+    if problem := _find_problem(device):
+        raise ConfigError(f"{setting}: is true, but {problem}; install what is missing, or set it to false")
+
+
+def _find_problem(device: torch.device) -> str:
     problem = _missing_compiler(device)
     if not problem:
         _choose_cache_folder()
         problem = _failure()
-    if problem and setting is True:
-        raise ConfigError(f"training.compile: is true, but {problem}; install what is missing, or set it to false")
-    return Compilation(active=not problem, problem=problem)
+    return problem
 
 
 def _is_long(device: torch.device, run_flops: float) -> bool:

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
+from transformerlm.distributed.decoding import CompiledStep
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.batch_sampling import BatchSampler
 from transformerlm.inference.logprobs import TokenLogprobs, token_logprobs
@@ -29,6 +30,7 @@ from transformerlm.utils.errors import ConfigError
 FinishReason = Literal["end_of_text", "max_new_tokens", "context_length", "cancelled"]
 
 MAX_BATCH_SIZE = 32
+_COMPILED_SIZES = (1, 8)
 _IDLE = SamplingHparams(temperature=0)
 
 
@@ -73,11 +75,15 @@ class Engine:
         eos_token_id: int | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
         max_length: int | None = None,
+        compiled: bool = False,
+        int8: bool = False,
     ) -> None:
         """Put `model` into evaluation mode and take memory for `max_batch_size` rows of `max_length` tokens.
 
         `eos_token_id` ends a continuation. `max_length`, prompt and continuation together, is by default the model's
-        context. Raises `ConfigError` if it is more.
+        context. With `compiled` steps after the prompt are compiled, here, for batches of 1, 8 and `max_batch_size`;
+        with `int8` too they use weights rounded to bytes. Raises `ConfigError` for a length above the context, and if
+        this machine cannot compile.
         """
         self._model = model.eval()
         self._eos_token_id = eos_token_id
@@ -88,6 +94,11 @@ class Engine:
         self._newest_S = torch.zeros(max_batch_size, dtype=torch.int64, device=self._device)
         self._seen_BV: Tensor | None = None  # tokens in prompt and continuation, for those who are penalized for them
         self._sampler: BatchSampler | None = None  # of the rows in use; None when they have changed
+        self._compiled_step: CompiledStep | None = None
+        if int8 and not compiled:
+            raise ConfigError("int8 weights are for compiled steps only; ask for those too")
+        if compiled:
+            self._compiled_step = CompiledStep(self._model, self._cache, batch_sizes=_COMPILED_SIZES, int8=int8)
 
     @property
     def has_work(self) -> bool:
@@ -194,6 +205,11 @@ class Engine:
 
     def _extend(self, num_rows: int) -> Tensor:
         """Run the newest token of the first rows; return the logits (B, V)."""
+        if self._compiled_step is not None:
+            size = self._compiled_step.batch_size(num_rows)
+            lengths = [1 if request is None else request.length for request in self._slots[:size]]
+            positions_B = torch.tensor(lengths, device=self._device) - 1
+            return self._compiled_step(self._newest_S[:size], positions_B, max(lengths))[:num_rows]
         lengths = [0 if request is None else request.length for request in self._slots[:num_rows]]
         cache = self._cache.rows(0, num_rows)
         cache.length = max(lengths) - 1

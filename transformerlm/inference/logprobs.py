@@ -25,7 +25,7 @@ class TokenLogprobs(NamedTuple):
 def token_logprobs(logits_NV: Tensor, token_ids: Sequence[int], *, num_likeliest: int) -> list[TokenLogprobs]:
     """Return what was held of the tokens that followed, and of the `num_likeliest` most likely ones."""
     logprobs_NV = at_least_float32(logits_NV).log_softmax(dim=-1)
-    ids_N1 = torch.tensor(token_ids, device=logits_NV.device).unsqueeze(1)
+    ids_N1 = torch.tensor(token_ids, dtype=torch.int64, device=logits_NV.device).unsqueeze(1)
     chosen = logprobs_NV.gather(1, ids_N1).squeeze(1).tolist()
     values, ids = (part.tolist() for part in logprobs_NV.topk(num_likeliest, dim=-1))
     entropies = torch.special.entr(logprobs_NV.exp()).sum(dim=-1).tolist()

@@ -12,7 +12,6 @@ learn where it is. Setting `length` back forgets the tokens after it.
 Shapes: B rows, G key-value heads, T new tokens, L slots, K head size.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ from transformerlm.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's slots, (B, G, max_len, K), during one forward, and who may attend to which of the first `end`."""
+    """One layer's slots, (B, G, max_len + 1, K), during one forward, and who may attend to which of the first `end`."""
 
     keys: Tensor
     values: Tensor
@@ -47,7 +46,7 @@ class LayerCache:
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, each of shape (B, G, max_len, K)."""
+    """Preallocated keys and values of every layer, each of shape (B, G, max_len + 1, K)."""
 
     def __init__(
         self,
@@ -60,7 +59,8 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shape = (batch_size, num_kv_heads, max_len, d_head)
+        # One slot that is never used: those in use are then never all, which a compiler would take for another case.
+        shape = (batch_size, num_kv_heads, max_len + 1, d_head)
         # Zeros, not empty: a masked slot has weight 0, and 0 times a stray NaN would be NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
@@ -68,14 +68,18 @@ class KVCache:
         self.max_len = max_len
         self.length = 0
 
+    @classmethod
+    def of(cls, keys: list[Tensor], values: list[Tensor], *, length: int) -> "KVCache":
+        """Return a cache over such tensors, of which the first `length` slots are in use."""
+        cache = object.__new__(cls)
+        cache.keys, cache.values, cache.length = keys, values, length
+        cache.batch_size, cache.max_len = keys[0].shape[0], keys[0].shape[2] - 1
+        return cache
+
     def rows(self, begin: int, end: int) -> "KVCache":
         """Return some rows as a cache of their own, with nothing in use; what is written to it is written here."""
-        part = copy.copy(self)
-        part.keys = [keys[begin:end] for keys in self.keys]
-        part.values = [values[begin:end] for values in self.values]
-        part.batch_size = end - begin
-        part.length = 0
-        return part
+        keys, values = ([slots[begin:end] for slots in part] for part in (self.keys, self.values))
+        return KVCache.of(keys, values, length=0)
 
     def layers(self, shape_BT: torch.Size, token_positions: Tensor | None = None) -> list[LayerCache]:
         """Return each layer's slots for a forward of ids of shape (B, T).

@@ -1,0 +1,90 @@
+"""The compiled step gives what the plain one gives, is compiled once, and rounds weights no more than it says."""
+
+import pytest
+import torch
+
+from transformerlm.distributed import compiling
+from transformerlm.distributed.decoding import CompiledStep, Int8Linear, with_int8_weights
+from transformerlm.hparams import SamplingHparams
+from transformerlm.inference import Engine
+from transformerlm.models import Linear, TransformerLM
+from transformerlm.utils.errors import ConfigError
+
+VOCAB, CONTEXT = 40, 16
+
+
+def build(*, dtype: torch.dtype = torch.float64, tied: bool = False) -> TransformerLM:
+    model = TransformerLM(VOCAB, CONTEXT, 32, 2, 4, 64, dtype=dtype, num_kv_heads=2, tie_embeddings=tied)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def rounded(weight: torch.Tensor) -> torch.Tensor:
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    return (weight / scale).round() * scale
+
+
+def decode(engine: Engine) -> list[list[int]]:
+    """Decode five requests of different lengths and settings, one of which comes late."""
+    ways = [SamplingHparams(temperature=row % 2 * 1.1, max_new_tokens=3 + row, seed=row) for row in range(5)]
+    requests = [engine.submit([1 + row] * (1 + 2 * row), way) for row, way in enumerate(ways[:4])]
+    engine.step()
+    requests.append(engine.submit([7, 8], ways[4]))
+    list(engine.run())
+    return [request.token_ids for request in requests]
+
+
+@pytest.mark.slow
+def test_requests_get_the_same_from_a_compiled_engine_which_compiles_nothing_later() -> None:
+    model = build()
+    engine = Engine(model, max_batch_size=3, compiled=True)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found = decode(engine)
+    assert found == decode(Engine(model, max_batch_size=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+def test_int8_logits_are_those_of_rounded_weights(tied: bool) -> None:
+    model = build(dtype=torch.float32, tied=tied)
+    expected = build(dtype=torch.float32, tied=tied)
+    for module in expected.modules():
+        if isinstance(module, Linear):
+            module.weight.data = rounded(module.weight.data)
+    if tied:
+        expected.lm_head = Linear(32, VOCAB)  # type: ignore[assignment]
+        expected.lm_head.weight.data = rounded(model.token_embeddings.weight.data)
+    cache = model.new_cache(10)
+    step = CompiledStep(model, cache, batch_sizes=[1], int8=True)
+    assert [step.batch_size(rows) for rows in (1, 2, 10)] == [1, 10, 10]
+    ids = torch.randint(VOCAB, (10, CONTEXT), generator=torch.Generator().manual_seed(1))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for position in range(CONTEXT):
+            found = step(ids[:, position], torch.full((10,), position), position + 1)
+    with torch.no_grad():
+        torch.testing.assert_close(found, expected(ids)[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_int8_weights_are_within_half_a_step_and_the_model_stays() -> None:
+    model = build(dtype=torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copied = with_int8_weights(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert copied.token_embeddings.weight is model.token_embeddings.weight
+    assert sum(isinstance(module, Int8Linear) for module in copied.modules()) == 2 * 7 + 1
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    layer = Int8Linear(weight)
+    assert layer.weight.dtype == torch.int8
+    error = (layer.weight * layer.scale.unsqueeze(1) - weight).abs()
+    assert (error <= weight.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.001).all()
+    x = torch.randn(2, 9, 64)
+    torch.testing.assert_close(layer(x), x @ (layer.weight * layer.scale.unsqueeze(1)).T)
+
+
+def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="int8 weights are for compiled steps only"):
+        Engine(build(), int8=True)
+    monkeypatch.setattr(compiling, "_missing_compiler", lambda _device: "there is no C++ compiler here")
+    with pytest.raises(ConfigError, match="compile: is true, but there is no C\\+\\+ compiler here"):
+        Engine(build(), compiled=True)

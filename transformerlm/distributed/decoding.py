@@ -1,0 +1,119 @@
+"""The step that gives every row of a batch one more token, compiled: at small sizes launching operators costs most.
+
+    ids, positions (B,) ──one compiled graph: embeddings, blocks with their cache, logits──▶ logits (B, V)
+
+It is compiled once for each of a few batch sizes, at the start, and never again: a batch is filled up to the next size,
+and the length that attention looks at is a symbol, so that it may grow.
+
+On a CPU a product of few rows with a matrix of weights takes the time in which the weights are read, or widened. So
+`int8` keeps each weight as a byte and a scale for each output (weight-only quantization, as in LLM.int8's vector-wise
+form, Dettmers et al. 2022, section 3.1, but for activations in float32), and the products are written as sums, of which
+the compiler makes one loop over the weights for all rows.
+
+Shapes: B rows, T tokens, L slots of the cache, V vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from transformerlm.distributed.compiling import require_compiler
+from transformerlm.models import Linear, TransformerLM
+from transformerlm.models.kv_cache import KVCache
+
+_ROWS_TOGETHER = 8  # more running sums than that do not fit the registers
+_SHORTEST = 2  # the compiler takes a length of 1 for a number of its own
+
+
+@final
+class CompiledStep:
+    """One token more for rows of a cache."""
+
+    def __init__(self, model: TransformerLM, cache: KVCache, *, batch_sizes: Sequence[int], int8: bool = False) -> None:
+        """Compile for these batch sizes, which takes up to some ten seconds each, less when it was done before.
+
+        The weights are shared with `model`; with `int8` they are rounded copies. Raises `ConfigError` if this machine
+        cannot compile.
+        """
+        require_compiler(model.token_embeddings.weight.device, setting="compile")
+        self._cache = cache
+        self._sizes = sorted({min(size, cache.batch_size) for size in batch_sizes} | {cache.batch_size})
+        self._step = _compiled(with_int8_weights(model) if int8 else model)
+        self._slots_L = torch.arange(cache.max_len, device=cache.keys[0].device)
+        self._ids_B, self._positions_B = self._slots_L.new_zeros((2, cache.batch_size))
+        for size in self._sizes:
+            self(self._ids_B[:size], self._positions_B[:size], _SHORTEST)
+
+    def batch_size(self, num_rows: int) -> int:
+        """Return the smallest size that so many rows fit into."""
+        return next(size for size in self._sizes if size >= num_rows)
+
+    @torch.inference_mode()
+    def __call__(self, ids_B: Tensor, positions_B: Tensor, length: int) -> Tensor:
+        """Return the logits (B, V) after the ids of the first B rows, for a B that `batch_size` has returned.
+
+        `positions_B` are those of the ids, below `length`.
+        """
+        size = len(ids_B)
+        # Tensors of one make: those of inference mode and others are compiled for apart.
+        ids, positions = self._ids_B[:size].copy_(ids_B), self._positions_B[:size].copy_(positions_B)
+        slots_L = self._slots_L[: max(length, _SHORTEST)]
+        torch._dynamo.mark_dynamic(slots_L, 0)
+        rows = self._cache.rows(0, size)
+        return self._step(ids, positions, slots_L, rows.keys, rows.values)
+
+
+def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
+    def step(ids_B: Tensor, positions_B: Tensor, slots_L: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        cache = KVCache.of(keys, values, length=slots_L.shape[0] - 1)
+        return model(ids_B.unsqueeze(1), positions_B.unsqueeze(1), cache)[:, -1]
+
+    # The model is not changed after this, so that looking at each of its modules again at every step is saved.
+    options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    return torch.compile(step, fullgraph=True, options=options)
+
+
+def with_int8_weights(model: TransformerLM) -> TransformerLM:
+    """Return a copy whose matrices are rounded to bytes; what is no matrix is shared. For few rows at a time.
+
+    A tied model's output projection is rounded, its embeddings are not: they are looked up, not multiplied.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, shared)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear):
+                setattr(module, name, Int8Linear(child.weight))
+    if copied.lm_head is None:
+        copied.lm_head = Int8Linear(model.output_weight)  # type: ignore[assignment]
+    return copied
+
+
+@final
+class Int8Linear(nn.Module):
+    """`y = W x` with W = diag(scale) · bytes, each scale a 127th of its row's largest weight."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        """Round `weight` (out, in), of any floating type."""
+        super().__init__()
+        wide = weight.detach().to(torch.float32)
+        scale = (wide.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.register_buffer("weight", (wide / scale.unsqueeze(1)).round().to(torch.int8), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out); written for a compiler, which never holds the widened weights."""
+        rows_NI = x.flatten(0, -2).to(torch.float32)
+        # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
+        rows_NI = rows_NI.as_strided(rows_NI.shape, (rows_NI.shape[1], 1))
+        products = []
+        for some_NI in rows_NI.split(_ROWS_TOGETHER):
+            weight_OI = self.weight.to(torch.float32)
+            products += [(row_I * weight_OI).sum(dim=-1) for row_I in some_NI.unbind(0)]
+        return (torch.stack(products) * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])

@@ -87,7 +87,7 @@ def test_a_header_that_comes_a_byte_at_a_time(live: Live) -> None:
 
 
 def test_a_slow_header_on_a_connection_that_was_used(live: Live) -> None:
-    with closing(connect(live(header_seconds=0.4, keep_alive_seconds=60.0))) as connection:
+    with closing(connect(live(header_seconds=0.4, keep_alive_seconds=60))) as connection:
         for _ in range(2):
             connection.sendall(HEADER + b"\r\n")
             assert read_answer(connection).startswith(b"HTTP/1.1 200")
@@ -105,7 +105,7 @@ def test_a_client_who_says_nothing(live: Live) -> None:
 
 
 def test_an_idle_connection_is_closed(live: Live) -> None:
-    with closing(connect(live(keep_alive_seconds=1.0))) as connection:
+    with closing(connect(live(keep_alive_seconds=1))) as connection:
         connection.sendall(HEADER + b"\r\n")
         read_answer(connection)
         assert connection.recv(1) == b""
@@ -119,7 +119,7 @@ def test_a_body_that_comes_a_byte_at_a_time(live: Live, length: bytes) -> None:
 
 
 def test_a_slow_body_that_nobody_waits_for(live: Live) -> None:
-    with closing(connect(live(body_seconds=0.4, keep_alive_seconds=60.0))) as connection:
+    with closing(connect(live(body_seconds=0.4, keep_alive_seconds=60))) as connection:
         connection.sendall(HEADER + b"Content-Length: 1000000\r\n\r\n")
         assert read_answer(connection).startswith(b"HTTP/1.1 200")
         trickle(connection, endless())

@@ -54,6 +54,7 @@ def test_names_can_be_added(client: Client) -> None:
     one = client(host="10.0.0.5", trusted_hosts=("model.example",))
     for host, status in (("10.0.0.5:80", 200), ("model.example", 200), ("other.example", 403)):
         assert one.get("/health", headers={"Host": host}).status_code == status
+    assert client(host="fe80::5").get("/health", headers={"Host": "[fe80::5]:80"}).status_code == 200
     assert client(trusted_hosts=("*",)).get("/health", headers={"Host": "any.example"}).status_code == 200
 
 

@@ -61,7 +61,8 @@ def test_a_second_signal_ends_it_at_once(start_process: Start, number: signal.Si
     server = start_process("--server.drain-seconds", 1000)
     # a client who does not read, so that the request does not end by itself
     with httpx.stream("POST", f"{server.address}/v1/completions", json=LONG | {"n": 8, "logprobs": 20}) as answer:
-        next(answer.iter_bytes())
+        pieces = answer.iter_bytes()
+        next(pieces)
         server.signal(number)
         time.sleep(0.5)
         assert server.process.poll() is None

@@ -68,6 +68,7 @@ def test_a_second_signal_ends_it_at_once(start_process: Start, number: signal.Si
         assert server.process.poll() is None
         server.signal(number)
         assert server.wait() == 128 + number
+    assert "Traceback" not in server.said()
 
 
 def test_the_first_line_says_how_to_try_it_and_the_log_is_escaped(start_process: Start) -> None:

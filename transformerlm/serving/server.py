@@ -74,6 +74,8 @@ class _Uvicorn(uvicorn.Server):
         message = "the server is shutting down"
         asyncio.get_running_loop().call_later(self._drain_seconds, self._worker.fail_all, message)
         await super().shutdown(sockets)
+        if self.force_exit:  # then it has left out the app's own end
+            await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -108,11 +110,17 @@ def _escaped(sign: str) -> str:
     return sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether it is more than a request that ended because the server did, which uvicorn takes for a fault."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
 @contextlib.contextmanager
 def log_to_stderr() -> Iterator[None]:
     """Write the server's log to stderr while the context is open: requests, and what goes wrong."""
     handler = logging.StreamHandler()
     handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_is_news)
     loggers = {"transformerlm.serving": logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.ERROR}
     for name, level in loggers.items():
         logging.getLogger(name).setLevel(level)

@@ -245,4 +245,9 @@ class Worker:
 
     def _send(self, events: Sequence[_Event]) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, events)
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, events)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            self._stopping = True  # the server has ended at once, and nobody listens any more

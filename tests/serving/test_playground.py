@@ -1,0 +1,452 @@
+"""The page at / in a real browser: what it shows is what the API says, and nothing it is given becomes HTML.
+
+The browser is Debian's `chromium`, driven by playwright. Where either is missing these tests are skipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import tomli_w
+
+from transformerlm.hparams import ModelHparams
+from transformerlm.models.build import build_model
+from transformerlm.training import CheckpointStore
+
+ROOT = Path(__file__).parents[2]
+SHAPE = ModelHparams(vocab_size=320, context_length=2048, d_model=32, num_layers=1, num_heads=2, d_ff=32)
+SETTINGS = {"prompt": "The naïve cat", "temperature": "0.5", "top_p": "1", "top_k": "", "seed": "3", "max_tokens": "60"}
+LOST = "The connection to the server was lost. Is it still running?"
+SECRET = "a-secret-of-the-tests"
+
+browser_test = pytest.mark.slow
+pytestmark = pytest.mark.timeout(120)
+
+
+def page_text() -> str:
+    return (resources.files("transformerlm.serving") / "playground.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_file_that_loads_nothing() -> None:
+    html = page_text()
+    assert re.findall(r"https?://[^\"\s]*", html) == ["http://www.w3.org/2000/svg"]  # the name of SVG's elements
+    assert (html.count("<script>"), html.count("<script"), html.count("<style>"), html.count("<style")) == (1, 1, 1, 1)
+    assert not re.search(r"<(img|link|iframe|object|embed|base|audio|video|source)\b|@import|url\(", html)
+
+
+def test_the_page_makes_no_html_of_text() -> None:
+    html = page_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\(|Function\(", html)
+    assert not re.search(r"<[^>]*\s(on\w+|style)\s*=", html.partition("<script>")[0])
+
+
+def test_the_page_keeps_nothing() -> None:
+    assert not re.search(r"localStorage|sessionStorage|indexedDB|document\.cookie|caches\.", page_text())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights, whose texts go on for long and are full of halves of characters."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    run.mkdir()
+    store = CheckpointStore(
+        run / "checkpoints",
+        keep_last=1,
+        config_toml=tomli_w.dumps({"model": SHAPE.model_dump(exclude_none=True)}),
+        tokenizer=workspace / "tokenizer",
+    )
+    return store.save(model=build_model(SHAPE, seed=0).state_dict(), optimizer={}, state={"step": 1})
+
+
+@pytest.fixture(scope="module")
+def start_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Starts a server, with some variables more in its environment, and returns its address."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**variables: str) -> str:
+        log = tmp_path_factory.mktemp("server") / "log"
+        with log.open("wb") as stderr:
+            command = [sys.executable, "-m", "cli.serve", "--checkpoint", str(checkpoint), "--port", "0"]
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr))
+        return wait_for(lambda: re.search(r" at (http://[\d.:]+)", log.read_text(encoding="utf-8")), 60)[1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+def wait_for(ask: Callable[[], Any], seconds: float = 20) -> Any:
+    """Return what `ask` returns as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (answer := ask()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def server(start_server: Callable[..., str], browser: Any) -> str:  # noqa: ARG001 - without a browser none is needed
+    """The address of a server."""
+    return start_server()
+
+
+def complete(server: str, settings: dict[str, str] = SETTINGS) -> Any:
+    """Return the choice that the API gives for the settings of the page."""
+    numbers = {name: json.loads(value) for name, value in settings.items() if name != "prompt" and value != ""}
+    body = {"prompt": settings["prompt"], "echo": True, "logprobs": 10, **numbers}
+    request = urllib.request.Request(f"{server}/v1/completions", json.dumps(body).encode(), method="POST")
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)["choices"][0]
+
+
+def num_running(server: str) -> int:
+    with urllib.request.urlopen(f"{server}/metrics", timeout=10) as response:
+        return int(float(re.search(r"^transformerlm_running (\S+)", response.read().decode(), re.MULTILINE)[1]))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("there is no chromium on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """The page in a window of its own, and what went wrong in it."""
+
+    server: str
+    page: Any
+    problems: list[str] = field(default_factory=list)
+
+    def open(self, settings: dict[str, str] = SETTINGS) -> Any:
+        """Go to the page with these settings in its address."""
+        self.page.goto("about:blank")  # or else only the address' last part would change
+        self.page.goto(f"{self.server}/#{urlencode(settings)}")
+        return self.page
+
+    def write(self, settings: dict[str, str] = SETTINGS) -> Any:
+        """Let the page write until it ends by itself."""
+        self.open(settings).click("#write")
+        self.page.wait_for_selector("#story:not(.writing)")
+        return self.page
+
+    def expect_refusals(self) -> None:
+        """Forget what the browser itself says on its console when a server refuses a request; it must have."""
+        assert self.problems
+        assert all("Failed to load resource" in problem for problem in self.problems)
+        self.problems.clear()
+
+
+@pytest.fixture
+def visit_of(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Opens windows. A request to another origin, an error on the console or a dialog in one fails the test."""
+    visits: list[Visit] = []
+
+    def start(server: str, **options: Any) -> Visit:
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 1000}} | options))
+        context.set_default_timeout(30_000)
+        visit = Visit(server, context.new_page())
+        context.route(lambda url: not url.startswith(server), lambda route: route.abort())
+        context.on("request", lambda request: request.url.startswith((server, "about:")) or note(request.url))
+        context.on("console", lambda message: message.type in ("error", "warning") and note(message.text))
+        context.on("weberror", lambda error: note(str(error.error)))
+        context.on("dialog", lambda dialog: (note("a dialog"), dialog.dismiss()))
+        note = visit.problems.append
+        visits.append(visit)
+        return visit
+
+    yield start
+    problems = [problem for visit in visits for problem in visit.problems]
+    for visit in visits:
+        visit.page.context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def visit(visit_of: Callable[..., Visit], server: str) -> Visit:
+    return visit_of(server)
+
+
+def percent(logprob: float) -> str:
+    value = 100 * 2.718281828459045**logprob
+    return "< 0.01 %" if value < 0.01 else f"{value:.{2 if value < 1 else 1}f} %"
+
+
+def visible(name: str) -> str:
+    if name.startswith("bytes:"):
+        return name.removeprefix("bytes:").replace("\\x", " ").strip() + " (bytes)"
+    return re.sub(r"[\x00-\x1f\x7f]", lambda sign: f"\\u{{{ord(sign[0]):x}}}", name.replace(" ", "␣").replace("\n", "↵"))
+
+
+def focused(page: Any, script: str = "element => element.id") -> Any:
+    return page.locator("*:focus").evaluate(script)
+
+
+@browser_test
+@pytest.mark.parametrize("prompt", ["The naïve cat 你好", "", "\ufeff<|endoftext|> a\n\n\tb"])
+def test_the_story_is_that_of_the_api(visit: Visit, prompt: str) -> None:
+    settings = SETTINGS | {"prompt": prompt, "temperature": "1.2", "top_p": "0.9", "top_k": "200"}
+    expected = complete(visit.server, settings)
+    page = visit.write(settings)
+    assert page.text_content("#story") == expected["text"]
+    assert expected["text"].startswith(prompt)
+    assert page.locator("#story .token").count() == page.locator("#bars rect").count() == len(expected["logprobs"]["tokens"])
+    assert page.text_content("#model") == "model: tiny, context: 2,048 tokens"
+    assert "60 tokens" in page.text_content("#status")
+    assert "the number of tokens is reached" in page.text_content("#announcement")
+
+
+@browser_test
+def test_a_text_that_the_model_ends(visit: Visit) -> None:
+    attempts = (SETTINGS | {"temperature": "1", "max_tokens": "500", "seed": str(seed)} for seed in range(50))
+    settings, expected = next((s, e) for s in attempts if (e := complete(visit.server, s))["finish_reason"] == "stop")
+    page = visit.write(settings)
+    assert page.text_content("#story") == expected["text"]
+    assert "the model ended the text" in page.text_content("#status")
+    assert page.locator("#story .token").last.get_attribute("aria-label") == "<|endoftext|>"
+
+
+@browser_test
+@pytest.mark.parametrize("how", ["click", "Escape", "another", "leave"])
+def test_stopping_frees_the_slot(visit: Visit, how: str) -> None:
+    page = visit.open(SETTINGS | {"temperature": "0", "max_tokens": "2000"})
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".token >> nth=30")
+    assert num_running(visit.server) == 1
+    if how == "another":
+        page.fill("#max_tokens", "5")
+        page.keyboard.press("Control+Enter")
+    elif how == "leave":
+        page.goto("about:blank")
+    else:
+        page.click("#stop") if how == "click" else page.keyboard.press(how)
+    wait_for(lambda: num_running(visit.server) == 0)
+    if how == "another":
+        page.wait_for_selector("#story:not(.writing)")
+        assert page.text_content("#story") == complete(visit.server, SETTINGS | {"temperature": "0", "max_tokens": "5"})["text"]
+    elif how != "leave":
+        page.wait_for_selector("#status:text('stopped by you')")
+        assert 30 < page.locator(".token").count() < 2000
+
+
+@browser_test
+@pytest.mark.parametrize("how", ["hover", "focus", "chart"])
+def test_a_token_shows_what_the_api_says_of_it(visit: Visit, how: str) -> None:
+    logprobs = complete(visit.server)["logprobs"]
+    page = visit.write()
+    for is_likely in (True, False):
+        likely = [len(top or ()) == 10 for top in logprobs["top_logprobs"]]  # an eleventh is the one drawn
+        number = next(n for n in range(5, len(likely)) if likely[n] == is_likely)
+        token, box = page.locator("#story .token").nth(number), page.locator("#bars").bounding_box()
+        if how == "chart":
+            column = (number + 0.5) / max(60, len(likely))
+            page.mouse.move(box["x"] + box["width"] * column, box["y"] + 5)
+        else:
+            token.hover() if how == "hover" else token.focus()
+        assert "shown" in token.get_attribute("class")
+        assert page.locator("#bars rect").nth(number).get_attribute("class").endswith("shown")
+        pairs = sorted(logprobs["top_logprobs"][number].items(), key=lambda pair: -pair[1])
+        assert page.locator("#choices .name").all_text_contents() == [visible(name) for name, _ in pairs]
+        assert page.locator("#choices .share").all_text_contents() == [percent(value) for _, value in pairs]
+        assert page.locator("#choices .chosen .name").all_text_contents() == [visible(logprobs["tokens"][number])]
+        assert page.locator("#choices .outside").count() == (not is_likely)
+        facts = page.text_content("#facts")
+        assert percent(logprobs["token_logprobs"][number]) in facts
+        bits = logprobs["entropy"][number] / 0.6931471805599453
+        assert f"Entropy{bits:.1f} bits" in facts
+        assert float(page.locator("#bars rect").nth(number).get_attribute("height")) == pytest.approx(bits)
+
+
+@browser_test
+def test_all_of_it_goes_by_keyboard(visit: Visit) -> None:
+    page = visit.open()
+    page.focus("#prompt")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("A big red dog")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#story:not(.writing) .token")
+    order = []
+    while len(order) < 9:
+        page.keyboard.press("Tab")
+        order.append(focused(page))
+    assert order == ["write", "temperature", "top_p", "top_k", "seed", "max_tokens", "stop", "again", ""]
+    walked = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp", "End", "ArrowRight", "Home"):
+        page.keyboard.press(key)
+        number = int(focused(page, "element => element.dataset.number"))
+        assert page.locator("#story [tabindex='0']").count() == 1
+        assert page.locator("#story .shown").get_attribute("data-number") == str(number)
+        assert f"no. {number + 1}," in page.text_content("#facts")
+        walked.append(number)
+    assert walked[:3] == [1, 2, 1]
+    assert walked[3] > walked[4] < 4
+    assert walked[5:] == [page.locator("#story .token").count() - 1] * 2 + [0]
+
+
+@browser_test
+def test_a_prompt_that_looks_like_html_is_text(visit: Visit) -> None:
+    prompt = "<img src=x onerror=alert(1)><script>alert(2)</script>&amp;"
+    page = visit.write(SETTINGS | {"prompt": prompt})
+    assert page.text_content("#story").startswith(prompt)
+    page.locator("#story .token").nth(3).hover()
+    assert page.locator("#choices li").count() >= 10
+    assert page.locator("img").count() == 0
+    assert page.locator("script").count() == 1
+
+
+@browser_test
+def test_a_link_tells_the_same_story_and_another_seed_another(visit: Visit, visit_of: Callable[..., Visit]) -> None:
+    page = visit.open(SETTINGS | {"prompt": "A & B = #1 +ü", "top_k": "50", "temperature": "1"})
+    page.click("#again")
+    page.wait_for_selector("#story:not(.writing) .token")
+    seed = page.input_value("#seed")
+    story, link = page.text_content("#story"), page.url
+    assert f"seed={seed}" in link
+    assert seed != SETTINGS["seed"]
+    other = visit_of(visit.server).page
+    other.goto(link)
+    assert (other.input_value("#prompt"), other.input_value("#top_k")) == ("A & B = #1 +ü", "50")
+    other.click("#write")
+    other.wait_for_selector("#story:not(.writing) .token")
+    assert other.text_content("#story") == story
+    other.fill("#seed", str(int(seed) + 1))
+    other.click("#write")
+    other.wait_for_selector("#story:not(.writing) .token")
+    assert other.text_content("#story") != story
+
+
+CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, place) => sum + c * [0.2126, 0.7152, 0.0722][place], 0);
+  const behind = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return numbers(colour)[3] === 0 ? behind(element.parentElement) : colour;
+  };
+  const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim() !== "";
+  return [...document.body.querySelectorAll("*")]
+    .filter((element) => element.checkVisibility() && [...element.childNodes].some(isText))
+    .map((element) => [light(getComputedStyle(element).color), light(behind(element)), element.outerHTML.slice(0, 80)])
+    .map(([text, back, html]) => [(Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05), html]);
+}"""
+
+
+@browser_test
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+@pytest.mark.parametrize("width", [360, 820, 1200])
+def test_it_is_readable_and_fits(
+    visit_of: Callable[..., Visit], server: str, scheme: str, is_dark: bool, width: int
+) -> None:
+    visit = visit_of(server, color_scheme=scheme, viewport={"width": width, "height": 740}, reduced_motion="reduce")
+    page = visit.write(SETTINGS | {"prompt": "word" * 150, "max_tokens": "100"})
+    page.locator("#story .token").nth(20).focus()
+    page.evaluate("showError('x'.repeat(300))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    contrasts = page.evaluate(CONTRAST)
+    assert len(contrasts) > 100
+    assert [(ratio, html) for ratio, html in contrasts if ratio < 4.5] == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(re.search(r"\d+", background)[0]) < 128) == is_dark
+    assert page.evaluate("document.getAnimations().length") == 0
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"content_type": "text/event-stream", "body": text}
+
+
+@browser_test
+@pytest.mark.parametrize(
+    ("fulfilled", "message"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "7"}, "json": {"error": {"message": "the queue is full."}}},
+         "the queue is full. Try again in 7 s."),
+        ({"status": 502, "body": "<b>bad gateway</b>"}, "The server answered with status 502."),
+        ({"status": 400, "json": {"error": {"message": "<img src=x onerror=alert(1)>"}}}, "<img src=x onerror=alert(1)>"),
+        (answer('data: {"error": {"message": "the engine has ended"}}\n\n'), "the engine has ended"),
+        (answer('data: {"choices": []}\n\n'), LOST),
+        (None, LOST),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_said(visit: Visit, fulfilled: dict[str, Any] | None, message: str) -> None:
+    visit.page.route("**/v1/completions", lambda route: route.fulfill(**fulfilled) if fulfilled else route.abort())
+    page = visit.write()
+    assert page.text_content("#error") == message
+    assert "broken off" in page.text_content("#status")
+    assert page.is_visible("#error")
+    if fulfilled is None or "status" in fulfilled:
+        visit.expect_refusals()
+    page.unroute("**/v1/completions")
+    page.click("#write")
+    page.wait_for_selector("#story:not(.writing) .token")
+    assert page.is_hidden("#error")
+
+
+@browser_test
+def test_the_servers_own_words_are_shown(visit: Visit) -> None:
+    settings = SETTINGS | {"prompt": "dog " * 3000}
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        complete(visit.server, settings)
+    page = visit.write(settings)
+    assert page.text_content("#error") == json.load(raised.value)["error"]["message"]
+    visit.expect_refusals()
+
+
+@browser_test
+def test_a_stream_may_be_cut_anywhere(visit: Visit) -> None:
+    choice = complete(visit.server, SETTINGS | {"prompt": "naïve 你好"})
+    chunk = json.dumps({"choices": [choice | {"finish_reason": "length"}]}, ensure_ascii=False)
+    events = f": comment\r\n\r\nevent: message\r\ndata: {chunk}\r\n\r\ndata:[DONE]\n\n"
+    visit.page.route("**/v1/completions", lambda route: route.fulfill(**answer(events)))
+    visit.page.add_init_script("""
+        const whole = window.fetch;
+        window.fetch = async (...request) => {
+          const bytes = new Uint8Array(await (await whole(...request)).arrayBuffer());
+          return new Response(new ReadableStream({ start(controller) {
+            for (const byte of bytes) controller.enqueue(Uint8Array.of(byte));
+            controller.close();
+          } }));
+        };""")
+    page = visit.write()
+    assert page.text_content("#story") == choice["text"]
+    assert page.text_content("#error") == ""
+
+
+@browser_test
+def test_a_server_with_a_token_is_asked_with_it(visit_of: Callable[..., Visit], start_server: Callable[..., str]) -> None:
+    visit = visit_of(start_server(TRANSFORMERLM_TOKEN=SECRET))
+    page = visit.open()
+    page.wait_for_selector("#key:focus")
+    assert page.get_attribute("#key", "type") == "password"
+    assert "Enter the server's access token" in page.text_content("#error")
+    visit.expect_refusals()
+    page.keyboard.type(SECRET)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#story:not(.writing) .token")
+    assert page.text_content("#story").startswith(SETTINGS["prompt"])
+    assert page.text_content("#model") == "model: tiny, context: 2,048 tokens"
+    assert page.is_hidden("#error")
+    assert SECRET not in page.url
+    assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0

@@ -21,11 +21,13 @@ def test_imports_point_down_the_list_of_rooms(monkeypatch: pytest.MonkeyPatch) -
     [
         ("transformerlm, transformerlm.hparams, transformerlm.utils.errors", "torch numpy"),
         ("config.train, config.infer, config.make_data, config.train_tokenizer, config.quickstart", "torch numpy"),
+        ("config.serve, transformerlm.serving.settings", "torch numpy fastapi uvicorn"),
         ("config.inspect_data, config.bench_infer, config.bench_tokenizer, config.io", "torch numpy"),
         (
             "cli.train, cli.infer, cli.make_data, cli.train_tokenizer, cli.quickstart, cli.inspect_data",
             "torch numpy matplotlib rich wandb",
         ),
+        ("cli.serve", "torch numpy matplotlib rich wandb fastapi uvicorn"),
         ("logger, profiling", "torch wandb"),
         ("transformerlm.tokenizer", "torch"),
     ],

@@ -15,6 +15,7 @@ from config.io import load_config
 from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig
 from config.schemas import Config
+from config.serve import ServeConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
 
@@ -28,6 +29,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "inspect_data": InspectDataConfig,
     "make_data": MakeDataConfig,
     "quickstart": QuickstartConfig,
+    "serve": ServeConfig,
     "train": TrainConfig,
     "train_tokenizer": TrainTokenizerConfig,
 }

@@ -1,21 +1,19 @@
-"""From a checkpoint folder and prompts to text: the one place of inference that knows the tokenizer."""
+"""From a checkpoint folder and prompts to text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from transformerlm.hparams import SamplingHparams
-from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, NewToken, Request
-from transformerlm.inference.stopping import StopStrings
+from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, Request
+from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
-from transformerlm.tokenizer import StreamingDecoder, Tokenizer
+from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError
-
-FinishReason = Literal["end_of_text", "max_new_tokens", "context_length", "stop_string", "cancelled"]
 
 
 class Piece(NamedTuple):
@@ -104,41 +102,19 @@ class Predictor:
             eos_token_id=self.tokenizer.eos_token_id,
             max_batch_size=min(len(completions), MAX_BATCH_SIZE),
         )
-        writers: dict[Request, tuple[int, _Writer]] = {}
+        writers: dict[Request, tuple[int, TextWriter]] = {}
         for row, completion in enumerate(completions):
             of_row = sampling.model_copy(update={"seed": (sampling.seed + row) % 2**63})
             request = engine.submit(completion.prompt_ids, of_row)
-            writers[request] = row, _Writer(completion, self.tokenizer, StopStrings(sampling.stop))
+            writers[request] = row, TextWriter(self.tokenizer, sampling.stop)
         for token in engine.run():
             row, writer = writers[token.request]
             text = writer.take(token)
-            if writer.completion.finish_reason == "stop_string":
+            completion = completions[row]
+            completion.token_ids.append(token.token_id)
+            completion.text += text
+            completion.finish_reason = writer.finish_reason
+            if writer.finish_reason == "stop_string":
                 engine.cancel(token.request)
             if text:
                 yield Piece(row, text)
-
-
-class _Writer:
-    """Makes text of the tokens of one continuation."""
-
-    def __init__(self, completion: Completion, tokenizer: Tokenizer, stop: StopStrings) -> None:
-        self.completion = completion
-        self._tokenizer = tokenizer
-        self._decoder = StreamingDecoder(tokenizer)
-        self._stop = stop
-
-    def take(self, token: NewToken) -> str:
-        """Add a token to the continuation; return the text that it brings to light."""
-        completion, token_id = self.completion, token.token_id
-        completion.token_ids.append(token_id)
-        reason = token.finish_reason
-        # A model's vocabulary may be padded with ids that mean nothing; the end of text is none either.
-        is_text = token_id < self._tokenizer.vocab_size and reason != "end_of_text"
-        text = self._stop.push(self._decoder.push([token_id] if is_text else []))
-        if self._stop.stopped:
-            reason = "stop_string"
-        elif reason is not None:
-            text += self._stop.push(self._decoder.flush()) + self._stop.flush()
-        completion.finish_reason = reason
-        completion.text += text
-        return text

@@ -1,0 +1,190 @@
+"""OpenAI's completion objects, made of tokens as they come.
+
+A chunk of a stream and a whole answer have the same form: an answer is the chunks of each choice joined.
+"""
+
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
+
+from transformerlm.inference.logprobs import TokenLogprobs
+from transformerlm.inference.text import FinishReason
+from transformerlm.serving.worker import Drawn
+from transformerlm.tokenizer import StreamingDecoder, Tokenizer
+
+_FINISH_REASONS: dict[FinishReason, str] = {
+    "end_of_text": "stop",
+    "stop_string": "stop",
+    "max_new_tokens": "length",
+    "context_length": "length",
+}
+_NO_CHANCE = -9999.0
+"""Stands for the logarithm of 0, which JSON does not have; as OpenAI does."""
+
+
+def token_name(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return a token as text; `bytes:\\xe2\\x80` if its bytes are not UTF-8 by themselves."""
+    if token_id >= tokenizer.vocab_size:  # of a model whose vocabulary is padded
+        return f"token_id:{token_id}"
+    data = tokenizer.vocab[token_id]
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+class Echo(NamedTuple):
+    """A prompt that stands before its continuation: its text and its tokens."""
+
+    text: str
+    token_ids: Sequence[int]
+
+
+@final
+class LogprobsWriter:
+    """Makes OpenAI's `logprobs` of the tokens of one choice, and four lists more.
+
+    `token_ids`, `token_bytes` and `top_ids` say exactly which tokens these are, `entropy` how much the model was in
+    doubt (nats). A token stands in `top_logprobs` even if it is none of the likeliest, as the last then.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = StreamingDecoder(tokenizer)
+        self._offset = 0
+
+    def write(self, token_ids: Sequence[int], held: Sequence[TokenLogprobs | None], *, is_text: bool) -> dict[str, Any]:
+        """Return the lists for the next tokens, and what was held of each (None: nothing, as of the first of all).
+
+        Without `is_text` they bring no text: an end of text, or what stands for an empty prompt.
+        """
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            if is_text and token_id < self._tokenizer.vocab_size:
+                self._offset += len(self._decoder.push([token_id]))
+        likeliest = [None if one is None else _likeliest(token_id, one) for token_id, one in zip(token_ids, held)]  # noqa: B905
+        return {
+            "tokens": [self._name(token_id) for token_id in token_ids],
+            "token_logprobs": [None if one is None else _finite(one.chosen) for one in held],
+            "top_logprobs": [
+                None if pairs is None else {self._name(token_id): value for token_id, value in pairs}
+                for pairs in likeliest
+            ],
+            "text_offset": offsets,
+            "token_ids": list(token_ids),
+            "token_bytes": [self._bytes(token_id) for token_id in token_ids],
+            "entropy": [None if one is None else max(0.0, _finite(one.entropy)) for one in held],
+            "top_ids": [[token_id for token_id, _ in pairs or ()] for pairs in likeliest],
+        }
+
+    def end_prompt(self) -> None:
+        """Begin with the continuation: a character that the prompt left unfinished does not go on in it."""
+        self._offset += len(self._decoder.flush())
+
+    def _name(self, token_id: int) -> str:
+        return token_name(self._tokenizer, token_id)
+
+    def _bytes(self, token_id: int) -> list[int]:
+        return list(self._tokenizer.vocab.get(token_id, b""))
+
+
+def _likeliest(token_id: int, held: TokenLogprobs) -> list[tuple[int, float]]:
+    pairs = [(other, _finite(value)) for other, value in held.likeliest]
+    if token_id not in {other for other, _ in pairs}:
+        pairs.append((token_id, _finite(held.chosen)))
+    return pairs
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else _NO_CHANCE
+
+
+@final
+class ChoiceWriter:
+    """Makes the chunks of one choice."""
+
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, *, echo: Echo | None, with_logprobs: bool, keeps_new: bool
+    ) -> None:
+        """`echo` is the prompt to put in front; without `keeps_new` what is generated is left out (max_tokens 0)."""
+        self._index = index
+        self._tokenizer = tokenizer
+        self._echo = echo
+        self._keeps_new = keeps_new
+        self._logprobs = LogprobsWriter(tokenizer) if with_logprobs else None
+        self.num_tokens = 0
+        """Tokens generated, without what is left out."""
+
+    def write(self, drawn: Drawn) -> dict[str, Any]:
+        """Return the choice of the chunk for the next token; the first one brings the prompt that is echoed."""
+        text, logprobs = "", None
+        if self._echo is not None:
+            text, logprobs = self._echo.text, self._write_prompt(self._echo, drawn.prompt_logprobs)
+            self._echo = None
+        if self._keeps_new:
+            self.num_tokens += 1
+            text += drawn.text
+            logprobs = joined_logprobs(logprobs, self._write_new(drawn))
+        reason = None if drawn.finish_reason is None else _FINISH_REASONS[drawn.finish_reason]
+        if not self._keeps_new:
+            reason = "length"
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _write_prompt(self, echo: Echo, held: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        if self._logprobs is None:
+            return None
+        lists = self._logprobs.write(echo.token_ids, [None, *held], is_text=bool(echo.text))
+        self._logprobs.end_prompt()
+        return lists
+
+    def _write_new(self, drawn: Drawn) -> dict[str, Any] | None:
+        if self._logprobs is None:
+            return None
+        is_text = drawn.finish_reason != "end_of_text"
+        return self._logprobs.write([drawn.token_id], [drawn.logprobs], is_text=is_text)
+
+
+def joined_logprobs(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the lists of both, one after the other."""
+    if first is None or second is None:
+        return first or second
+    return {name: first[name] + second[name] for name in first}
+
+
+def joined_choice(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the whole choice of which these are the chunks."""
+    logprobs = None
+    if chunks[0]["logprobs"] is not None:
+        names = chunks[0]["logprobs"]
+        logprobs = {name: [item for chunk in chunks for item in chunk["logprobs"][name]] for name in names}
+    text = "".join(chunk["text"] for chunk in chunks)
+    return {**chunks[-1], "text": text, "logprobs": logprobs}
+
+
+@final
+class AnswerFrame:
+    """What all chunks of an answer have in common."""
+
+    def __init__(self, model: str) -> None:
+        self._common = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def around(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """Return the object that holds `choices`."""
+        return {**self._common, "choices": list(choices), **more}
+
+
+def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
+    """Return OpenAI's account of tokens; each prompt is counted once, whatever `n` is."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+    }

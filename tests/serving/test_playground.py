@@ -4,35 +4,24 @@ The browser is Debian's `chromium`, driven by playwright. Where either is missin
 """
 
 import json
-import os
+import math
 import re
 import shutil
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx
 import pytest
-import tomli_w
 
-from transformerlm.hparams import ModelHparams
-from transformerlm.models.build import build_model
-from transformerlm.training import CheckpointStore
-
-ROOT = Path(__file__).parents[2]
-SHAPE = ModelHparams(vocab_size=320, context_length=2048, d_model=32, num_layers=1, num_heads=2, d_ff=32)
 SETTINGS = {"prompt": "The naïve cat", "temperature": "0.5", "top_p": "1", "top_k": "", "seed": "3", "max_tokens": "60"}
 LOST = "The connection to the server was lost. Is it still running?"
 SECRET = "a-secret-of-the-tests"
 
-browser_test = pytest.mark.slow
+browser_test = pytest.mark.slow  # it takes a server, a browser and a second
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -57,39 +46,6 @@ def test_the_page_keeps_nothing() -> None:
     assert not re.search(r"localStorage|sessionStorage|indexedDB|document\.cookie|caches\.", page_text())
 
 
-@pytest.fixture(scope="module")
-def checkpoint(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights, whose texts go on for long and are full of halves of characters."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    run.mkdir()
-    store = CheckpointStore(
-        run / "checkpoints",
-        keep_last=1,
-        config_toml=tomli_w.dumps({"model": SHAPE.model_dump(exclude_none=True)}),
-        tokenizer=workspace / "tokenizer",
-    )
-    return store.save(model=build_model(SHAPE, seed=0).state_dict(), optimizer={}, state={"step": 1})
-
-
-@pytest.fixture(scope="module")
-def start_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Starts a server, with some variables more in its environment, and returns its address."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(**variables: str) -> str:
-        log = tmp_path_factory.mktemp("server") / "log"
-        with log.open("wb") as stderr:
-            command = [sys.executable, "-m", "cli.serve", "--checkpoint", str(checkpoint), "--port", "0"]
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr))
-        return wait_for(lambda: re.search(r" at (http://[\d.:]+)", log.read_text(encoding="utf-8")), 60)[1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(10)
-
-
 def wait_for(ask: Callable[[], Any], seconds: float = 20) -> Any:
     """Return what `ask` returns as soon as it is true."""
     end = time.monotonic() + seconds
@@ -99,25 +55,12 @@ def wait_for(ask: Callable[[], Any], seconds: float = 20) -> Any:
     return answer
 
 
-@pytest.fixture(scope="module")
-def server(start_server: Callable[..., str], browser: Any) -> str:  # noqa: ARG001 - without a browser none is needed
-    """The address of a server."""
-    return start_server()
-
-
-def complete(server: str, settings: dict[str, str] = SETTINGS) -> Any:
+def complete(address: str, settings: dict[str, str] = SETTINGS) -> Any:
     """Return the choice that the API gives for the settings of the page."""
     numbers = {name: json.loads(value) for name, value in settings.items() if name != "prompt" and value != ""}
     body = {"prompt": settings["prompt"], "echo": True, "logprobs": 10, **numbers}
-    request = urllib.request.Request(f"{server}/v1/completions", json.dumps(body).encode(), method="POST")
-    request.add_header("Content-Type", "application/json")
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)["choices"][0]
-
-
-def num_running(server: str) -> int:
-    with urllib.request.urlopen(f"{server}/metrics", timeout=10) as response:
-        return int(float(re.search(r"^transformerlm_running (\S+)", response.read().decode(), re.MULTILINE)[1]))
+    answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60).json()
+    return answer["choices"][0] if "choices" in answer else answer["error"]
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +79,14 @@ def browser() -> Iterator[Any]:
 class Visit:
     """The page in a window of its own, and what went wrong in it."""
 
-    server: str
+    address: str
     page: Any
     problems: list[str] = field(default_factory=list)
 
     def open(self, settings: dict[str, str] = SETTINGS) -> Any:
         """Go to the page with these settings in its address."""
         self.page.goto("about:blank")  # or else only the address' last part would change
-        self.page.goto(f"{self.server}/#{urlencode(settings)}")
+        self.page.goto(f"{self.address}/#{urlencode(settings)}")
         return self.page
 
     def write(self, settings: dict[str, str] = SETTINGS) -> Any:
@@ -164,12 +107,12 @@ def visit_of(browser: Any) -> Iterator[Callable[..., Visit]]:
     """Opens windows. A request to another origin, an error on the console or a dialog in one fails the test."""
     visits: list[Visit] = []
 
-    def start(server: str, **options: Any) -> Visit:
+    def start(address: str, **options: Any) -> Visit:
         context = browser.new_context(**({"viewport": {"width": 1200, "height": 1000}} | options))
         context.set_default_timeout(30_000)
-        visit = Visit(server, context.new_page())
-        context.route(lambda url: not url.startswith(server), lambda route: route.abort())
-        context.on("request", lambda request: request.url.startswith((server, "about:")) or note(request.url))
+        visit = Visit(address, context.new_page())
+        context.route(lambda url: not url.startswith(address), lambda route: route.abort())
+        context.on("request", lambda request: request.url.startswith((address, "about:")) or note(request.url))
         context.on("console", lambda message: message.type in ("error", "warning") and note(message.text))
         context.on("weberror", lambda error: note(str(error.error)))
         context.on("dialog", lambda dialog: (note("a dialog"), dialog.dismiss()))
@@ -185,19 +128,21 @@ def visit_of(browser: Any) -> Iterator[Callable[..., Visit]]:
 
 
 @pytest.fixture
-def visit(visit_of: Callable[..., Visit], server: str) -> Visit:
-    return visit_of(server)
+def visit(visit_of: Callable[..., Visit], process: Any) -> Visit:
+    return visit_of(process.address)
 
 
 def percent(logprob: float) -> str:
-    value = 100 * 2.718281828459045**logprob
+    value = 100 * math.exp(logprob)
     return "< 0.01 %" if value < 0.01 else f"{value:.{2 if value < 1 else 1}f} %"
 
 
 def visible(name: str) -> str:
     if name.startswith("bytes:"):
         return name.removeprefix("bytes:").replace("\\x", " ").strip() + " (bytes)"
-    return re.sub(r"[\x00-\x1f\x7f]", lambda sign: f"\\u{{{ord(sign[0]):x}}}", name.replace(" ", "␣").replace("\n", "↵"))
+    for sign, shown in zip(" \n\r\t", "␣↵␍⇥", strict=True):
+        name = name.replace(sign, shown)
+    return re.sub(r"[\x00-\x1f\x7f]", lambda sign: f"\\u{{{ord(sign[0]):x}}}", name)
 
 
 def focused(page: Any, script: str = "element => element.id") -> Any:
@@ -208,20 +153,23 @@ def focused(page: Any, script: str = "element => element.id") -> Any:
 @pytest.mark.parametrize("prompt", ["The naïve cat 你好", "", "\ufeff<|endoftext|> a\n\n\tb"])
 def test_the_story_is_that_of_the_api(visit: Visit, prompt: str) -> None:
     settings = SETTINGS | {"prompt": prompt, "temperature": "1.2", "top_p": "0.9", "top_k": "200"}
-    expected = complete(visit.server, settings)
+    expected = complete(visit.address, settings)
     page = visit.write(settings)
     assert page.text_content("#story") == expected["text"]
     assert expected["text"].startswith(prompt)
-    assert page.locator("#story .token").count() == page.locator("#bars rect").count() == len(expected["logprobs"]["tokens"])
-    assert page.text_content("#model") == "model: tiny, context: 2,048 tokens"
-    assert "60 tokens" in page.text_content("#status")
-    assert "the number of tokens is reached" in page.text_content("#announcement")
+    for parts in ("#story .token", "#bars rect"):
+        assert page.locator(parts).count() == len(expected["logprobs"]["tokens"])
+    assert page.text_content("#model") == "model: random-stories, context: 2,048 tokens"
+    number, ends = page.locator("#story .token:not(.prompt)").count(), {"stop": "the model ended the text"}
+    end = ends.get(expected["finish_reason"], "the number of tokens is reached")
+    assert re.fullmatch(rf"{number} tokens · [\d,]+ tokens/s · {end}", page.text_content("#status"))
+    assert page.text_content("#announcement") == "Ended: " + page.text_content("#status")
 
 
 @browser_test
 def test_a_text_that_the_model_ends(visit: Visit) -> None:
     attempts = (SETTINGS | {"temperature": "1", "max_tokens": "500", "seed": str(seed)} for seed in range(50))
-    settings, expected = next((s, e) for s in attempts if (e := complete(visit.server, s))["finish_reason"] == "stop")
+    settings, expected = next((s, e) for s in attempts if (e := complete(visit.address, s))["finish_reason"] == "stop")
     page = visit.write(settings)
     assert page.text_content("#story") == expected["text"]
     assert "the model ended the text" in page.text_content("#status")
@@ -230,11 +178,11 @@ def test_a_text_that_the_model_ends(visit: Visit) -> None:
 
 @browser_test
 @pytest.mark.parametrize("how", ["click", "Escape", "another", "leave"])
-def test_stopping_frees_the_slot(visit: Visit, how: str) -> None:
+def test_stopping_frees_the_slot(visit: Visit, process: Any, how: str) -> None:
     page = visit.open(SETTINGS | {"temperature": "0", "max_tokens": "2000"})
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".token >> nth=30")
-    assert num_running(visit.server) == 1
+    assert process.metric("transformerlm_running") == 1
     if how == "another":
         page.fill("#max_tokens", "5")
         page.keyboard.press("Control+Enter")
@@ -242,10 +190,11 @@ def test_stopping_frees_the_slot(visit: Visit, how: str) -> None:
         page.goto("about:blank")
     else:
         page.click("#stop") if how == "click" else page.keyboard.press(how)
-    wait_for(lambda: num_running(visit.server) == 0)
+    wait_for(lambda: process.metric("transformerlm_running") == 0)
     if how == "another":
         page.wait_for_selector("#story:not(.writing)")
-        assert page.text_content("#story") == complete(visit.server, SETTINGS | {"temperature": "0", "max_tokens": "5"})["text"]
+        expected = complete(visit.address, SETTINGS | {"temperature": "0", "max_tokens": "5"})
+        assert page.text_content("#story") == expected["text"]
     elif how != "leave":
         page.wait_for_selector("#status:text('stopped by you')")
         assert 30 < page.locator(".token").count() < 2000
@@ -254,7 +203,7 @@ def test_stopping_frees_the_slot(visit: Visit, how: str) -> None:
 @browser_test
 @pytest.mark.parametrize("how", ["hover", "focus", "chart"])
 def test_a_token_shows_what_the_api_says_of_it(visit: Visit, how: str) -> None:
-    logprobs = complete(visit.server)["logprobs"]
+    logprobs = complete(visit.address)["logprobs"]
     page = visit.write()
     for is_likely in (True, False):
         likely = [len(top or ()) == 10 for top in logprobs["top_logprobs"]]  # an eleventh is the one drawn
@@ -274,7 +223,7 @@ def test_a_token_shows_what_the_api_says_of_it(visit: Visit, how: str) -> None:
         assert page.locator("#choices .outside").count() == (not is_likely)
         facts = page.text_content("#facts")
         assert percent(logprobs["token_logprobs"][number]) in facts
-        bits = logprobs["entropy"][number] / 0.6931471805599453
+        bits = logprobs["entropy"][number] / math.log(2)
         assert f"Entropy{bits:.1f} bits" in facts
         assert float(page.locator("#bars rect").nth(number).get_attribute("height")) == pytest.approx(bits)
 
@@ -325,7 +274,7 @@ def test_a_link_tells_the_same_story_and_another_seed_another(visit: Visit, visi
     story, link = page.text_content("#story"), page.url
     assert f"seed={seed}" in link
     assert seed != SETTINGS["seed"]
-    other = visit_of(visit.server).page
+    other = visit_of(visit.address).page
     other.goto(link)
     assert (other.input_value("#prompt"), other.input_value("#top_k")) == ("A & B = #1 +ü", "50")
     other.click("#write")
@@ -358,9 +307,10 @@ CONTRAST = """() => {
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
 @pytest.mark.parametrize("width", [360, 820, 1200])
 def test_it_is_readable_and_fits(
-    visit_of: Callable[..., Visit], server: str, scheme: str, is_dark: bool, width: int
+    visit_of: Callable[..., Visit], process: Any, scheme: str, is_dark: bool, width: int
 ) -> None:
-    visit = visit_of(server, color_scheme=scheme, viewport={"width": width, "height": 740}, reduced_motion="reduce")
+    options = {"color_scheme": scheme, "viewport": {"width": width, "height": 740}, "reduced_motion": "reduce"}
+    visit = visit_of(process.address, **options)
     page = visit.write(SETTINGS | {"prompt": "word" * 150, "max_tokens": "100"})
     page.locator("#story .token").nth(20).focus()
     page.evaluate("showError('x'.repeat(300))")
@@ -384,7 +334,7 @@ def answer(text: str) -> dict[str, str]:
         ({"status": 429, "headers": {"Retry-After": "7"}, "json": {"error": {"message": "the queue is full."}}},
          "the queue is full. Try again in 7 s."),
         ({"status": 502, "body": "<b>bad gateway</b>"}, "The server answered with status 502."),
-        ({"status": 400, "json": {"error": {"message": "<img src=x onerror=alert(1)>"}}}, "<img src=x onerror=alert(1)>"),
+        ({"status": 400, "json": {"error": {"message": "<img src=x onerror=a()>"}}}, "<img src=x onerror=a()>"),
         (answer('data: {"error": {"message": "the engine has ended"}}\n\n'), "the engine has ended"),
         (answer('data: {"choices": []}\n\n'), LOST),
         (None, LOST),
@@ -407,16 +357,14 @@ def test_what_goes_wrong_is_said(visit: Visit, fulfilled: dict[str, Any] | None,
 @browser_test
 def test_the_servers_own_words_are_shown(visit: Visit) -> None:
     settings = SETTINGS | {"prompt": "dog " * 3000}
-    with pytest.raises(urllib.error.HTTPError) as raised:
-        complete(visit.server, settings)
     page = visit.write(settings)
-    assert page.text_content("#error") == json.load(raised.value)["error"]["message"]
+    assert page.text_content("#error") == complete(visit.address, settings)["message"]
     visit.expect_refusals()
 
 
 @browser_test
 def test_a_stream_may_be_cut_anywhere(visit: Visit) -> None:
-    choice = complete(visit.server, SETTINGS | {"prompt": "naïve 你好"})
+    choice = complete(visit.address, SETTINGS | {"prompt": "naïve 你好"})
     chunk = json.dumps({"choices": [choice | {"finish_reason": "length"}]}, ensure_ascii=False)
     events = f": comment\r\n\r\nevent: message\r\ndata: {chunk}\r\n\r\ndata:[DONE]\n\n"
     visit.page.route("**/v1/completions", lambda route: route.fulfill(**answer(events)))
@@ -435,8 +383,10 @@ def test_a_stream_may_be_cut_anywhere(visit: Visit) -> None:
 
 
 @browser_test
-def test_a_server_with_a_token_is_asked_with_it(visit_of: Callable[..., Visit], start_server: Callable[..., str]) -> None:
-    visit = visit_of(start_server(TRANSFORMERLM_TOKEN=SECRET))
+def test_a_server_with_a_token_is_asked_with_it(
+    visit_of: Callable[..., Visit], start_process: Callable[..., Any]
+) -> None:
+    visit = visit_of(start_process(token=SECRET).address)
     page = visit.open()
     page.wait_for_selector("#key:focus")
     assert page.get_attribute("#key", "type") == "password"
@@ -446,7 +396,7 @@ def test_a_server_with_a_token_is_asked_with_it(visit_of: Callable[..., Visit], 
     page.keyboard.press("Enter")
     page.wait_for_selector("#story:not(.writing) .token")
     assert page.text_content("#story").startswith(SETTINGS["prompt"])
-    assert page.text_content("#model") == "model: tiny, context: 2,048 tokens"
+    assert page.text_content("#model") == "model: random-stories, context: 2,048 tokens"
     assert page.is_hidden("#error")
     assert SECRET not in page.url
     assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0

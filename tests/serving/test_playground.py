@@ -160,8 +160,8 @@ def test_the_story_is_that_of_the_api(visit: Visit, prompt: str) -> None:
     for parts in ("#story .token", "#bars rect"):
         assert page.locator(parts).count() == len(expected["logprobs"]["tokens"])
     assert page.text_content("#model") == "model: random-stories, context: 2,048 tokens"
-    number, ends = page.locator("#story .token:not(.prompt)").count(), {"stop": "the model ended the text"}
-    end = ends.get(expected["finish_reason"], "the number of tokens is reached")
+    number, ends = page.locator("#story .token:not(.prompt)").count(), {"stop": "ended by the model"}
+    end = ends.get(expected["finish_reason"], "as many as you asked for")
     assert re.fullmatch(rf"{number} tokens · [\d,]+ tokens/s · {end}", page.text_content("#status"))
     assert page.text_content("#announcement") == "Ended: " + page.text_content("#status")
 
@@ -172,7 +172,7 @@ def test_a_text_that_the_model_ends(visit: Visit) -> None:
     settings, expected = next((s, e) for s in attempts if (e := complete(visit.address, s))["finish_reason"] == "stop")
     page = visit.write(settings)
     assert page.text_content("#story") == expected["text"]
-    assert "the model ended the text" in page.text_content("#status")
+    assert "ended by the model" in page.text_content("#status")
     assert page.locator("#story .token").last.get_attribute("aria-label") == "<|endoftext|>"
 
 
@@ -323,6 +323,19 @@ def test_it_is_readable_and_fits(
     assert page.evaluate("document.getAnimations().length") == 0
 
 
+@browser_test
+def test_a_finger_opens_the_details_and_closes_them(visit_of: Callable[..., Visit], process: Any) -> None:
+    page = visit_of(process.address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True).open()
+    page.tap("#write")
+    page.wait_for_selector("#story:not(.writing) .token")
+    assert page.is_visible("#hint")
+    page.locator("#story .token").nth(12).tap()
+    assert "no. 13," in page.text_content("#facts")
+    page.tap("#close")
+    assert page.is_hidden("#choices")
+    assert page.is_visible("#hint")
+
+
 def answer(text: str) -> dict[str, str]:
     return {"content_type": "text/event-stream", "body": text}
 
@@ -365,6 +378,7 @@ def test_the_servers_own_words_are_shown(visit: Visit) -> None:
 @browser_test
 def test_a_stream_may_be_cut_anywhere(visit: Visit) -> None:
     choice = complete(visit.address, SETTINGS | {"prompt": "naïve 你好"})
+    choice["logprobs"]["tokens"][0] = "naïve 你好"
     chunk = json.dumps({"choices": [choice | {"finish_reason": "length"}]}, ensure_ascii=False)
     events = f": comment\r\n\r\nevent: message\r\ndata: {chunk}\r\n\r\ndata:[DONE]\n\n"
     visit.page.route("**/v1/completions", lambda route: route.fulfill(**answer(events)))
@@ -379,7 +393,9 @@ def test_a_stream_may_be_cut_anywhere(visit: Visit) -> None:
         };""")
     page = visit.write()
     assert page.text_content("#story") == choice["text"]
-    assert page.text_content("#error") == ""
+    page.locator("#story .token").first.focus()
+    assert page.text_content("#piece") == "naïve␣你好"
+    assert page.is_hidden("#error")
 
 
 @browser_test

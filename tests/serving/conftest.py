@@ -39,7 +39,7 @@ class ShapeConfig(Config):
 
 @pytest.fixture(scope="session")
 def checkpoint(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a model with random weights and a context of 2048, which writes for seconds if it may."""
+    """The run folder of a model with random weights and a context of 2048, which writes on, when greedy, to its end."""
     folder = tmp_path_factory.mktemp("served") / "random-stories"
     folder.mkdir()
     store = CheckpointStore(
@@ -48,7 +48,9 @@ def checkpoint(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         config_toml=to_toml(ShapeConfig(model=SHAPE)),
         tokenizer=workspace / "tokenizer",
     )
-    store.save(model=build_model(SHAPE, seed=0).state_dict(), optimizer={}, state={"step": 1})
+    weights = build_model(SHAPE, seed=0).state_dict()
+    weights["lm_head.weight"][-1] = 0  # the end of text is never the likeliest
+    store.save(model=weights, optimizer={}, state={"step": 1})
     return folder
 
 
@@ -73,7 +75,7 @@ def client(predictor: Predictor) -> Iterator[Callable[..., TestClient]]:
     with contextlib.ExitStack() as stack:
 
         def make(**settings: Any) -> TestClient:
-            app = make_app(predictor, **settings)
+            app = make_app(**({"predictor": predictor} | settings))
             test_client = TestClient(app.asgi, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
             return stack.enter_context(test_client)
 

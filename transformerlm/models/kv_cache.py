@@ -23,26 +23,27 @@ from transformerlm.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's slots during one forward, (B, G, L, K), and who may attend to which of them."""
+    """One layer's slots, (B, G, max_len, K), during one forward, and who may attend to which of the first `end`."""
 
     keys: Tensor
     values: Tensor
     start: int
+    end: int
     token_positions: Tensor | None
     attn_mask: Tensor | None
     is_causal: bool
 
     def update(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new tokens' keys and values at their positions; return those of all L slots."""
+        """Write the new tokens' keys and values at their positions; return those of the first `end` slots."""
         if k_BGTK.requires_grad:
             raise ConfigError("a key-value cache is for inference only: call the model under torch.no_grad()")
         for slots, new in ((self.keys, k_BGTK), (self.values, v_BGTK)):
             if self.token_positions is None:
-                slots[:, :, self.start :] = new
+                slots[:, :, self.start : self.end] = new
             else:
-                index = self.token_positions[:, None, :, None].expand_as(new)
-                slots.scatter_(2, index, new.to(slots.dtype))
-        return self.keys, self.values
+                rows_B1 = torch.arange(len(new), device=new.device).unsqueeze(1)
+                slots[rows_B1, :, self.token_positions] = new.transpose(1, 2).to(slots.dtype)
+        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
 
 
 class KVCache:
@@ -98,7 +99,7 @@ class KVCache:
         if token_positions is not None:
             token_positions = token_positions.expand(batch_size, num_tokens)
         return [
-            LayerCache(keys[:, :, :end], values[:, :, :end], start, token_positions, mask, is_causal)
+            LayerCache(keys, values, start, end, token_positions, mask, is_causal)
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
 

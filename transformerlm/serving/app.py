@@ -56,7 +56,8 @@ class App:
         self.asgi = self._assemble(server, limits, token)
 
     def _assemble(self, server: ServerHparams, limits: LimitsHparams, token: str | None) -> FastAPI:
-        trusted = ["localhost", "127.0.0.1", "[::1]", server.host, *server.trusted_hosts]
+        bound = f"[{server.host}]" if ":" in server.host else server.host
+        trusted = ["localhost", "127.0.0.1", "[::1]", bound, *server.trusted_hosts]
         guards = [Middleware(AccessLog, self._metrics), Middleware(TrustedHosts, trusted)]
         if token is not None:
             guards.append(Middleware(BearerToken, token))

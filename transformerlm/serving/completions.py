@@ -20,6 +20,7 @@ _FINISH_REASONS: dict[FinishReason, str] = {
     "max_new_tokens": "length",
     "context_length": "length",
 }
+_BYTES = "bytes:"
 _NO_CHANCE = -9999.0
 """Stands for the logarithm of 0, which JSON does not have; as OpenAI does."""
 
@@ -32,7 +33,7 @@ def token_name(tokenizer: Tokenizer, token_id: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return _BYTES + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 class Echo(NamedTuple):
@@ -60,12 +61,10 @@ class LogprobsWriter:
 
         Without `is_text` they bring no text: an end of text, or what stands for an empty prompt.
         """
-        offsets = []
-        for token_id in token_ids:
-            offsets.append(self._offset)
-            if is_text and token_id < self._tokenizer.vocab_size:
-                self._offset += len(self._decoder.push([token_id]))
-        likeliest = [None if one is None else _likeliest(token_id, one) for token_id, one in zip(token_ids, held)]  # noqa: B905
+        offsets = [self._find_offset(token_id, is_text=is_text) for token_id in token_ids]
+        likeliest = [
+            None if one is None else _likeliest(token_id, one) for token_id, one in zip(token_ids, held, strict=True)
+        ]
         return {
             "tokens": [self._name(token_id) for token_id in token_ids],
             "token_logprobs": [None if one is None else _finite(one.chosen) for one in held],
@@ -83,6 +82,18 @@ class LogprobsWriter:
     def end_prompt(self) -> None:
         """Begin with the continuation: a character that the prompt left unfinished does not go on in it."""
         self._offset += len(self._decoder.flush())
+
+    def _find_offset(self, token_id: int, *, is_text: bool) -> int:
+        """Return where in the text the next token begins."""
+        before = self._offset
+        if is_text and token_id < self._tokenizer.vocab_size:
+            self._offset += len(self._decoder.push([token_id]))
+            name = self._name(token_id)
+            if not name.startswith(
+                _BYTES
+            ):  # else it ends a character that the token before it has begun, or begins one
+                return self._offset - len(name)
+        return before
 
     def _name(self, token_id: int) -> str:
         return token_name(self._tokenizer, token_id)

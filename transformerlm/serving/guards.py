@@ -21,6 +21,8 @@ from transformerlm.serving.metrics import Metrics
 _access_log = logging.getLogger("transformerlm.serving.access")
 _OPEN_PATHS = frozenset({"/", "/health"})
 _CLOSE = {"Connection": "close"}
+_DISCARDED = 4
+"""So many times the limit is read of a body that is too long."""
 
 
 @final
@@ -120,10 +122,10 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        error = ApiError(413, f"the body may have at most {self._limit:,} bytes", code="body_too_large", headers=_CLOSE)
-        announced = Headers(scope=scope).get("content-length", "0")
-        if not announced.isdecimal() or len(announced) > 18 or int(announced) > self._limit:
-            return await error.to_response()(scope, receive, send)
+        announced = int(Headers(scope=scope).get("content-length", "0"))  # h11 has seen that these are digits
+        if announced > self._limit:
+            await self._discard(receive, more=True)
+            return await self._error().to_response()(scope, receive, send)
         received = 0
 
         async def counted_receive() -> Message:
@@ -131,7 +133,19 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limit:
-                raise error
+                await self._discard(receive, more=message.get("more_body", False))
+                raise self._error()
             return message
 
         return await self._app(scope, counted_receive, send)
+
+    def _error(self) -> ApiError:
+        return ApiError(413, f"the body may have at most {self._limit:,} bytes", code="body_too_large", headers=_CLOSE)
+
+    async def _discard(self, receive: Receive, *, more: bool) -> None:
+        """Read on a little: a client who is still sending when the connection is closed does not see the answer."""
+        received = 0
+        while more and received < _DISCARDED * self._limit:
+            message = await receive()
+            received += len(message.get("body", b""))
+            more = message.get("more_body", False)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Iterator
 from types import FrameType
@@ -16,7 +17,7 @@ from transformerlm.serving.settings import LimitsHparams, ServerHparams
 from transformerlm.serving.worker import Worker
 from transformerlm.utils.errors import ConfigError
 
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = 2
 """After the time to drain: for the errors in which requests end then to reach their clients."""
 
 
@@ -55,14 +56,10 @@ class Server:
 def _configure(app: App, server: ServerHparams, limits: LimitsHparams) -> uvicorn.Config:
     return uvicorn.Config(
         app.asgi, http=guarded_protocol(limits), ws="none", lifespan="on", log_config=None, access_log=False,
-        proxy_headers=False, server_header=False, timeout_keep_alive=_whole_seconds(limits.keep_alive_seconds),
+        proxy_headers=False, server_header=False, timeout_keep_alive=limits.keep_alive_seconds,
         h11_max_incomplete_event_size=limits.header_bytes,
-        timeout_graceful_shutdown=_whole_seconds(server.drain_seconds + _GRACE_SECONDS),
+        timeout_graceful_shutdown=math.ceil(server.drain_seconds) + _GRACE_SECONDS,
     )  # fmt: skip
-
-
-def _whole_seconds(seconds: float) -> int:
-    return max(1, round(seconds))
 
 
 class _Uvicorn(uvicorn.Server):
@@ -116,7 +113,7 @@ def log_to_stderr() -> Iterator[None]:
     """Write the server's log to stderr while the context is open: requests, and what goes wrong."""
     handler = logging.StreamHandler()
     handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = {"transformerlm.serving": logging.INFO, "uvicorn": logging.WARNING}
+    loggers = {"transformerlm.serving": logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.ERROR}
     for name, level in loggers.items():
         logging.getLogger(name).setLevel(level)
         logging.getLogger(name).addHandler(handler)

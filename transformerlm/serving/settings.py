@@ -78,7 +78,7 @@ class LimitsHparams(Section):
     connections: int = Field(default=256, gt=0, description="Open connections; one more is closed at once (503).")
     header_seconds: float = Field(default=10.0, gt=0, description="Time for a client to send a request's header.")
     body_seconds: float = Field(default=30.0, gt=0, description="Time for a client to send a request's body.")
-    keep_alive_seconds: float = Field(default=15.0, gt=0, description="Time that an idle connection stays open.")
+    keep_alive_seconds: int = Field(default=15, gt=0, description="Time that an idle connection stays open.")
     send_seconds: float = Field(
         default=30.0, gt=0, description="Time for a client to take what was sent to it before it is dropped."
     )

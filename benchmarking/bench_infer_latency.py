@@ -7,22 +7,29 @@ machine meets all of them:
 - decode: each further token by itself, sampling and the transfer to the host included;
 - uncached: `generate`, which runs the whole sequence again for every token, on the first few tokens.
 
-The first two are timed on the engine, the code that serves users, step by step. The weights are those
-of a checkpoint or random ones of the shape in [model]: speed does not depend on their values.
+The first two are timed on the engine, the code that serves users, step by step: as it is; with `compiled` also with
+compiled steps, and those with int8 weights; with `peers` beside transformers' `generate` on the same weights
+(`infer_ways`). The weights are those of a checkpoint or random ones of the shape in [model].
 
 stdout gets one line of JSON with flat keys: `benchmark`, `date`, `machine.*`, `torch.*`, `model.*`, `setting.*`,
-and `results`, a list of one record a batch size:
+`bytes_per_second` (of reading memory), with `valid` the model's `bits_per_byte.*`, and `results`, a list of one record
+for each batch size and way:
 
-    batch_size
+    batch_size, way
     prefill.ms.{median,min,max}       of the repeats
     prefill.tokens_per_second         prompt tokens of all rows, by the median
     decode.ms.{median,min,max}        of the repeats' mean step
     decode.step_ms.{p50,p90,p99}      of all steps of all repeats
     decode.tokens_per_second          new tokens of all rows, by the median
+    decode.floor_ms                   the time to read the step's weights from memory
+    decode.floor_share                that over the median: how near a step is to what memory allows
+    peak_memory_mb                    of prefill and decode: allocated on CUDA; else resident, of the process so far
+
+and, for the engine as it is:
+
     uncached.ms.{median,min,max}      of the repeats' mean token
     uncached.tokens_per_second        new tokens of all rows, by the median
     cache_speedup                     uncached over cached time for the same tokens, medians
-    peak_memory_mb                    of prefill and decode: allocated on CUDA; else resident, of the process so far
 
 With `uncached_tokens = 0` the uncached keys and the speed-up are left out. Under `TRANSFORMERLM_NVTX=1` the
 phases, and by level the model's modules, are ranges on a CUDA profiler's timeline.
@@ -34,15 +41,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from benchmarking.infer_loss import bits_per_byte
+from benchmarking.infer_ways import Way, our_ways, peer_ways, read_bandwidth, synchronize
 from benchmarking.report import machine, print_summary, print_table
 from benchmarking.timing import percentiles, spread
 from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, run_command
 from config.bench_infer import BenchInferConfig, BenchInferSection
 from profiling import attach_nvtx, memory, nvtx
-from transformerlm.hparams import SamplingHparams
 from transformerlm.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ if TYPE_CHECKING:
 
 EPILOG = "example: transformerlm-bench-infer --config config/resources/bench_infer.toml --checkpoint runs/stories"
 
-Record = dict[str, float]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,16 @@ def bench_infer(config: BenchInferConfig) -> int:
     settings = config.benchmark
     set_threads(settings.threads)
     model = load_model(config)
-    head = {"benchmark": "infer", **machine(), **_describe(model), **_settings(settings)}
+    head: dict[str, Any] = {"benchmark": "infer", **machine(), **_describe(model), **_settings(settings)}
     say(f"{head['model.parameters']:,} parameters, {head['torch.dtype']}, on {head['torch.device']}")
+    head["bytes_per_second"] = read_bandwidth(model.token_embeddings.weight.device)
+    if settings.valid is not None:
+        head |= bits_per_byte(model, settings.valid)
     with progress_bar("measuring") as update, attach_nvtx(model):
         results = measure(model, settings, update)
+    for record in results:
+        record["decode.floor_ms"] = 1e3 * record.pop("weight_bytes") / head["bytes_per_second"]
+        record["decode.floor_share"] = record["decode.floor_ms"] / record["decode.ms.median"]
     _print_results(results)
     print_summary({**head, "results": results})
     return EXIT_OK
@@ -122,52 +136,38 @@ def measure(model: "TransformerLM", settings: BenchInferSection, update: Update)
     import torch
 
     generator = torch.Generator().manual_seed(settings.seed)
+    device = model.token_embeddings.weight.device
+    peers = peer_ways(model, settings) if settings.peers else []
     runs = settings.warmup + settings.repeats
     results: list[Record] = []
     for number, batch_size in enumerate(settings.batch_sizes):
-        shape_BT = (batch_size, settings.prompt_tokens)
-        prompts_BT = torch.randint(model.vocab_size, shape_BT, generator=generator)
-        repeats: list[Repeat] = []
+        prompts_BT = torch.randint(model.vocab_size, (batch_size, settings.prompt_tokens), generator=generator)
+        ways = [*our_ways(model, settings, batch_size), *peers]
+        repeats: list[list[Repeat]] = [[] for _ in ways]
         for run in range(runs):
-            repeats.append(_repeat(model, settings, prompts_BT.to(model.token_embeddings.weight.device)))
+            for way, of_way in zip(ways, repeats, strict=True):
+                of_way.append(_repeat(way, model if way is ways[0] else None, settings, prompts_BT.to(device)))
             update((number + (run + 1) / runs) / len(settings.batch_sizes), f"batch {batch_size}")
-        results.append(summarise(repeats[settings.warmup :], settings, batch_size))
+        for way, of_way in zip(ways, repeats, strict=True):
+            record = summarise(of_way[settings.warmup :], settings, batch_size)
+            results.append({"way": way.name, "weight_bytes": way.weight_bytes, **record})
     return results
 
 
-def _repeat(model: "TransformerLM", settings: BenchInferSection, prompts_BT: "torch.Tensor") -> Repeat:
+def _repeat(
+    way: Way, uncached: "TransformerLM | None", settings: BenchInferSection, prompts_BT: "torch.Tensor"
+) -> Repeat:
+    """Time one way; `uncached` is the model to time without a cache too."""
     from transformerlm.utils.devices import peak_memory_bytes
 
     memory.reset_peaks()
-    prefill, *steps = _time_cached(model, settings, prompts_BT)
+    clock = way.decode(prompts_BT)
+    assert len(clock) == settings.new_tokens + 1, (way.name, len(clock))
+    prefill, *steps = (end - start for start, end in pairwise(clock))
     peak_bytes = peak_memory_bytes(prompts_BT.device)  # here, since `generate` holds the logits of all positions
-    return Repeat(prefill, steps, _time_uncached(model, settings, prompts_BT), peak_bytes)
-
-
-def _time_cached(model: "TransformerLM", settings: BenchInferSection, prompts_BT: "torch.Tensor") -> list[float]:
-    """Return the seconds that each step of the engine took, which gives each row a token; the first is the prefill.
-
-    Every step ends with its tokens on the host, so that the device has done its work when the clock is read.
-    """
-    from transformerlm.inference import Engine
-
-    sampling = SamplingHparams(
-        max_new_tokens=settings.new_tokens, temperature=settings.temperature, top_p=settings.top_p
+    return Repeat(
+        prefill, steps, _time_uncached(uncached, settings, prompts_BT) if uncached is not None else 0.0, peak_bytes
     )
-    engine = Engine(model, max_batch_size=len(prompts_BT))
-    for row, prompt in enumerate(prompts_BT.tolist()):
-        engine.submit(prompt, sampling.model_copy(update={"seed": settings.seed + row}))
-    _synchronize(prompts_BT.device)
-    clock = [time.perf_counter()]
-    with nvtx.range("prefill"):
-        engine.step()
-        clock.append(time.perf_counter())
-    with nvtx.range("decode"):
-        while engine.has_work:
-            engine.step()
-            clock.append(time.perf_counter())
-    assert len(clock) == settings.new_tokens + 1, len(clock)
-    return [end - start for start, end in pairwise(clock)]
 
 
 def _time_uncached(model: "TransformerLM", settings: BenchInferSection, prompts_BT: "torch.Tensor") -> float:
@@ -180,7 +180,7 @@ def _time_uncached(model: "TransformerLM", settings: BenchInferSection, prompts_
         return 0.0
     device = prompts_BT.device
     generator = torch.Generator(device).manual_seed(settings.seed)
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     with nvtx.range("uncached"):
         generate(
@@ -191,16 +191,8 @@ def _time_uncached(model: "TransformerLM", settings: BenchInferSection, prompts_
             settings.top_p,
             generator=generator,
         )
-        _synchronize(device)
+        synchronize(device)
     return time.perf_counter() - start
-
-
-def _synchronize(device: "torch.device") -> None:
-    """Wait until the device has done what was asked of it; the CPU is always done."""
-    import torch
-
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def summarise(repeats: Sequence[Repeat], settings: BenchInferSection, batch_size: int) -> Record:
@@ -217,7 +209,7 @@ def summarise(repeats: Sequence[Repeat], settings: BenchInferSection, batch_size
         "peak_memory_mb": max(repeat.peak_bytes for repeat in repeats) / 1e6,
     }
     tokens = settings.uncached_tokens
-    if tokens:
+    if tokens and repeats[0].uncached:
         uncached = spread("uncached.ms", [1e3 * repeat.uncached / tokens for repeat in repeats])
         cached_ms = statistics.median(1e3 * (repeat.prefill + sum(repeat.steps[: tokens - 1])) for repeat in repeats)
         record |= uncached
@@ -259,7 +251,7 @@ def _print_results(results: Sequence[Record]) -> None:
         for phase in ("prefill", "decode", "uncached")
         if f"{phase}.ms.median" in record
     ]
-    columns = ["", "median", "min", "max", "p50", "p90", "p99", "tokens/s"]
+    columns = ["", "median", "min", "max", "p50", "p90", "p99", "tokens/s", "floor"]
     print_table("milliseconds of a prefill, of a decode step, of an uncached token", columns, rows)
     for record in results:
         if "cache_speedup" in record:
@@ -270,9 +262,10 @@ def _row(record: Record, phase: str) -> list[str]:
     keys = [f"{phase}.ms.{name}" for name in ("median", "min", "max")]
     keys += [f"{phase}.step_ms.{name}" for name in ("p50", "p90", "p99")]
     return [
-        f"batch {record['batch_size']}, {phase}",
+        f"batch {record['batch_size']}, {record['way']}, {phase}",
         *(f"{record[key]:,.2f}" if key in record else "" for key in keys),
         f"{record[f'{phase}.tokens_per_second']:,.0f}",
+        f"{record['decode.floor_share']:.0%}" if phase == "decode" else "",
     ]
 
 

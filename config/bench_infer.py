@@ -24,6 +24,13 @@ class BenchInferSection(ExecutionSection):
     uncached_tokens: int = Field(
         default=8, ge=0, description="As many of them are generated without a cache too, to compare (0: none)."
     )
+    compiled: bool = Field(
+        default=False, description="Measure compiled steps too, as they are and with int8 weights (minutes more)."
+    )
+    peers: bool = Field(default=False, description="Measure transformers' generate too, on the same weights.")
+    valid: PathSetting | None = Field(
+        default=None, description="Token file of which to tell the bits per byte, with int8 weights as well."
+    )
     temperature: float = Field(default=0.8, ge=0, description="Of the sampling; 0 takes the most likely token.")
     top_p: float = Field(default=0.95, ge=0, le=1, description="Of the sampling; 1 leaves the filter out.")
     warmup: int = Field(default=2, ge=0, description="Runs before the measurement.")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarking.bench_infer_latency import Repeat, main, summarise
+from benchmarking.infer_ways import llama_of
 from config.bench_infer import BenchInferConfig, BenchInferSection
 from config.io import to_toml
 from transformerlm.hparams import ModelHparams
@@ -17,6 +18,7 @@ from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
+CACHES = ("dynamic", "static")
 SHAPE = ModelHparams(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2, d_ff=32)
 TINY_MODEL = [
     word
@@ -31,7 +33,15 @@ TINY_RUN = [
 ]
 SPREADS = {f"{phase}.ms.{name}" for phase in ("prefill", "decode") for name in ("median", "min", "max")}
 RECORD_KEYS = SPREADS | {
-    *("batch_size", "prefill.tokens_per_second", "decode.tokens_per_second", "peak_memory_mb"),
+    *(
+        "batch_size",
+        "way",
+        "decode.floor_ms",
+        "decode.floor_share",
+        "prefill.tokens_per_second",
+        "decode.tokens_per_second",
+        "peak_memory_mb",
+    ),
     *(f"decode.step_ms.p{percent}" for percent in (50, 90, 99)),
 }
 UNCACHED_KEYS = {"cache_speedup", "uncached.tokens_per_second"} | {
@@ -67,6 +77,7 @@ def test_random_weights_give_one_line_with_the_documented_keys(read_summary: Cal
     assert [record["batch_size"] for record in summary["results"]] == [1, 3]
     for record in summary["results"]:
         assert set(record) == RECORD_KEYS | UNCACHED_KEYS
+        assert record.pop("way") == "engine"
         assert all(value > 0 for value in record.values())
 
 
@@ -155,9 +166,45 @@ def test_module_prints_the_shipped_configuration_without_torch() -> None:
 
 
 @pytest.mark.slow
+def test_compiled_steps_and_peers_are_measured_on_the_same_weights(read_summary: Callable[[], dict[str, Any]]) -> None:
+    pytest.importorskip("transformers")
+    assert main([*TINY_MODEL, *TINY_RUN, "--benchmark.compiled", "true", "--benchmark.peers", "true"]) == 0
+    results = read_summary()["results"]
+    peers = [f"transformers, {dtype}, {cache} cache" for dtype in ("float32", "bfloat16") for cache in CACHES]
+    ways = ["engine", "engine, compiled", "engine, compiled, int8", *peers]
+    assert [(record["batch_size"], record["way"]) for record in results] == [(n, way) for n in (1, 3) for way in ways]
+    assert all(set(record) == RECORD_KEYS for record in results if record["way"] != "engine")
+    floors = {record["way"]: record["decode.floor_ms"] for record in results}
+    assert floors["engine"] == pytest.approx(4 * floors["engine, compiled, int8"])
+    assert floors["engine"] == pytest.approx(2 * floors["transformers, bfloat16, static cache"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1}, {"tie_embeddings": True}])
+def test_the_peer_has_the_same_logits(changes: dict[str, Any]) -> None:
+    pytest.importorskip("transformers")
+    model = build_model(SHAPE.model_copy(update=changes), seed=1).eval()
+    ids = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(llama_of(model)(ids).logits, model(ids), atol=1e-4, rtol=1e-4)
+
+
+def test_bits_per_byte_with_weights_as_they_are_and_rounded(
+    workspace: Path, read_summary: Callable[[], dict[str, Any]]
+) -> None:
+    words = ["--model.vocab-size", "400", "--benchmark.valid", str(workspace / "valid.dat")]
+    assert main([*TINY_MODEL, *TINY_RUN, *words]) == 0
+    summary = read_summary()
+    exact, rounded = summary["bits_per_byte.weights"], summary["bits_per_byte.int8"]
+    assert exact > 0
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert main([*TINY_MODEL, *TINY_RUN, "--benchmark.valid", str(workspace / "valid.dat")]) == 2
+
+
+@pytest.mark.slow
 def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "benchmarking.bench_infer_latency", *TINY_MODEL, *TINY_RUN]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
     (line,) = result.stdout.splitlines()
     assert json.loads(line)["benchmark"] == "infer"
-    assert "batch 3, decode" in result.stderr
+    assert "batch 3, engine, decode" in result.stderr

@@ -44,6 +44,21 @@ def test_requests_get_the_same_from_a_compiled_engine_which_compiles_nothing_lat
 
 
 @pytest.mark.slow
+def test_another_model_of_the_same_shapes_has_steps_of_its_own() -> None:
+    models = [TransformerLM(VOCAB, CONTEXT, 32, 1, heads, 64, dtype=torch.float64).eval() for heads in (2, 4)]
+    for model in models:
+        model.init_weights(torch.Generator().manual_seed(0))
+    ids, first = torch.tensor([3]), torch.tensor([0])
+    steps = [CompiledStep(model, model.new_cache(1), batch_sizes=[1]) for model in models]
+    for _ in range(2):
+        for step, model in zip(steps, models, strict=True):
+            step(ids, first, 2)
+            found = step(ids + 1, first + 1, 2)
+            with torch.no_grad():
+                torch.testing.assert_close(found, model(torch.tensor([[3, 4]]))[:, -1])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_int8_logits_are_those_of_rounded_weights(tied: bool) -> None:
     model = build(dtype=torch.float32, tied=tied)

@@ -14,6 +14,7 @@ Shapes: B rows, T tokens, L slots of the cache, V vocabulary.
 """
 
 import copy
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -71,9 +72,11 @@ def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
         cache = KVCache.of(keys, values, length=slots_L.shape[0] - 1)
         return model(ids_B.unsqueeze(1), positions_B.unsqueeze(1), cache)[:, -1]
 
-    # The model is not changed after this, so that looking at each of its modules again at every step is saved.
+    # What was compiled is kept with the code: with a code of its own, no other model's step is taken for this one's.
+    # And this model is not changed any more, so its modules need not be looked at again at every step.
+    own = types.FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
     options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    return torch.compile(step, fullgraph=True, options=options)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def with_int8_weights(model: TransformerLM) -> TransformerLM:
@@ -106,6 +109,11 @@ class Int8Linear(nn.Module):
         scale = (wide.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         self.register_buffer("weight", (wide / scale.unsqueeze(1)).round().to(torch.int8), persistent=False)
         self.register_buffer("scale", scale, persistent=False)
+
+    @property
+    def rounded_weight(self) -> Tensor:
+        """The weights (out, in) that the bytes stand for, in float32."""
+        return self.weight * self.scale.unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out); written for a compiler, which never holds the widened weights."""

@@ -1,0 +1,185 @@
+"""The ways to decode that `transformerlm-bench-infer` measures: our engine's, and those of transformers' `generate`.
+
+Each takes prompts and returns a clock: its start, then the moment at which each new token of all rows was known. The
+peer has the same weights (Llama's with its own layout of the rotary pairs), draws with the same temperature and top-p,
+and is timed from inside its loop, by a stopping criterion that never stops.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from config.bench_infer import BenchInferSection
+from profiling import nvtx
+from transformerlm.hparams import SamplingHparams
+from transformerlm.utils.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from transformerlm.inference import Engine
+    from transformerlm.models import TransformerLM
+
+Decode = Callable[["Tensor"], list[float]]
+"""Continues prompts (B, T); returns the clock."""
+
+
+class Way(NamedTuple):
+    """A way to decode, and how many bytes of weights it reads for each step."""
+
+    name: str
+    decode: Decode
+    weight_bytes: int
+
+
+def our_ways(model: "TransformerLM", settings: BenchInferSection, batch_size: int) -> list[Way]:
+    """Return the engine's ways for batches of this size; what is compiled is compiled here."""
+    from transformerlm.inference import Engine
+
+    floats = weight_bytes(model)
+    ways = [Way("engine", _decode_by(Engine(model, max_batch_size=batch_size), settings), floats)]
+    if settings.compiled:
+        for name, int8 in (("engine, compiled", False), ("engine, compiled, int8", True)):
+            engine = Engine(model, max_batch_size=batch_size, compiled=True, int8=int8)
+            read = floats // model.token_embeddings.weight.element_size() if int8 else floats
+            ways.append(Way(name, _decode_by(engine, settings), read))
+    return ways
+
+
+def weight_bytes(model: "TransformerLM") -> int:
+    """Return the bytes of the matrices that each step multiplies with, each of which it has to read."""
+    matrices = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
+    return sum(matrix.nbytes for matrix in (*matrices, model.output_weight))
+
+
+def _decode_by(engine: "Engine", settings: BenchInferSection) -> Decode:
+    sampling = SamplingHparams(
+        max_new_tokens=settings.new_tokens, temperature=settings.temperature, top_p=settings.top_p
+    )
+
+    def decode(prompts_BT: "Tensor") -> list[float]:
+        for row, prompt in enumerate(prompts_BT.tolist()):
+            engine.submit(prompt, sampling.model_copy(update={"seed": settings.seed + row}))
+        synchronize(prompts_BT.device)
+        clock = [time.perf_counter()]
+        with nvtx.range("prefill"):
+            engine.step()
+            clock.append(time.perf_counter())
+        with nvtx.range("decode"):
+            while engine.has_work:
+                engine.step()
+                clock.append(time.perf_counter())
+        return clock
+
+    return decode
+
+
+def peer_ways(model: "TransformerLM", settings: BenchInferSection) -> list[Way]:
+    """Return `generate` of transformers' Llama with the weights of `model`, in two types and with two caches.
+
+    Raises `MissingDependencyError` without transformers.
+    """
+    import torch
+
+    ways = []
+    for dtype in (torch.float32, torch.bfloat16):
+        peer = llama_of(model).to(model.token_embeddings.weight.device, dtype)
+        read = weight_bytes(model) // model.token_embeddings.weight.element_size() * dtype.itemsize
+        for cache in ("dynamic", "static"):
+            name = f"transformers, {str(dtype).removeprefix('torch.')}, {cache} cache"
+            ways.append(Way(name, _generate_by(peer, cache, settings), read))
+    return ways
+
+
+def _generate_by(peer: "torch.nn.Module", cache: str, settings: BenchInferSection) -> Decode:
+    import torch
+
+    def decode(prompts_BT: "Tensor") -> list[float]:
+        clock: list[float] = []
+
+        def look_at_the_clock(ids: "Tensor", _scores: object, **_: object) -> "Tensor":
+            synchronize(ids.device)
+            clock.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        torch.manual_seed(settings.seed)
+        synchronize(prompts_BT.device)
+        clock.append(time.perf_counter())
+        peer.generate(  # type: ignore[operator]
+            prompts_BT, attention_mask=torch.ones_like(prompts_BT), max_new_tokens=settings.new_tokens, top_k=0,
+            do_sample=settings.temperature > 0, temperature=settings.temperature or None, top_p=settings.top_p,
+            cache_implementation=cache, stopping_criteria=[look_at_the_clock],
+        )  # fmt: skip
+        return clock
+
+    return decode
+
+
+def llama_of(model: "TransformerLM") -> "torch.nn.Module":
+    """Return transformers' Llama with the weights of `model`, so that its logits are the same.
+
+    Llama pairs element i of a head with i + K/2 where the RoFormer paper, and we, pair neighbours: rows of the query
+    and key matrices change places.
+    """
+    from transformerlm.models import TransformerBlock
+
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM  # type: ignore[import-not-found]
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("benchmark.peers needs transformers: uv sync --extra bench") from error
+    first = model.layers[0]
+    assert isinstance(first, TransformerBlock)
+    attention, tied = first.attn, model.lm_head is None
+    if attention.q_norm is not None:
+        raise MissingDependencyError("benchmark.peers: Llama has no qk_norm; set model.qk_norm or the peers to false")
+    config = LlamaConfig(
+        vocab_size=model.vocab_size, hidden_size=model.token_embeddings.embedding_dim,
+        intermediate_size=first.ffn.w1.out_features, num_hidden_layers=len(model.layers),
+        num_attention_heads=attention.num_heads, num_key_value_heads=attention.num_kv_heads,
+        max_position_embeddings=model.context_length, rms_norm_eps=first.ln1.eps, tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": attention.rope.theta},
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    peer = LlamaForCausalLM(config).eval()
+    state = {_llama_name(name): value for name, value in model.state_dict().items()}
+    for name in state:
+        if "q_proj" in name or "k_proj" in name:
+            halves = state[name].unflatten(0, (-1, attention.d_head // 2, 2)).transpose(1, 2)
+            state[name] = halves.flatten(0, 2)
+    peer.load_state_dict(state | ({"lm_head.weight": model.output_weight} if tied else {}))
+    return peer
+
+
+def _llama_name(name: str) -> str:
+    words = {
+        "token_embeddings": "embed_tokens", "output_proj": "o_proj", "attn": "self_attn", "ln1": "input_layernorm",
+        "ln2": "post_attention_layernorm", "ffn": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
+        "ln_final": "norm",
+    }  # fmt: skip
+    renamed = ".".join(words.get(word, word) for word in name.split("."))
+    return renamed if renamed.startswith("lm_head") else f"model.{renamed}"
+
+
+def synchronize(device: "torch.device") -> None:
+    """Wait until the device has done what was asked of it; the CPU is always done."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def read_bandwidth(device: "torch.device") -> float:
+    """Return how many bytes a second the device reads: the median of sums of a gigabyte, more than caches hold."""
+    import statistics
+
+    import torch
+
+    numbers = torch.ones(1 << 28, device=device)
+    times = []
+    for _ in range(7):
+        synchronize(device)
+        start = time.perf_counter()
+        numbers.sum().item()
+        times.append(time.perf_counter() - start)
+    return numbers.nbytes / statistics.median(times)

@@ -43,7 +43,13 @@ def load_predictor(config: InferConfig) -> "Predictor":
 
     settings = config.inference
     set_threads(settings.threads)
-    return Predictor.from_checkpoint(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    return Predictor.from_checkpoint(
+        settings.checkpoint,
+        device=settings.device,
+        dtype=settings.dtype,
+        compiled=settings.compile,
+        int8=settings.int8,
+    )
 
 
 def print_texts(predictor: "Predictor", prompts: Sequence[str], config: InferConfig) -> None:

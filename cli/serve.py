@@ -52,7 +52,13 @@ def _load(config: ServeConfig) -> tuple["Predictor", str]:
 
     settings = config.model
     set_threads(settings.threads)
-    predictor = Predictor.from_checkpoint(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    predictor = Predictor.from_checkpoint(
+        settings.checkpoint,
+        device=settings.device,
+        dtype=settings.dtype,
+        compiled=settings.compile,
+        int8=settings.int8,
+    )
     return predictor, settings.name or _run_name(config)
 
 

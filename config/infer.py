@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from config.schemas import Config, ExecutionSection
+from config.schemas import Config, DecodingSection
 from transformerlm.hparams import LoggingHparams, PathSetting, SamplingHparams, Strings, WandbHparams
 
 
-class InferenceSection(ExecutionSection):
+class InferenceSection(DecodingSection):
     """Which model, and what to continue."""
 
     checkpoint: PathSetting = Field(

@@ -127,3 +127,19 @@ class ExecutionSection(Section):
         description="auto | float32 | bfloat16: type of the weights; auto is bfloat16 on CUDA, float32 elsewhere.",
     )
     threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")
+
+
+class DecodingSection(ExecutionSection):
+    """Where a model runs, and how its steps are made faster."""
+
+    compile: bool = Field(
+        default=False,
+        description="Compile the decoding steps first: up to a minute once, then seconds; worth it for many tokens.",
+    )
+    int8: bool = Field(
+        default=False, description="With compile: decode with weights rounded to bytes, which is faster on CPUs."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.int8 and not self.compile:
+            yield Problem("int8", "is for compiled steps: set compile to true as well", self.int8)

@@ -2,12 +2,12 @@
 
 from pydantic import Field
 
-from config.schemas import Config, ExecutionSection
+from config.schemas import Config, DecodingSection
 from transformerlm.hparams import PathSetting
 from transformerlm.serving.settings import LimitsHparams, ServerHparams
 
 
-class ServedModelSection(ExecutionSection):
+class ServedModelSection(DecodingSection):
     """Which model, and how many texts it writes at a time."""
 
     checkpoint: PathSetting = Field(

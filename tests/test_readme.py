@@ -1,9 +1,14 @@
 """The README's commands, run as they stand there, in a folder that has what a clone has."""
 
+import contextlib
+import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +23,18 @@ STEPS = {
 
 
 def commands() -> list[list[str]]:
-    """Return the words of every `uv run transformerlm-…` in the README's shell blocks, in order."""
+    """Return the words of every `uv run transformerlm-…` and `curl …` in the README's shell blocks, in order."""
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line[2:] for line in words if line[:2] == ["uv", "run"] and line[2].startswith("transformerlm-")]
+    found = []
+    for line in words:
+        ours = [place for place, word in enumerate(line) if word.startswith("transformerlm-")]
+        if line[:2] == ["uv", "run"] and ours:
+            found.append(line[ours[0] :])
+        elif line[:1] == ["curl"]:
+            found.append(line)
+    return found
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -31,6 +43,20 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [script, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
     )
+
+
+@contextlib.contextmanager
+def serving(words: list[str], folder: Path, port: int) -> Iterator[None]:
+    """Start the server at another port than the README's, and end it with the context."""
+    script = Path(sys.executable).with_name(words[0])
+    process = subprocess.Popen([script, *words[1:], "--port", str(port)], cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert "serving 'stories' at" in process.stderr.readline()
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def test_the_readme_shows_the_two_commands_first() -> None:
@@ -55,11 +81,24 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     text = "".join(story.format(number) for number in range(800))
     (tmp_path / "my_texts" / "own.txt").write_text(text, encoding="utf-8")
 
-    outputs = {}
-    for words in commands():
-        done = run(words + STEPS.get(words[0], []), tmp_path)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-        outputs[words[0]] = done
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    outputs, answers = {}, []
+    with contextlib.ExitStack() as server:
+        for words in commands():
+            if words[-1] == "&":
+                server.enter_context(serving(words[:-1], tmp_path, port))
+            elif words[0] == "curl":
+                url, body = words[-3].replace(":8000", f":{port}"), words[-1]
+                with urllib.request.urlopen(url, data=body.encode("utf-8"), timeout=60) as answer:
+                    answers.append(answer.read().decode("utf-8"))
+            else:
+                done = run(words + STEPS.get(words[0], []), tmp_path)
+                assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+                outputs[words[0]] = done
+    assert len(json.loads(answers[0])["choices"][0]["text"]) > 50
+    assert answers[1].endswith("data: [DONE]\n\n")
     assert commands()[0] == ["transformerlm-quickstart"]
     assert outputs["transformerlm-quickstart"].stdout.count("Once upon a time") >= 1
     assert (tmp_path / "runs/stories/loss.png").stat().st_size > 1000

@@ -202,3 +202,24 @@ def test_ids_beyond_the_tokenizer_are_no_text(tokenizer: Tokenizer) -> None:
     known = [token for token in completion.token_ids or [] if token < tokenizer.vocab_size]
     assert len(known) < 50
     assert completion.text == tokenizer.decode([token for token in known if token != tokenizer.eos_token_id])
+
+
+def test_a_stream_that_is_left_gives_its_slots_back(trained: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = trained.new_engine(2)
+    monkeypatch.setattr(trained, "new_engine", lambda _size: engine)
+    pieces = trained.stream(trained.start(["the", "a"]), SamplingHparams(max_new_tokens=20))
+    next(pieces)
+    assert engine.has_work
+    pieces.close()
+    assert not engine.has_work
+
+
+@pytest.mark.slow
+def test_a_compiled_predictor_compiles_once(trained: Predictor) -> None:
+    compiled = Predictor(trained.model, trained.tokenizer, compiled=True)
+    greedy = SamplingHparams(temperature=0, max_new_tokens=9)
+    assert [one.text for one in compiled.complete(["the", "a"], greedy)] == [
+        one.text for one in trained.complete(["the", "a"], greedy)
+    ]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert compiled.complete(["once"], greedy)[0].text == trained.complete(["once"], greedy)[0].text

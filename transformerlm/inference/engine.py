@@ -101,6 +101,11 @@ class Engine:
             self._compiled_step = CompiledStep(self._model, self._cache, batch_sizes=_COMPILED_SIZES, int8=int8)
 
     @property
+    def max_batch_size(self) -> int:
+        """How many slots there are."""
+        return len(self._slots)
+
+    @property
     def has_work(self) -> bool:
         """Whether any request is not finished."""
         return bool(self._waiting) or any(self._slots)

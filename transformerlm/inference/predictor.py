@@ -37,8 +37,13 @@ class Completion:
 class Predictor:
     """A model and its tokenizer, ready to continue prompts."""
 
-    def __init__(self, model: TransformerLM, tokenizer: Tokenizer) -> None:
-        """Raises `CheckpointError` if the tokenizer has more ids than the model."""
+    def __init__(
+        self, model: TransformerLM, tokenizer: Tokenizer, *, compiled: bool = False, int8: bool = False
+    ) -> None:
+        """`compiled` and `int8` are those of `Engine`, one of which is made with the first prompts.
+
+        Raises `CheckpointError` if the tokenizer has more ids than the model.
+        """
         if tokenizer.vocab_size > model.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model.vocab_size}; "
@@ -46,9 +51,13 @@ class Predictor:
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self._compiled, self._int8 = compiled, int8
+        self._engine: Engine | None = None
 
     @classmethod
-    def from_checkpoint(cls, path: Path | str, *, device: str = "auto", dtype: str = "auto") -> "Predictor":
+    def from_checkpoint(
+        cls, path: Path | str, *, device: str = "auto", dtype: str = "auto", compiled: bool = False, int8: bool = False
+    ) -> "Predictor":
         """Load a checkpoint folder, or the newest checkpoint of a run folder; nothing else is needed.
 
         Raises `CheckpointError` if it is missing, damaged, or was saved without a tokenizer.
@@ -60,7 +69,8 @@ class Predictor:
         model = build_model(checkpoint.model_hparams(), device="meta")
         model = model.to_empty(device="cpu")
         load_model_state(model, checkpoint.model_state())
-        return cls(model.to(chosen, select_dtype(dtype, chosen)), Tokenizer.load(checkpoint.path))
+        model = model.to(chosen, select_dtype(dtype, chosen))
+        return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the ids of a prompt; an empty one becomes the end-of-text id, which begins a new document.
@@ -97,24 +107,43 @@ class Predictor:
         """
         if not completions:
             return
-        engine = Engine(
-            self.model,
-            eos_token_id=self.tokenizer.eos_token_id,
-            max_batch_size=min(len(completions), MAX_BATCH_SIZE),
-        )
+        engine = self._idle_engine(min(len(completions), MAX_BATCH_SIZE))
         writers: dict[Request, tuple[int, TextWriter]] = {}
         for row, completion in enumerate(completions):
             of_row = sampling.model_copy(update={"seed": (sampling.seed + row) % 2**63})
             request = engine.submit(completion.prompt_ids, of_row)
             writers[request] = row, TextWriter(self.tokenizer, sampling.stop)
-        for token in engine.run():
-            row, writer = writers[token.request]
-            text = writer.take(token)
-            completion = completions[row]
-            completion.token_ids.append(token.token_id)
-            completion.text += text
-            completion.finish_reason = writer.finish_reason
-            if writer.finish_reason == "stop_string":
-                engine.cancel(token.request)
-            if text:
-                yield Piece(row, text)
+        try:
+            for token in engine.run():
+                row, writer = writers[token.request]
+                text = writer.take(token)
+                completion = completions[row]
+                completion.token_ids.append(token.token_id)
+                completion.text += text
+                completion.finish_reason = writer.finish_reason
+                if writer.finish_reason == "stop_string":
+                    engine.cancel(token.request)
+                if text:
+                    yield Piece(row, text)
+        finally:  # where nobody wants the rest
+            for request in writers:
+                engine.cancel(request)
+
+    def new_engine(self, batch_size: int) -> Engine:
+        """Return an engine for so many rows at a time."""
+        return Engine(
+            self.model,
+            eos_token_id=self.tokenizer.eos_token_id,
+            max_batch_size=batch_size,
+            compiled=self._compiled,
+            int8=self._int8,
+        )
+
+    def _idle_engine(self, batch_size: int) -> Engine:
+        """Return an engine without work: if it is compiled, that of last time, if it will do."""
+        kept = self._engine
+        if kept is not None and not kept.has_work and kept.max_batch_size >= batch_size:
+            return kept
+        engine = self.new_engine(batch_size)
+        self._engine = engine if self._compiled else None
+        return engine

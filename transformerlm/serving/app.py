@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from transformerlm.inference.engine import Engine
 from transformerlm.inference.predictor import Predictor
 from transformerlm.serving.errors import ApiError
 from transformerlm.serving.guards import AccessLog, BearerToken, BodyLimit, TrustedHosts
@@ -48,8 +47,9 @@ class App:
         self._model["context_length"] = predictor.model.context_length
         self._page = Page.load()
         self._metrics = Metrics()
-        engine = Engine(predictor.model, eos_token_id=predictor.tokenizer.eos_token_id, max_batch_size=slots)
-        self.worker = Worker(engine, predictor.tokenizer, room=slots + limits.queue, metrics=self._metrics)
+        self.worker = Worker(
+            predictor.new_engine(slots), predictor.tokenizer, room=slots + limits.queue, metrics=self._metrics
+        )
         self._service = CompletionService(
             predictor, self.worker, name=name, slots=slots, limits=limits, metrics=self._metrics
         )

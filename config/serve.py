@@ -18,7 +18,10 @@ class ServedModelSection(DecodingSection):
         default=None, min_length=1, description="What clients call the model (unset: the name of the run's folder)."
     )
     slots: int = Field(
-        default=8, gt=0, description="Continuations that are decoded at a time; each takes memory for a full context."
+        default=8,
+        gt=0,
+        le=1024,
+        description="Continuations that are decoded at a time; each takes memory for a full context.",
     )
 
 

@@ -51,6 +51,15 @@ def test_tokens_come_as_often_as_they_should() -> None:
         assert ((row / DRAWS - expected).abs() <= 4.5 * deviation).all(), way
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.1, [3]), (0.3, [3, 0]), (0.6, [3, 0, 1]), (1e-46, [3])])
+def test_of_tokens_as_likely_the_lower_id_goes_first(top_p: float, kept: list[int]) -> None:
+    logits = torch.tensor([[1.0, 1.0, 1.0, 1.5, -9.0, 1.0]])
+    expected = top_p_filter(softmax(logits, -1), top_p)[0].nonzero().flatten().tolist()
+    assert expected == sorted(kept)
+    sampler = BatchSampler([SamplingHparams(temperature=1, top_p=top_p)], CPU)
+    assert {sampler.draw(logits, torch.tensor([number])).item() for number in range(200)} == set(kept)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_row_alone_draws_what_it_draws_beside_others(way: SamplingHparams) -> None:
     logits = torch.randn(len(WAYS), 500, generator=torch.Generator().manual_seed(1)) * 3

@@ -10,7 +10,7 @@ import torch
 from starlette.testclient import TestClient
 
 from transformerlm.hparams import ModelHparams, SamplingHparams
-from transformerlm.inference import generate
+from transformerlm.inference import Engine, generate
 from transformerlm.inference.logprobs import TokenLogprobs
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models.build import build_model
@@ -278,3 +278,17 @@ def test_models_and_metrics(client: Client, predictor: Predictor) -> None:
     assert "transformerlm_engine_steps_total 5.0" in text
     assert "transformerlm_time_to_first_token_seconds_count 1.0" in text
     assert "transformerlm_time_per_token_seconds_count 5.0" in text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_engines_thread_ends_everybody_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(_engine: Engine) -> None:
+        raise TypeError("a mistake")
+
+    test_client = client()
+    monkeypatch.setattr(Engine, "step", break_down)
+    for _ in range(2):  # one that runs, and one that comes later
+        answer = test_client.post("/v1/completions", json={"prompt": "a"})
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_ended"
+    assert test_client.get("/health").status_code == 503

@@ -231,3 +231,51 @@ def test_a_client_who_does_not_read_is_dropped(live: Live) -> None:
             received += piece
     assert received.startswith(b"HTTP/1.1 200")
     assert b"[DONE]" not in received
+
+
+def test_a_client_who_goes_after_one_more_byte_frees_its_slot(live: Live) -> None:
+    address = live()
+    with closing(connect(address)) as connection:
+        connection.sendall(post(json.dumps(LONG).encode()))
+        wait_until(lambda: metric(address, "transformerlm_running") == 1)
+        connection.sendall(b"GET")
+    wait_until(lambda: metric(address, "transformerlm_running") == 0)
+    assert metric(address, "transformerlm_generated_tokens_total") < LONG["max_tokens"]
+
+
+def test_requests_sent_ahead_are_answered_in_turn_but_not_without_end(live: Live) -> None:
+    address = live(header_bytes=1000)
+    short = post(json.dumps({"prompt": "The cat", "max_tokens": 2}).encode())
+    with closing(connect(address)) as connection:
+        connection.sendall(short)
+        connection.sendall(short + HEADER + b"\r\n")
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: metric(address, "transformerlm_generated_tokens_total") == 4)
+    with closing(connect(address)) as connection:
+        connection.sendall(post(json.dumps(LONG).encode()))
+        time.sleep(0.2)
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                connection.sendall(HEADER * 100)
+                time.sleep(0.01)
+
+
+def test_a_body_without_end_that_nobody_reads(live: Live) -> None:
+    address = live()
+    with closing(connect(address)) as connection:
+        connection.sendall(b"POST /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"5\r\nabcde\r\n")
+        answer = read_answer(connection)
+        assert answer.startswith(b"HTTP/1.1 405")
+        assert b"connection: close" in answer.lower()
+        assert connection.recv(100) == b""
+
+
+def test_who_asks_before_a_body_that_is_too_long_hears_it_at_once(live: Live) -> None:
+    address = live(body_seconds=15)
+    with closing(connect(address)) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n"
+        start = time.monotonic()
+        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert read_answer(connection).startswith(b"HTTP/1.1 413")
+        assert time.monotonic() - start < 10

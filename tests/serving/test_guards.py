@@ -165,3 +165,7 @@ def test_the_token_of_the_settings_goes_before_the_variable() -> None:
 )
 def test_loopback_addresses(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_only_this_machine_can_reach_a_server_of_whom_nothing_else_is_said() -> None:
+    assert is_loopback(ServerHparams().host)

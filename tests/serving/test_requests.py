@@ -16,7 +16,7 @@ from transformerlm.serving.protocol import CompletionRequest, parse_request
 Client = Callable[..., TestClient]
 LIMITS = {
     "prompt_tokens": 20, "prompts": 3, "max_tokens": 30, "n": 2, "stops": 2, "stop_length": 5, "logprobs": 4,
-    "queue": 0, "body_bytes": 2000,
+    "queue": 0, "body_bytes": 2000, "total_tokens": 100,
 }  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def refused(client: TestClient, status: int, **fields: Any) -> dict[str, Any]:
         ({"stop": ["a", "b", "c"]}, "stop", "at most 2 strings"),
         ({"stop": "abcdef"}, "stop", "at most 5 characters"),
         ({"logprobs": 5}, "logprobs", "at most 4 tokens"),
+        ({"prompt": [[0] * 20] * 3, "max_tokens": 30}, "prompt", "asks for 150 tokens, and at most 100 are allowed"),
         ({"prompt": ["a", "b"], "n": 2}, "n", "more than 3 continuations at a time"),
     ],
 )

@@ -3,9 +3,10 @@
     logits ──penalty of tokens that were there──▶ ÷ temperature ──exp──▶ weights ──top-k, min-p──▶ weights
     weights ──a number u in [0, 1)──▶ the token at which their running sum passes u times their total
 
-Top-p sorts nothing: a token is drawn from all and kept if the tokens likelier than it have less than p of the total;
-else another one is drawn, from those likelier than it, all others being outside as well. What is kept is distributed as
-if it had been drawn from the nucleus, and mostly it is the first one.
+Top-p sorts nothing: a token is drawn from all and kept if the tokens before it have less than p of the total; else
+another one is drawn, from those before it, all others being outside as well. (Before it are the likelier ones, and of
+those as likely the ones with a lower id.) What is kept is distributed as if it had been drawn from the nucleus, and
+mostly it is the first one.
 
 The numbers u are hashes of the row's seed and of how many tokens it has drawn: so what a row draws does not depend on
 the rows beside it, nor on when it came. There is no loop over rows, and nothing waits for the device but top-p's
@@ -79,16 +80,21 @@ class BatchSampler:
         drawn_B1 = invert(weights_BV, uniform_numbers(self._seeds_B1, numbers_B1))
         if limit_B1 is None:
             return drawn_B1
+        ids_V = torch.arange(weights_BV.shape[-1], device=weights_BV.device)
         attempt = 0
         while True:
-            likelier_BV = weights_BV.masked_fill(weights_BV <= weights_BV.gather(1, drawn_B1), 0)
-            outside_B1 = likelier_BV.sum(dim=-1, keepdim=True) >= limit_B1
+            weight_B1 = weights_BV.gather(1, drawn_B1)
+            is_before_BV = (weights_BV > weight_B1) | ((weights_BV == weight_B1) & (ids_V < drawn_B1))
+            before_BV = weights_BV.masked_fill(~is_before_BV, 0)
+            before_B1 = before_BV.sum(dim=-1, keepdim=True)
+            # the first one stays even where the limit is too small a number for the type, and rounded to 0
+            outside_B1 = (before_B1 >= limit_B1) & (before_B1 > 0)
             if not outside_B1.any():
                 return drawn_B1
             attempt += 1
-            again_B1 = invert(likelier_BV, uniform_numbers(self._seeds_B1, numbers_B1, attempt))
+            again_B1 = invert(before_BV, uniform_numbers(self._seeds_B1, numbers_B1, attempt))
             drawn_B1 = torch.where(outside_B1, again_B1, drawn_B1)
-            weights_BV = torch.where(outside_B1, likelier_BV, weights_BV)
+            weights_BV = torch.where(outside_B1, before_BV, weights_BV)
 
     def _among_top_k(self, weights_BV: Tensor) -> Tensor:
         """Drop what is below the k-th largest weight of each row that has such a limit."""

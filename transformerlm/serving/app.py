@@ -89,7 +89,9 @@ class App:
         if asked.stream:
             return EventStream(await self._service.start_stream(asked))
         answer = await until_disconnect(request.receive, self._service.answer(asked))
-        return Response(status_code=_CLIENT_HAS_GONE) if answer is None else JSONResponse(answer)
+        return (
+            Response(status_code=_CLIENT_HAS_GONE) if answer is None else await asyncio.to_thread(JSONResponse, answer)
+        )
 
     async def _models(self) -> Response:
         return JSONResponse({"object": "list", "data": [self._model]})

@@ -35,6 +35,7 @@ class GuardedProtocol(H11Protocol):
         self._phase: _Phase | None = None
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._ahead = b""  # what came before the answer to the request before it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, if there is room for it."""
@@ -56,6 +57,12 @@ class GuardedProtocol(H11Protocol):
         """Take bytes of the client."""
         if self.transport.is_closing():
             return
+        if self._is_answering():
+            # uvicorn would stop reading now, and not see when the client goes
+            self._ahead += data
+            if len(self._ahead) > self.limits.header_bytes:
+                self.transport.abort()
+            return
         super().data_received(data)
         self._watch(self._find_phase(is_idle=False))
 
@@ -63,6 +70,9 @@ class GuardedProtocol(H11Protocol):
         """Go on with the next request."""
         super().on_response_complete()
         self._watch(self._find_phase(is_idle=True))
+        if self._ahead and not self.transport.is_closing():
+            ahead, self._ahead = self._ahead, b""
+            self.data_received(ahead)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has been idle."""
@@ -79,6 +89,10 @@ class GuardedProtocol(H11Protocol):
         """Go on: the client takes its answer."""
         self._stop_writing_clock()
         super().resume_writing()
+
+    def _is_answering(self) -> bool:
+        """Return whether a request has come whole and its answer has not gone."""
+        return self.cycle is not None and not self.cycle.response_complete and self.conn.their_state is h11.DONE
 
     def _find_phase(self, *, is_idle: bool) -> _Phase | None:
         """Return what is being read; between two requests there is nothing to wait for but uvicorn's own time."""

@@ -122,22 +122,30 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        announced = int(Headers(scope=scope).get("content-length", "0"))  # h11 has seen that these are digits
+        headers = Headers(scope=scope)
+        announced = int(headers.get("content-length", "0"))  # h11 has seen that these are digits
         if announced > self._limit:
-            await self._discard(receive, more=True)
+            if "expect" not in headers:  # who expects a word before the body has not begun to send it
+                await self._discard(receive, more=True)
             return await self._error().to_response()(scope, receive, send)
-        received = 0
+        received, is_whole = 0, not announced and "transfer-encoding" not in headers
 
         async def counted_receive() -> Message:
-            nonlocal received
+            nonlocal received, is_whole
             message = await receive()
             received += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if received > self._limit:
                 await self._discard(receive, more=message.get("more_body", False))
                 raise self._error()
             return message
 
-        return await self._app(scope, counted_receive, send)
+        async def closing_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and not is_whole:  # a body that nobody wants may have no end
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        return await self._app(scope, counted_receive, closing_send)
 
     def _error(self) -> ApiError:
         return ApiError(413, f"the body may have at most {self._limit:,} bytes", code="body_too_large", headers=_CLOSE)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import socket
 from collections.abc import Iterator
 from types import FrameType
@@ -14,7 +15,7 @@ import uvicorn
 from transformerlm.serving.app import App
 from transformerlm.serving.connections import guarded_protocol
 from transformerlm.serving.settings import LimitsHparams, ServerHparams
-from transformerlm.serving.worker import Worker
+from transformerlm.serving.worker import GenerationError, Worker
 from transformerlm.utils.errors import ConfigError
 
 _GRACE_SECONDS = 2
@@ -71,15 +72,13 @@ class _Uvicorn(uvicorn.Server):
         self._drain_seconds = drain_seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        message = "the server is shutting down"
-        asyncio.get_running_loop().call_later(self._drain_seconds, self._worker.fail_all, message)
+        error = GenerationError("the server is shutting down", status=503, code="shutting_down")
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._worker.fail_all, error)
         await super().shutdown(sockets)
-        if self.force_exit:  # then it has left out the app's own end
-            await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
+            os._exit(128 + sig)  # a step of the engine, in its thread, may take long, and nothing is left to be saved
         super().handle_exit(sig, frame)
 
 

@@ -77,7 +77,8 @@ class CompletionService:
                         chunks.setdefault(choice["index"], []).append(choice)
         except (TimeoutError, GenerationError) as error:
             raise self.failure(error) from None
-        choices = [joined_choice(chunks[index]) for index in sorted(chunks)]
+        # In another thread: with many log-probabilities it takes a while, in which others want to be answered.
+        choices = await asyncio.to_thread(lambda: [joined_choice(chunks[index]) for index in sorted(chunks)])
         return frame.around(choices, usage=generation.usage)
 
     async def start_stream(self, request: CompletionRequest) -> "EventSource":
@@ -104,7 +105,7 @@ class CompletionService:
     def failure(self, error: TimeoutError | GenerationError) -> ApiError:
         """Return what a client is told when its request ends too early."""
         if isinstance(error, GenerationError):
-            return ApiError(500, str(error), code="generation_failed")
+            return ApiError(error.status, str(error), code=error.code)
         message = f"the request took longer than {self._limits.request_seconds:g} seconds"
         return ApiError(504, message, code="request_timeout")
 
@@ -124,8 +125,11 @@ class CompletionService:
             message = f"{param}: asks for more than {self._room} continuations at a time (prompts times n)"
             raise ApiError(400, message, param=param, code="limit_exceeded")
         prompts = [await self._read(prompt) for prompt in request.prompt]
+        self._check_total(request, prompts)
         try:
             stream = self._worker.submit(self._jobs(request, prompts))
+        except GenerationError as error:
+            raise self.failure(error) from None
         except BusyError:
             headers = {"Retry-After": str(self._limits.retry_after_seconds)}
             raise ApiError(429, "the queue is full; try again later", code="queue_full", headers=headers) from None
@@ -185,6 +189,14 @@ class CompletionService:
         if min(ids) < 0 or max(ids) >= model.vocab_size:
             message = f"prompt: token ids must lie between 0 and {model.vocab_size - 1}"
             raise ApiError(400, message, param="prompt", code="invalid_prompt")
+
+    def _check_total(self, request: CompletionRequest, prompts: Sequence[_Prompt]) -> None:
+        context_length = self._predictor.model.context_length
+        lengths = [min(len(prompt.token_ids) + request.new_tokens, context_length) for prompt in prompts]
+        total, most = sum(lengths) * request.num_choices, self._limits.total_tokens
+        if total > most:
+            message = f"prompt: with max_tokens and n this asks for {total:,} tokens, and at most {most:,} are allowed"
+            raise ApiError(400, message, param="prompt", code="limit_exceeded")
 
     def _decode(self, ids: Sequence[int]) -> str:
         size = self._predictor.tokenizer.vocab_size

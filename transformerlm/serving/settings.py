@@ -61,6 +61,9 @@ class LimitsHparams(Section):
     prompts: int = Field(default=64, gt=0, description="Prompts in a request.")
     max_tokens: int = Field(default=4096, gt=0, description="New tokens that a request may ask for, each choice.")
     n: int = Field(default=16, gt=0, description="Choices for each prompt.")
+    total_tokens: int = Field(
+        default=1 << 16, gt=0, description="Tokens of a request in all: prompts and new ones, of all choices."
+    )
     stops: int = Field(default=16, ge=0, description="Stop strings of a request.")
     stop_length: int = Field(default=256, gt=0, description="Characters of a stop string.")
     logprobs: int = Field(default=20, ge=0, description="Most likely tokens that are told beside each token.")
@@ -80,7 +83,9 @@ class LimitsHparams(Section):
     body_seconds: float = Field(default=30.0, gt=0, description="Time for a client to send a request's body.")
     keep_alive_seconds: int = Field(default=15, gt=0, description="Time that an idle connection stays open.")
     send_seconds: float = Field(
-        default=30.0, gt=0, description="Time for a client to take what was sent to it before it is dropped."
+        default=30.0,
+        gt=0,
+        description="Time for a client to take all that waits to be sent to it, before it is dropped.",
     )
 
 

@@ -54,9 +54,19 @@ class Drawn(NamedTuple):
 class GenerationError(Exception):
     """The engine could not go on; the message is for the client."""
 
+    def __init__(self, message: str, *, status: int = 500, code: str = "generation_failed") -> None:
+        """`status` is HTTP's."""
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
 
 class BusyError(Exception):
     """The queue has no room for these jobs by now."""
+
+
+def _engine_ended() -> GenerationError:
+    return GenerationError("the engine has ended; the server must be restarted", status=503, code="engine_ended")
 
 
 @final
@@ -145,7 +155,12 @@ class Worker:
         return sum(stream.unfinished for stream in self._streams)
 
     def submit(self, jobs: Sequence[Job]) -> TokenStream:
-        """Return the stream of the jobs' tokens. Raises `BusyError` if there is no room for all of them."""
+        """Return the stream of the jobs' tokens.
+
+        Raises `BusyError` if there is no room for all of them, `GenerationError` if the thread has ended.
+        """
+        if not self.is_alive:
+            raise _engine_ended()
         if self.num_unfinished + len(jobs) > self._room:
             raise BusyError
         stream = TokenStream(len(jobs))
@@ -158,10 +173,10 @@ class Worker:
         if stream in self._streams:
             self._commands.put(_Cancel(stream))
 
-    def fail_all(self, message: str) -> None:
+    def fail_all(self, error: GenerationError) -> None:
         """End all streams with an error."""
         for stream in tuple(self._streams):
-            stream.put(GenerationError(message))
+            stream.put(error)
             self.cancel(stream)
 
     def _deliver(self, events: Sequence[_Event]) -> None:
@@ -178,11 +193,17 @@ class Worker:
     # What follows runs in the worker's thread.
 
     def _work(self) -> None:
-        while not self._stopping:
-            self._obey()
-            if self._engine.has_work and not self._stopping:
-                self._send(self._step())
-            self._metrics.observe_load(running=len(self._running), waiting=self._engine.num_waiting)
+        try:
+            while not self._stopping:
+                self._obey()
+                if self._engine.has_work and not self._stopping:
+                    self._send(self._step())
+                self._metrics.observe_load(running=len(self._running), waiting=self._engine.num_waiting)
+        finally:
+            if not self._stopping:  # by a mistake in here
+                _log.critical("the engine's thread has ended; restart the server", exc_info=True)
+                assert self._loop is not None
+                self._loop.call_soon_threadsafe(self.fail_all, _engine_ended())
 
     def _obey(self) -> None:
         """Do what was commanded; with nothing else to do, wait for it."""
@@ -245,9 +266,4 @@ class Worker:
 
     def _send(self, events: Sequence[_Event]) -> None:
         assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, events)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-            self._stopping = True  # the server has ended at once, and nobody listens any more
+        self._loop.call_soon_threadsafe(self._deliver, events)

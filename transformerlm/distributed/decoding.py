@@ -14,6 +14,7 @@ Shapes: B rows, T tokens, L slots of the cache, V vocabulary.
 """
 
 import copy
+import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -21,9 +22,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from transformerlm.distributed.blocks import blocks_of
 from transformerlm.distributed.compiling import require_compiler
 from transformerlm.models import Linear, TransformerLM
 from transformerlm.models.kv_cache import KVCache
+from transformerlm.utils.dtypes import at_least_float32
 
 _ROWS_TOGETHER = 8  # more running sums than that do not fit the registers
 _SHORTEST = 2  # the compiler takes a length of 1 for a number of its own
@@ -42,7 +45,7 @@ class CompiledStep:
         require_compiler(model.token_embeddings.weight.device, setting="compile")
         self._cache = cache
         self._sizes = sorted({min(size, cache.batch_size) for size in batch_sizes} | {cache.batch_size})
-        self._step = _compiled(with_int8_weights(model) if int8 else model)
+        self._step = _compiled(_prepared(model, int8=int8))
         self._slots_L = torch.arange(cache.max_len, device=cache.keys[0].device)
         self._ids_B, self._positions_B = self._slots_L.new_zeros((2, cache.batch_size))
         for size in self._sizes:
@@ -67,6 +70,28 @@ class CompiledStep:
         return self._step(ids, positions, slots_L, rows.keys, rows.values)
 
 
+def _prepared(model: TransformerLM, *, int8: bool) -> TransformerLM:
+    """Return a copy to compile, which shares its weights but those that are rounded."""
+    copied = with_int8_weights(model) if int8 else _sharing_copy(model)
+    for block in blocks_of(copied):
+        if model.token_embeddings.weight.device.type == "cpu":
+            block.attn.attend = attend_from_one
+    return copied
+
+
+def attend_from_one(
+    q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Attend from one token for each row, written as sums, of which the compiler makes loops over keys and values."""
+    assert not is_causal
+    q_BGRK = q_BH1K.squeeze(-2).unflatten(1, (k_BGSK.shape[1], -1))  # R query heads share a key-value head
+    scores_BGRS = (q_BGRK.unsqueeze(-2) * k_BGSK.unsqueeze(-3)).sum(dim=-1) / math.sqrt(q_BGRK.shape[-1])
+    if mask is not None:
+        scores_BGRS = scores_BGRS.masked_fill(~mask, -math.inf)
+    weights_BGRS = at_least_float32(scores_BGRS).softmax(dim=-1).to(v_BGSK.dtype)
+    return (weights_BGRS.unsqueeze(-1) * v_BGSK.unsqueeze(-3)).sum(dim=-2).flatten(1, 2).unsqueeze(-2)
+
+
 def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
     def step(ids_B: Tensor, positions_B: Tensor, slots_L: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         cache = KVCache.of(keys, values, length=slots_L.shape[0] - 1)
@@ -84,8 +109,7 @@ def with_int8_weights(model: TransformerLM) -> TransformerLM:
 
     A tied model's output projection is rounded, its embeddings are not: they are looked up, not multiplied.
     """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, shared)
+    copied = _sharing_copy(model)
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
@@ -93,6 +117,11 @@ def with_int8_weights(model: TransformerLM) -> TransformerLM:
     if copied.lm_head is None:
         copied.lm_head = Int8Linear(model.output_weight)  # type: ignore[assignment]
     return copied
+
+
+def _sharing_copy(model: TransformerLM) -> TransformerLM:
+    """Return a copy of the modules, with the same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 @final

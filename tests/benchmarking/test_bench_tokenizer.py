@@ -217,18 +217,18 @@ def test_module_prints_the_shipped_configuration_without_torch() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_runs_as_a_module(arguments: list[str], tmp_path: Path) -> None:
-    """The processes and most rows are real; of the peers the one that is always installed for the tests."""
+    """The processes and some rows are real; of the peers the one that is always installed for the tests."""
     Tokenizer({byte: bytes([byte]) for byte in range(256)}, [], [END_OF_TEXT]).save(tmp_path)
     command = [sys.executable, "-m", "benchmarking.bench_tokenizer", *arguments, "--benchmark.peers", "tiktoken"]
     command += ["--benchmark.tokenizer", str(tmp_path), "--benchmark.threads", "2"]
-    command += ["--benchmark.rows", "encode_array", "encode_list", "short_call", "decode", "train", "pathological"]
+    command += ["--benchmark.rows", "encode_array", "decode", "train"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     (line,) = result.stdout.splitlines()
     summary = json.loads(line)
     assert summary["tokenizer.vocab_size"] == 257
     assert summary["text.main.tokens"] == summary["text.main.bytes"]
     assert not [key for key in summary if key.endswith(".status")], result.stderr
-    rows = ["encode_array.2", "encode_list", "short_call", "decode_bytes", "decode_str", "pathological.cjk"]
+    rows = ["encode_array.2", "decode_bytes", "decode_str"]
     assert all(summary[f"{row}.ratio.tiktoken.cold"] > 0 for row in rows)
     assert summary["train.300.2.transformerlm.peak_memory_mb"] > 10
     assert "encode to array, 2 threads, warm" in result.stderr

@@ -161,7 +161,7 @@ def _killed_at(arguments: tuple[Any, ...], moment: int, function: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("function", "stride"), [("writev", 1), ("fsync", 1), ("rename", 1), ("replace", 3), ("unlink", 3)]
+    ("function", "stride"), [("writev", 2), ("fsync", 4), ("rename", 1), ("replace", 7), ("unlink", 7)]
 )
 def test_killed_at_any_step_the_next_build_writes_the_same(
     function: str,

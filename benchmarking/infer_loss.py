@@ -1,6 +1,5 @@
 """What rounding weights to bytes costs: bits per byte of a text, with the weights as they are and rounded."""
 
-import copy
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,24 +18,15 @@ def bits_per_byte(model: "TransformerLM", path: Path) -> dict[str, float]:
 
     Raises `ConfigError` if its vocabulary is larger than the model's.
     """
-    from transformerlm.distributed.decoding import Int8Linear
-    from transformerlm.models import Linear
+    from transformerlm.distributed.decoding import with_int8_weights
     from transformerlm.training import TokenDataset
 
     dataset = TokenDataset.open(path, context_length=model.context_length)
     if dataset.info.vocab_size > model.vocab_size:
         raise ConfigError(f"{path}: has a vocabulary of {dataset.info.vocab_size}, the model of {model.vocab_size}")
-    rounded = copy.deepcopy(model)
-    output = Int8Linear(model.output_weight).rounded_weight
-    for module in rounded.modules():
-        if isinstance(module, Linear):
-            module.weight.data = Int8Linear(module.weight).rounded_weight.to(module.weight.dtype)
-    if rounded.lm_head is None:  # the embeddings stay as they are
-        rounded.lm_head = Linear(output.shape[1], output.shape[0], device=output.device)  # type: ignore[assignment]
-        rounded.lm_head.weight.data = output.to(model.output_weight.dtype)
     return {
         f"bits_per_byte.{name}": _mean_loss(one, dataset.tokens) / math.log(2) / dataset.bytes_per_token()
-        for name, one in (("weights", model), ("int8", rounded))
+        for name, one in (("weights", model), ("int8", with_int8_weights(model)))
     }
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.progress import say
+from cli.progress import say, say_compiling
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.infer import InferConfig
 from transformerlm.utils.errors import ConfigError
@@ -52,9 +52,17 @@ def load_predictor(config: InferConfig) -> "Predictor":
     )
 
 
+def _prepare(predictor: "Predictor", config: InferConfig, *, batch_size: int) -> None:
+    if config.inference.compile:
+        say_compiling("the decoding steps")
+        predictor.prepare(batch_size)
+
+
 def print_texts(predictor: "Predictor", prompts: Sequence[str], config: InferConfig) -> None:
     """Print each prompt and its continuation on stdout as it comes, and a line about it on stderr."""
-    for number, completion in enumerate(predictor.start(prompts)):
+    completions = predictor.start(prompts)
+    _prepare(predictor, config, batch_size=1)
+    for number, completion in enumerate(completions):
         start = time.perf_counter()
         print("\n" * bool(number) + completion.prompt, end="", flush=True)
         for piece in predictor.stream([completion], config.sampling):
@@ -74,6 +82,7 @@ def log_completions(predictor: "Predictor", config: InferConfig) -> None:
     code = 1
     try:
         log.start(config.model_dump(mode="json"))
+        _prepare(predictor, config, batch_size=len(config.inference.prompts))
         start = time.perf_counter()
         completions = predictor.complete(config.inference.prompts, config.sampling)
         latency_ms = (time.perf_counter() - start) * 1e3

@@ -24,6 +24,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_compiling(what: str) -> None:
+    """Say why nothing happens for a while."""
+    say(f"compiling {what}: up to a minute, less when it is in the cache")
+
+
 @contextlib.contextmanager
 def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Update]:
     """Show the progress of the work in the context; yields the function that moves it."""

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from cli.progress import say
+from cli.progress import say, say_compiling
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.serve import ServeConfig
 from transformerlm.serving.settings import TOKEN_VARIABLE, resolve_token
@@ -35,6 +35,8 @@ def _run(invocation: Invocation[ServeConfig]) -> int:
             f"the server needs {error.name}: uv sync --extra serve, or pip install 'transformerlm[serve]'"
         ) from None
     predictor, name = _load(config)
+    if config.model.compile:
+        say_compiling("the decoding steps")
     app = App(
         predictor, name=name, slots=config.model.slots, server=config.server, limits=config.limits, token=token
     )  # fmt: skip

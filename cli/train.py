@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.data import RunData, batch_loader, data_identity, epochs_text, open_data
 from cli.plots import plot_loss
-from cli.progress import Update, progress_bar, say
+from cli.progress import Update, progress_bar, say, say_compiling
 from cli.resume import resume_newest
 from cli.utils import EXIT_OK, Invocation, run_command, stop_on_signals
 from config.io import COMMAND_LINE, to_toml
@@ -230,7 +230,7 @@ def _compile(run: "TrainingRun") -> None:
     if trainer.compilation.problem:
         say(f"not compiled, which would be faster: {trainer.compilation.problem}")
     if trainer.compilation.active and not run.should_stop():
-        say("compiling the training step: up to a minute, less when it is in the cache")
+        say_compiling("the training step")
         start = time.perf_counter()
         trainer.warm_up(run.loader.batch(run.progress.step))
         say(f"compiled in {time.perf_counter() - start:.0f} s")

@@ -306,3 +306,13 @@ def test_a_signal_ends_the_step_saves_and_the_same_command_continues(
     assert steps == list(range(stopped + 1, 151))
     kept = records((tmp_path / "runs/tiny/metrics.jsonl").read_text(encoding="utf-8"))
     assert [record["step"] for record in kept if record["event"] == "train_step"] == list(range(1, 151))
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_announced_and_write_the_same(run_main: Callable[..., Any], run_folder: Path) -> None:
+    words = ("--checkpoint", run_folder, "--prompt", "The cat", "--sampling.temperature", 0)
+    plain = run_main(infer.main, *words)
+    compiled = run_main(infer.main, *words, "--inference.compile", "true")
+    assert compiled.code == 0
+    assert compiled.out == plain.out
+    assert compiled.err.startswith("compiling the decoding steps: up to a minute")

@@ -13,6 +13,7 @@ another one. So the learning rate is a tensor, validation batches have the train
 enabled in validation too (but not computed).
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -89,6 +90,9 @@ def _missing_compiler(device: torch.device) -> str:
 def _failure() -> str:
     """Compile a line and run it; return what went wrong, or nothing. It costs no time that would not be spent later."""
     from torch._dynamo.exc import TorchDynamoException  # loading it takes seconds
+
+    # A torch that was built for CUDA warns, where there is none, of something that nobody asked for.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(8))

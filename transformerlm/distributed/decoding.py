@@ -105,7 +105,7 @@ def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
 
 
 def with_int8_weights(model: TransformerLM) -> TransformerLM:
-    """Return a copy whose matrices are rounded to bytes; what is no matrix is shared. For few rows at a time.
+    """Return a copy whose matrices are rounded to bytes; what is no matrix is shared.
 
     A tied model's output projection is rounded, its embeddings are not: they are looked up, not multiplied.
     """
@@ -145,7 +145,9 @@ class Int8Linear(nn.Module):
         return self.weight * self.scale.unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out); written for a compiler, which never holds the widened weights."""
+        """Map (..., in) to (..., out); compiled, it never holds the widened weights."""
+        if not torch.compiler.is_compiling():
+            return nn.functional.linear(x.to(torch.float32), self.rounded_weight).to(x.dtype)
         rows_NI = x.flatten(0, -2).to(torch.float32)
         # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
         rows_NI = rows_NI.as_strided(rows_NI.shape, (rows_NI.shape[1], 1))

@@ -129,6 +129,10 @@ class Predictor:
             for request in writers:
                 engine.cancel(request)
 
+    def prepare(self, batch_size: int) -> None:
+        """Make the engine for so many prompts at a time, and compile it if it is to be, before they come."""
+        self._idle_engine(min(batch_size, MAX_BATCH_SIZE))
+
     def new_engine(self, batch_size: int) -> Engine:
         """Return an engine for so many rows at a time."""
         return Engine(

@@ -50,9 +50,7 @@ class App:
         self.worker = Worker(
             predictor.new_engine(slots), predictor.tokenizer, room=slots + limits.queue, metrics=self._metrics
         )
-        self._service = CompletionService(
-            predictor, self.worker, name=name, slots=slots, limits=limits, metrics=self._metrics
-        )
+        self._service = CompletionService(predictor, self.worker, name=name, limits=limits, metrics=self._metrics)
         self.asgi = self._assemble(server, limits, token)
 
     def _assemble(self, server: ServerHparams, limits: LimitsHparams, token: str | None) -> FastAPI:

@@ -140,7 +140,12 @@ def _translated(error: ValidationError) -> ApiError:
 def printable(text: str, *, longest: int = 64) -> str:
     """Return `text`, shortened and with what is not printable escaped."""
     short = text if len(text) <= longest else text[:longest] + "…"
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in short)
+    return escaped(short)
+
+
+def escaped(text: str) -> str:
+    """Return `text` with what is not printable as escapes."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
 def _check_combinations(request: CompletionRequest) -> None:

@@ -14,6 +14,7 @@ import uvicorn
 
 from transformerlm.serving.app import App
 from transformerlm.serving.connections import guarded_protocol
+from transformerlm.serving.protocol import escaped
 from transformerlm.serving.settings import LimitsHparams, ServerHparams
 from transformerlm.serving.worker import GenerationError, Worker
 from transformerlm.utils.errors import ConfigError
@@ -102,11 +103,7 @@ class EscapingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and those of a traceback."""
         lines = super().format(record).split("\n")
-        return "\n".join("".join(map(_escaped, line)) for line in lines)
-
-
-def _escaped(sign: str) -> str:
-    return sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        return "\n".join(map(escaped, lines))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -56,13 +56,12 @@ class CompletionService:
     """Checks requests against model and limits, and answers them."""
 
     def __init__(
-        self, predictor: Predictor, worker: Worker, *, name: str, slots: int, limits: LimitsHparams, metrics: Metrics
+        self, predictor: Predictor, worker: Worker, *, name: str, limits: LimitsHparams, metrics: Metrics
     ) -> None:
-        """`name` is what clients call the model, `slots` how many continuations the worker decodes at a time."""
+        """`name` is what clients call the model."""
         self.name = name
         self._predictor = predictor
         self._worker = worker
-        self._room = slots + limits.queue
         self._limits = limits
         self._metrics = metrics
 
@@ -120,9 +119,9 @@ class CompletionService:
     async def _start(self, request: CompletionRequest) -> Generation:
         check_model(request, self.name)
         check_limits(request, self._limits)
-        if len(request.prompt) * request.num_choices > self._room:
+        if len(request.prompt) * request.num_choices > self._worker.room:
             param = "n" if request.num_choices > 1 else "prompt"
-            message = f"{param}: asks for more than {self._room} continuations at a time (prompts times n)"
+            message = f"{param}: asks for more than {self._worker.room} continuations at a time (prompts times n)"
             raise ApiError(400, message, param=param, code="limit_exceeded")
         prompts = [await self._read(prompt) for prompt in request.prompt]
         self._check_total(request, prompts)

@@ -122,7 +122,7 @@ class Worker:
         """`room` is how many continuations may be unfinished at a time, in slots and queue together."""
         self._engine = engine
         self._tokenizer = tokenizer
-        self._room = room
+        self.room = room
         self._metrics = metrics
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._running: dict[Request, _Running] = {}
@@ -161,7 +161,7 @@ class Worker:
         """
         if not self.is_alive:
             raise _engine_ended()
-        if self.num_unfinished + len(jobs) > self._room:
+        if self.num_unfinished + len(jobs) > self.room:
             raise BusyError
         stream = TokenStream(len(jobs))
         self._streams.add(stream)

@@ -4,6 +4,7 @@ Each stage is the command of the same name with a shipped configuration. A stage
 outputs are as its last run left them is skipped; an interrupted training is continued.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -166,6 +167,7 @@ def _report(training: TrainConfig, settings: QuickstartSection, seconds: float) 
     run_dir = training.training.runs_dir / training.logging.run_name
     last = [record for record in read_records(run_dir) if record["event"] == "validation"][-1]
     loss, bits = float(last["metrics.valid_loss"]), float(last["metrics.valid_bits_per_byte"])
+    uv_run = "uv run " if "UV" in os.environ else ""  # uv says so to what it runs; outside of it the names are unknown
     say(
         f"""
 validation loss   {loss:.3f} nats a token, {bits:.3f} bits a byte
@@ -174,9 +176,10 @@ run folder        {run_dir}
 time              {seconds:.0f} s
 
 Try next:
-  transformerlm-infer --checkpoint {run_dir} --prompt "The dragon was lonely because"
-  transformerlm-infer --config {_from_here(settings.infer)} --sampling.seed 1
-  transformerlm-train --config {_from_here(settings.train)} --training.steps 3000 --logging.run-name longer"""
+  {uv_run}transformerlm-infer --checkpoint {run_dir} --prompt "The dragon was lonely because"
+  {uv_run}transformerlm-infer --config {_from_here(settings.infer)} --sampling.seed 1
+  {uv_run}transformerlm-serve --checkpoint {run_dir}
+  {uv_run}transformerlm-train --config {_from_here(settings.train)} --training.steps 3000 --logging.run-name longer"""
     )
 
 

@@ -1,0 +1,1 @@
+"""How good a model is: held-out loss and bits per byte, multiple choice, lm-evaluation-harness."""

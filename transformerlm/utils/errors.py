@@ -21,6 +21,10 @@ class CheckpointError(TransformerLMError):
     """A checkpoint is missing, damaged or does not fit the model it is loaded into."""
 
 
+class InteropError(TransformerLMError):
+    """A file of another project's format is malformed, or holds what cannot be expressed on the other side."""
+
+
 class WorkerError(TransformerLMError):
     """A worker process ended before its work was done."""
 

@@ -38,12 +38,16 @@ def our_ways(model: "TransformerLM", settings: BenchInferSection, batch_size: in
     from transformerlm.inference import Engine
 
     floats = weight_bytes(model)
-    ways = [Way("engine", _decode_by(Engine(model, max_batch_size=batch_size), settings), floats)]
+    kinds = [("engine", False, False)]
+    if model.token_embeddings.weight.device.type == "cpu":
+        kinds.append(("engine, int8", False, True))
     if settings.compiled:
-        for name, int8 in (("engine, compiled", False), ("engine, compiled, int8", True)):
-            engine = Engine(model, max_batch_size=batch_size, compiled=True, int8=int8)
-            read = floats // model.token_embeddings.weight.element_size() if int8 else floats
-            ways.append(Way(name, _decode_by(engine, settings), read))
+        kinds += [("engine, compiled", True, False), ("engine, compiled, int8", True, True)]
+    ways = []
+    for name, compiled, int8 in kinds:
+        engine = Engine(model, max_batch_size=batch_size, compiled=compiled, int8=int8)
+        read = floats // model.token_embeddings.weight.element_size() if int8 else floats
+        ways.append(Way(name, _decode_by(engine, settings), read))
     return ways
 
 

@@ -137,9 +137,6 @@ class DecodingSection(ExecutionSection):
         description="Compile the decoding steps first: up to a minute once, then seconds; worth it for many tokens.",
     )
     int8: bool = Field(
-        default=False, description="With compile: decode with weights rounded to bytes, which is faster on CPUs."
+        default=False,
+        description="Decode with weights rounded to bytes, which is faster on CPUs; elsewhere only with compile.",
     )
-
-    def problems(self) -> Iterator[Problem]:
-        if self.int8 and not self.compile:
-            yield Problem("int8", "is for compiled steps: set compile to true as well", self.int8)

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from transformerlm.distributed.decoding import CompiledStep
+from transformerlm.distributed.decoding import CompiledStep, with_int8_weights
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.batch_sampling import BatchSampler
 from transformerlm.inference.logprobs import TokenLogprobs, token_logprobs
@@ -81,9 +81,9 @@ class Engine:
         """Put `model` into evaluation mode and take memory for `max_batch_size` rows of `max_length` tokens.
 
         `eos_token_id` ends a continuation. `max_length`, prompt and continuation together, is by default the model's
-        context. With `compiled` steps after the prompt are compiled, here, for batches of 1, 8 and `max_batch_size`;
-        with `int8` too they use weights rounded to bytes. Raises `ConfigError` for a length above the context, and if
-        this machine cannot compile.
+        context. With `int8` steps after the prompt use weights rounded to bytes; with `compiled` they are compiled,
+        here, for batches of 1, 8 and `max_batch_size`. Raises `ConfigError` for a length above the context, if this
+        machine cannot compile, and for int8 weights off the CPU that are not for compiled steps.
         """
         self._model = model.eval()
         self._eos_token_id = eos_token_id
@@ -95,8 +95,11 @@ class Engine:
         self._seen_BV: Tensor | None = None  # tokens in prompt and continuation, for those who are penalized for them
         self._sampler: BatchSampler | None = None  # of the rows in use; None when they have changed
         self._compiled_step: CompiledStep | None = None
+        self._stepping_model = self._model
         if int8 and not compiled:
-            raise ConfigError("int8 weights are for compiled steps only; ask for those too")
+            if self._device.type != "cpu":
+                raise ConfigError(f"int8 weights on {self._device.type} are for compiled steps only; ask for those too")
+            self._stepping_model = with_int8_weights(self._model)
         if compiled:
             self._compiled_step = CompiledStep(self._model, self._cache, batch_sizes=_COMPILED_SIZES, int8=int8)
 
@@ -221,7 +224,7 @@ class Engine:
         positions_B1 = None  # one length, one position: no mask is needed
         if len({*lengths} - {0}) > 1:
             positions_B1 = torch.tensor([[max(0, length - 1)] for length in lengths], device=self._device)
-        return self._model(self._newest_S[:num_rows].unsqueeze(1), positions_B1, cache)[:, -1]
+        return self._stepping_model(self._newest_S[:num_rows].unsqueeze(1), positions_B1, cache)[:, -1]
 
     def _draw(self, logits_BV: Tensor) -> list[int]:
         """Let each row draw its token."""

@@ -39,10 +39,10 @@ def our_ways(model: "TransformerLM", settings: BenchInferSection, batch_size: in
 
     floats = weight_bytes(model)
     kinds = [("engine", False, False)]
-    if model.token_embeddings.weight.device.type == "cpu":
-        kinds.append(("engine, int8", False, True))
     if settings.compiled:
         kinds += [("engine, compiled", True, False), ("engine, compiled, int8", True, True)]
+        if model.token_embeddings.weight.device.type == "cpu":
+            kinds.append(("engine, int8", False, True))
     ways = []
     for name, compiled, int8 in kinds:
         engine = Engine(model, max_batch_size=batch_size, compiled=compiled, int8=int8)

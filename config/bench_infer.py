@@ -25,7 +25,7 @@ class BenchInferSection(ExecutionSection):
         default=8, ge=0, description="As many of them are generated without a cache too, to compare (0: none)."
     )
     compiled: bool = Field(
-        default=False, description="Measure compiled steps too, as they are and with int8 weights (minutes more)."
+        default=False, description="Measure faster steps too: compiled, with int8 weights, with both (minutes more)."
     )
     peers: bool = Field(default=False, description="Measure transformers' generate too, on the same weights.")
     valid: PathSetting | None = Field(

@@ -172,7 +172,7 @@ def test_compiled_steps_and_peers_are_measured_on_the_same_weights(read_summary:
     assert main([*TINY_MODEL, *TINY_RUN[3:], *words]) == 0
     results = read_summary()["results"]
     peers = [f"transformers, {dtype}, {cache} cache" for dtype in ("float32", "bfloat16") for cache in CACHES]
-    ways = ["engine", "engine, compiled", "engine, compiled, int8", *peers]
+    ways = ["engine", "engine, compiled", "engine, compiled, int8", "engine, int8", *peers]
     assert [(record["batch_size"], record["way"]) for record in results] == [(3, way) for way in ways]
     assert all(set(record) == RECORD_KEYS for record in results if record["way"] != "engine")
     floors = {record["way"]: record["decode.floor_ms"] for record in results}

@@ -7,6 +7,7 @@ from transformerlm.distributed import compiling
 from transformerlm.distributed.decoding import CompiledStep, Int8Linear, with_int8_weights
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference import Engine
+from transformerlm.inference.engine import Request
 from transformerlm.models import Linear, TransformerLM
 from transformerlm.utils.errors import ConfigError
 
@@ -86,20 +87,49 @@ def test_int8_weights_are_within_half_a_step_and_the_model_stays() -> None:
     copied = with_int8_weights(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert copied.token_embeddings.weight is model.token_embeddings.weight
-    assert sum(isinstance(module, Int8Linear) for module in copied.modules()) == 2 * 7 + 1
+    assert not any(isinstance(module, Linear) for module in copied.modules())
     weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     weight[3] = 0
     layer = Int8Linear(weight)
     assert layer.weight.dtype == torch.int8
     error = (layer.weight * layer.scale.unsqueeze(1) - weight).abs()
     assert (error <= weight.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.001).all()
-    x = torch.randn(2, 9, 64)
-    torch.testing.assert_close(layer(x), x @ (layer.weight * layer.scale.unsqueeze(1)).T)
+
+
+@pytest.mark.parametrize("in_features", [1, 36, 64, 100])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_int8_products_in_eager_mode_are_those_of_rounded_weights(in_features: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(7, in_features, generator=generator), torch.randn(rows, 2, in_features, generator=generator)
+    found, expected = Int8Linear(weight)(x), x @ rounded(weight).T
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 2**-7 * (x.abs() @ weight.abs().T).max()  # two roundings to bfloat16
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_eager_engine_with_int8_weights_follows_the_rounded_model(tied: bool) -> None:
+    model = build(dtype=torch.float32, tied=tied)
+    engine = Engine(model, max_batch_size=2, int8=True)
+    sampling = SamplingHparams(temperature=0, max_new_tokens=CONTEXT)
+    requests = [engine.submit(prompt, sampling, num_logprobs=VOCAB) for prompt in ([3, 1, 2], [5])]
+    found: dict[Request, list[torch.Tensor]] = {request: [] for request in requests}
+    for token in engine.run():
+        assert token.logprobs is not None
+        likeliest = dict(token.logprobs.likeliest)
+        found[token.request].append(torch.tensor([likeliest[token_id] for token_id in range(VOCAB)]))
+    exact = build(dtype=torch.float32, tied=tied)
+    for request, rows in found.items():
+        ids = [*request.prompt_ids, *request.token_ids]
+        with torch.no_grad():
+            expected = exact(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[len(request.prompt_ids) - 1 :]
+        torch.testing.assert_close(torch.stack(rows), expected, atol=0.05, rtol=0)
+        torch.testing.assert_close(rows[0], expected[0])  # a prompt goes through the model itself
+        assert not torch.allclose(rows[1], expected[1], atol=1e-5), "the weights were not rounded"
 
 
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="int8 weights are for compiled steps only"):
-        Engine(build(), int8=True)
+    with pytest.raises(ConfigError, match="int8 weights on meta are for compiled steps only"):
+        Engine(build().to("meta"), int8=True)
     monkeypatch.setattr(compiling, "_missing_compiler", lambda _device: "there is no C++ compiler here")
     with pytest.raises(ConfigError, match="compile: is true, but there is no C\\+\\+ compiler here"):
         Engine(build(), compiled=True)

@@ -109,15 +109,20 @@ def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
 def with_int8_weights(model: TransformerLM) -> TransformerLM:
     """Return a copy whose matrices are rounded to bytes; what is no matrix is shared.
 
-    A tied model's output projection is rounded, its embeddings are not: they are looked up, not multiplied.
+    Matrices that are multiplied with the same activations become one. A tied model's output projection is rounded, its
+    embeddings are not: they are looked up, not multiplied.
     """
     copied = _sharing_copy(model)
-    for module in list(copied.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
-                setattr(module, name, Int8Linear(child.weight))
-    if copied.lm_head is None:
-        copied.lm_head = Int8Linear(model.output_weight)  # type: ignore[assignment]
+    for block in blocks_of(copied):
+        for part, joined, other in (
+            (block.attn, ("q_proj", "k_proj", "v_proj"), "output_proj"),
+            (block.ffn, ("w1", "w3"), "w2"),
+        ):
+            part.project = _JoinedInt8([part.get_submodule(name) for name in joined]).forward  # type: ignore[assignment]
+            for name in joined:
+                delattr(part, name)
+            setattr(part, other, Int8Linear(getattr(part, other).weight))
+    copied.lm_head = Int8Linear(model.output_weight)  # type: ignore[assignment]
     return copied
 
 
@@ -153,7 +158,7 @@ class Int8Linear(nn.Module):
         if torch.compiler.is_compiling():
             products_NO = self._sums(rows_NI.to(torch.float32))
         else:  # the scales are kept out of it: in bfloat16 each would be wrong by up to 0.2 %, for all rows alike
-            products_NO = torch._weight_int8pack_mm(rows_NI.to(torch.bfloat16), self.weight, self._ones)
+            products_NO = torch.ops.aten._weight_int8pack_mm(rows_NI.to(torch.bfloat16), self.weight, self._ones)
         return (products_NO * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
 
     def _sums(self, rows_NI: Tensor) -> Tensor:
@@ -164,3 +169,17 @@ class Int8Linear(nn.Module):
             weight_OI = self.weight.to(torch.float32)
             products += [(row_I * weight_OI).sum(dim=-1) for row_I in some_NI.unbind(0)]
         return torch.stack(products)
+
+
+@final
+class _JoinedInt8(nn.Module):
+    """Several linear maps of the same input, rounded to bytes, as one product."""
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        super().__init__()
+        self._sizes = [layer.out_features for layer in layers]
+        self._joined = Int8Linear(torch.cat([layer.weight for layer in layers]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map (..., in) to one (..., out) for each layer."""
+        return self._joined(x).split(self._sizes, dim=-1)

@@ -49,6 +49,7 @@ class BatchSampler:
         self._min_p_B1 = _column([row.min_p for row in drawn], device) if any(row.min_p for row in drawn) else None
         top_p = [row.top_p if row.top_p < 1 else float("inf") for row in drawn]
         self._top_p_B1 = _column(top_p, device) if any(row.top_p < 1 for row in drawn) else None
+        self._ids_V: Tensor | None = None  # 0, 1, …, made with the first draw that needs them
 
     def draw(self, logits_BV: Tensor, numbers_B: Tensor, seen_BV: Tensor | None = None) -> Tensor:
         """Return the token (B,) that each row draws.
@@ -80,11 +81,12 @@ class BatchSampler:
         drawn_B1 = invert(weights_BV, uniform_numbers(self._seeds_B1, numbers_B1))
         if limit_B1 is None:
             return drawn_B1
-        ids_V = torch.arange(weights_BV.shape[-1], device=weights_BV.device)
+        if self._ids_V is None:
+            self._ids_V = torch.arange(weights_BV.shape[-1], device=weights_BV.device)
         attempt = 0
         while True:
             weight_B1 = weights_BV.gather(1, drawn_B1)
-            is_before_BV = (weights_BV > weight_B1) | ((weights_BV == weight_B1) & (ids_V < drawn_B1))
+            is_before_BV = (weights_BV > weight_B1) | ((weights_BV == weight_B1) & (self._ids_V < drawn_B1))
             before_BV = weights_BV.masked_fill(~is_before_BV, 0)
             before_B1 = before_BV.sum(dim=-1, keepdim=True)
             # the first one stays even where the limit is too small a number for the type, and rounded to 0

@@ -120,6 +120,10 @@ class MultiheadSelfAttentionRoPE(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
 
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, T, H · K), keys and values (B, T, G · K)."""
+        return self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -134,9 +138,7 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         Without one, `mask` says instead which tokens may attend to which, as `attend` wants it: a boolean
         tensor (T, T) or (B, 1, T, T), True = attend.
         """
-        q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.num_heads, self.d_head))
-        k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.num_kv_heads, self.d_head))
-        v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.num_kv_heads, self.d_head))
+        q_BTHK, k_BTGK, v_BTGK = (one.unflatten(-1, (-1, self.d_head)) for one in self.project(x_BTD))
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
 

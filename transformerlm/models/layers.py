@@ -157,9 +157,14 @@ class SwiGLU(nn.Module):
         self.w2.reset_parameters(generator, residual_scale)
         self.w3.reset_parameters(generator)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gate and up, each (..., d_ff), of (..., d_model)."""
+        return self.w1(x), self.w3(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_model) to (..., d_model)."""
-        return self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
+        gate, up = self.project(x)
+        return self.w2(nn.functional.silu(gate) * up)
 
 
 class RotaryPositionalEmbedding(nn.Module):

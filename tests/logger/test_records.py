@@ -80,14 +80,14 @@ def test_scalars_of_any_library_become_plain(value: object, expected: object) ->
 @pytest.mark.parametrize(
     "value",
     [
-        object(),
+        NotImplemented,
         b"bytes",
         {1, 2},
         1j,
         torch.zeros(2),
         np.zeros(2),
         torch.tensor(1j),
-        [object()],
+        [NotImplemented],
         {"a": b""},
         {1: 2},
     ],

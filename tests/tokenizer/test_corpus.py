@@ -76,6 +76,7 @@ def test_what_is_not_utf8_is_named_with_its_place(tmp_path: Path, data: bytes, o
         ("wrong.zst", b"not compressed at all"),
         ("wrong.gz", b"not compressed at all"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes) -> None:
     with pytest.raises(DataError, match=name):

@@ -95,7 +95,7 @@ def test_module_equals_the_written_out_version(num_kv_heads: int | None, qk_norm
 
 def test_a_head_size_of_its_own_need_not_divide_the_width() -> None:
     assert checked_head_size(9, 3, 3, 8) == 8
-    with pytest.raises(ConfigError, match="must be even for rotary positions .got head_size = 7"):
+    with pytest.raises(ConfigError, match=r"must be even for rotary positions \(got head_size = 7"):
         checked_head_size(16, 2, None, 7)
     with pytest.raises(ConfigError, match="head_size must be at least 1"):
         checked_head_size(16, 2, None, 0)

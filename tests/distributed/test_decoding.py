@@ -14,8 +14,14 @@ VOCAB, CONTEXT = 40, 16
 
 
 def build(*, dtype: torch.dtype = torch.float64, tied: bool = False) -> TransformerLM:
-    model = TransformerLM(VOCAB, CONTEXT, 32, 2, 4, 64, dtype=dtype, num_kv_heads=2, tie_embeddings=tied)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model = TransformerLM(
+        VOCAB, CONTEXT, 32, 2, 4, 64, dtype=dtype, num_kv_heads=2, qkv_bias=True, head_size=6, tie_embeddings=tied
+    )
+    draw = torch.Generator().manual_seed(0)
+    model.init_weights(draw)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, generator=draw)
     return model.eval()
 
 
@@ -95,6 +101,9 @@ def test_int8_weights_are_within_half_a_step_and_the_model_stays() -> None:
     assert (error <= weight.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.001).all()
     x = torch.randn(2, 9, 64)
     torch.testing.assert_close(layer(x), x @ (layer.weight * layer.scale.unsqueeze(1)).T)
+    bias = torch.nn.Parameter(torch.randn(5))
+    assert torch.equal(Int8Linear(weight, bias)(x), layer(x) + bias)
+    assert copied.layers[0].attn.q_proj.bias is model.layers[0].attn.q_proj.bias
 
 
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,9 @@ ROWS = 4
 SCATTER = "c10d::_reduce_scatter_base_"  # with it each process gets the sum of its piece of the gradients
 END_OF_TEXT_ID = 30
 # Odd sizes: one process has more rows of the weight than the other.
-MODEL = ModelHparams(vocab_size=41, context_length=12, d_model=6, num_layers=2, num_heads=3, d_ff=33, qk_norm=True)
+MODEL = ModelHparams(
+    vocab_size=41, context_length=12, d_model=6, num_layers=2, num_heads=3, d_ff=33, qk_norm=True, qkv_bias=True
+)
 
 Results = dict[str, Tensor]
 

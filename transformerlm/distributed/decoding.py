@@ -113,7 +113,7 @@ def with_int8_weights(model: TransformerLM) -> TransformerLM:
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
-                setattr(module, name, Int8Linear(child.weight))
+                setattr(module, name, Int8Linear(child.weight, child.bias))
     if copied.lm_head is None:
         copied.lm_head = Int8Linear(model.output_weight)  # type: ignore[assignment]
     return copied
@@ -126,14 +126,15 @@ def _sharing_copy(model: TransformerLM) -> TransformerLM:
 
 @final
 class Int8Linear(nn.Module):
-    """`y = W x` with W = diag(scale) · bytes, each scale a 127th of its row's largest weight."""
+    """`y = W x + b` with W = diag(scale) · bytes, each scale a 127th of its row's largest weight."""
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
-        """Round `weight` (out, in), of any floating type."""
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None = None) -> None:
+        """Round `weight` (out, in), of any floating type; `bias` (out,), if any, is shared as it is."""
         super().__init__()
+        self.bias = bias
         wide = weight.detach().to(torch.float32)
         scale = (wide.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         self.register_buffer("weight", (wide / scale.unsqueeze(1)).round().to(torch.int8), persistent=False)
@@ -147,7 +148,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out); compiled, it never holds the widened weights."""
         if not torch.compiler.is_compiling():
-            return nn.functional.linear(x.to(torch.float32), self.rounded_weight).to(x.dtype)
+            return self._add_bias(nn.functional.linear(x.to(torch.float32), self.rounded_weight)).to(x.dtype)
         rows_NI = x.flatten(0, -2).to(torch.float32)
         # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
         rows_NI = rows_NI.as_strided(rows_NI.shape, (rows_NI.shape[1], 1))
@@ -155,4 +156,7 @@ class Int8Linear(nn.Module):
         for some_NI in rows_NI.split(_ROWS_TOGETHER):
             weight_OI = self.weight.to(torch.float32)
             products += [(row_I * weight_OI).sum(dim=-1) for row_I in some_NI.unbind(0)]
-        return (torch.stack(products) * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
+        return self._add_bias(torch.stack(products) * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
+
+    def _add_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias

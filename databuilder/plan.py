@@ -86,7 +86,9 @@ class Plan:
     def check(self) -> None:
         """Raise `DataError` for what can be known before any work is done."""
         if self.tokenizer.eos_token_id is None:
-            raise DataError(f"the tokenizer has no {self.tokenizer.settings.end_of_text} token; train it with that special token")
+            raise DataError(
+                f"the tokenizer has no {self.tokenizer.settings.end_of_text} token; train it with that special token"
+            )
         inputs = {Path(file.name).resolve() for file in self.all_files if not is_url(file.name)}
         for output in self.outputs.values():
             if output.is_dir():

@@ -61,7 +61,12 @@ def pattern_of(pre_tokenizer: Any) -> str:
     first = steps[0]
     if len(steps) == 1 and use_regex is True:
         return GPT2
-    if len(steps) == 2 and first.get("type") == "Digits" and first.get("individual_digits") is True and use_regex is True:
+    if (
+        len(steps) == 2
+        and first.get("type") == "Digits"
+        and first.get("individual_digits") is True
+        and use_regex is True
+    ):
         return GPT2_DIGITS
     if len(steps) == 2 and first.get("type") == "Split" and use_regex is False:
         return _pattern_of_split(first)
@@ -92,5 +97,9 @@ def _pattern_of_split(split: dict[str, Any]) -> str:
 
 
 def _not_byte_level(kind: Any) -> str:
-    spoken = {"Metaspace": "SentencePiece's, Metaspace", None: "absent"}.get(kind, kind) if isinstance(kind, str | None) else kind
+    spoken = (
+        {"Metaspace": "SentencePiece's, Metaspace", None: "absent"}.get(kind, kind)
+        if isinstance(kind, str | None)
+        else kind
+    )
     return f"its pre-tokenizer is {spoken}; only byte-level BPE, as of GPT-2, Llama 3, Qwen and o200k, can be read"

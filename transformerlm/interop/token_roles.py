@@ -107,8 +107,15 @@ def _tokens_around(template: dict[str, Any], ids: Mapping[str, int]) -> tuple[st
             continue
         token = special.get("id") if isinstance(special, dict) else None
         entry = known.get(token) if isinstance(token, str) else None
-        if token not in ids or not isinstance(entry, dict) or entry.get("ids") != [ids[token]]:
-            raise InteropError(f"its template puts {str(token)[:100]!r} around texts, which is no added token of that id")
+        if (
+            not isinstance(token, str)
+            or token not in ids
+            or not isinstance(entry, dict)
+            or entry.get("ids") != [ids[token]]
+        ):
+            raise InteropError(
+                f"its template puts {str(token)[:100]!r} around texts, which is no added token of that id"
+            )
         around[-1].append(token)
     if len(around) != 2 or max(map(len, around)) > 1:
         raise InteropError("its template puts more around a text than a token before and one after it")

@@ -50,7 +50,9 @@ def read_tokenizer(folder: Path | str) -> Tokenizer:
     """
     path = Path(folder) / TOKENIZER_FILE
     if not path.exists() and (path.parent / "tokenizer.model").exists():
-        raise InteropError(f"{path.parent}: has a SentencePiece model only, which cannot be read; only byte-level BPE can")
+        raise InteropError(
+            f"{path.parent}: has a SentencePiece model only, which cannot be read; only byte-level BPE can"
+        )
     content = read_json_object(path, max_bytes=MAX_BYTES, error=InteropError)
     try:
         return _tokenizer(content, path)
@@ -88,8 +90,14 @@ def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
     if kind != "BPE":
         raise InteropError(f"its model is {kind}; only byte-level BPE can be read")
     if model.get("byte_fallback", False) is not False:
-        raise InteropError("its model is SentencePiece's BPE (byte_fallback), over characters; only byte-level can be read")
-    for name, harmless in (("dropout", (None, 0)), ("continuing_subword_prefix", (None, "")), ("end_of_word_suffix", (None, ""))):
+        raise InteropError(
+            "its model is SentencePiece's BPE (byte_fallback), over characters; only byte-level can be read"
+        )
+    for name, harmless in (
+        ("dropout", (None, 0)),
+        ("continuing_subword_prefix", (None, "")),
+        ("end_of_word_suffix", (None, "")),
+    ):
         if model.get(name) not in harmless:
             raise InteropError(f"its model has {name} {model[name]!r}, which is not done here")
     if not isinstance(model.get("ignore_merges", False), bool):
@@ -105,7 +113,9 @@ def _normalization(normalizer: Any) -> str | None:
     if not isinstance(normalizer, dict):
         raise InteropError("its normalizer is no object; restore the file")
     steps = normalizer.get("normalizers") if normalizer.get("type") == "Sequence" else [normalizer]
-    kinds = [step.get("type") if isinstance(step, dict) else step for step in steps] if isinstance(steps, list) else None
+    kinds = (
+        [step.get("type") if isinstance(step, dict) else step for step in steps] if isinstance(steps, list) else None
+    )
     if kinds == []:
         return None
     if kinds == ["NFC"]:
@@ -165,9 +175,13 @@ def _vocab(entries: dict[str, Any], added: dict[str, AddedToken], roles: Roles) 
     numbered = [*entries.items(), *((text, token.token_id) for text, token in added.items() if text not in entries)]
     for text, token_id in numbered:
         if type(token_id) is not int or not 0 <= token_id < len(numbered):
-            raise InteropError(f"its token {text!r} has the id {str(token_id)[:30]}; the ids are 0 to {len(numbered) - 1}")
+            raise InteropError(
+                f"its token {text!r} has the id {str(token_id)[:30]}; the ids are 0 to {len(numbered) - 1}"
+            )
         if token_id in vocab or (text in added and added[text].token_id != token_id):
-            raise InteropError(f"its token {text!r} and another have the id {token_id}, or it has two; restore the file")
+            raise InteropError(
+                f"its token {text!r} and another have the id {token_id}, or it has two; restore the file"
+            )
         vocab[token_id] = text.encode("utf-8") if text in special else _bytes(text)
     missing = roles.named() - added.keys() - entries.keys()
     if missing:
@@ -204,8 +218,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path | str, *, context_length:
         folder: is made if need be. Files of the same content may be there.
         context_length: tokens that the model reads at most.
 
-    Raises `InteropError`, before anything is written, if one of the files is there with other content, and for a special
-    token that in `tokenizer.json` would read like an ordinary one.
+    Raises `InteropError`, before anything is written, if one of the files is there with other content, and for a
+    special token that in `tokenizer.json` would read like an ordinary one.
     """
     path = Path(folder)
     try:

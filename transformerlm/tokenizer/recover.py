@@ -1,9 +1,9 @@
 """Merges from what other projects write in their place: from ranks, and from lists that name a token's making twice.
 
 Byte-pair encoding is a sequence of merges, and what happens inside a stretch of bytes does not depend on the bytes
-around it, unless a token reaches beyond it. So a token is only ever made in one way: the way in which it is made when its
-own bytes are merged alone. That finds the merge of a token of which only the rank is known, as in tiktoken's files, and
-the one that counts among several for the same token, as in tokenizers that were converted from such files.
+around it, unless a token reaches beyond it. So a token is only ever made in one way: the way in which it is made when
+its own bytes are merged alone. That finds the merge of a token of which only the rank is known, as in tiktoken's files,
+and the one that counts among several for the same token, as in tokenizers that were converted from such files.
 """
 
 from collections import Counter
@@ -35,7 +35,9 @@ def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Pair]:
                 unmade.append(token)
     for token in unmade:
         if len(known.parts(token)) == 2:
-            raise TokenizerError(f"the token {token!r} has a lower rank than its parts; give ranks as training made them")
+            raise TokenizerError(
+                f"the token {token!r} has a lower rank than its parts; give ranks as training made them"
+            )
     return known.merges
 
 

@@ -1,7 +1,8 @@
 """What a tokenizer does beside vocabulary and merges: `tokenizer_settings.json`, where it differs from GPT-2's.
 
     {"format_version": 1, "pattern": "llama3", "normalization": null, "whole_words": true,
-     "end_of_text": "<|end_of_text|>", "beginning_of_text": "<|begin_of_text|>", "special_tokens": ["<|begin_of_text|>", …]}
+     "end_of_text": "<|end_of_text|>", "beginning_of_text": "<|begin_of_text|>",
+     "special_tokens": ["<|begin_of_text|>", "<|end_of_text|>", …]}
 
 A tokenizer like GPT-2's has no such file. Where there is one, it also names the special tokens, so that an entry of the
 vocabulary that no merge makes need not be one.

@@ -84,6 +84,12 @@ def safetensors_header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[st
     return len(text).to_bytes(8, "little") + text, names
 
 
+def tensors_header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
+    """Return `safetensors_header` for `encode` of this flat dict, of which the tensors are still to come."""
+    structure = {name: {_TENSOR: name} for name in tensors}
+    return safetensors_header(tensors, {_METADATA_KEY: json.dumps(structure)})
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor as they stand in a file: its own memory, if it is on the CPU and contiguous."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -301,6 +301,11 @@ class TrainingHparams(Section):
     )
     threads: int = Field(default=0, ge=0, description="CPU threads (0: torch's own choice).")
     runs_dir: PathSetting = Field(default=Path("runs"), description="The run folder is runs_dir / logging.run_name.")
+    init_from: PathSetting | None = Field(
+        default=None,
+        description="Checkpoint or run folder with whose weights a new run begins (unset: random ones). Its model is "
+        "the run's: leave [model] out, or give a shorter context_length. Its tokenizer must be the data's.",
+    )
     resume: Literal["auto", "never", "force"] = Field(
         default="auto",
         description="auto: continue from the newest whole checkpoint of the run folder. "

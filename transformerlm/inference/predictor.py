@@ -11,7 +11,7 @@ from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
+from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state, require_fitting
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError
 
@@ -66,9 +66,10 @@ class Predictor:
         checkpoint = Checkpoint.open(Path(path))
         if not all((checkpoint.path / name).exists() for name in TOKENIZER_FILES):
             raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text")
-        model = build_model(checkpoint.model_hparams(), device="meta")
+        model, state = build_model(checkpoint.model_hparams(), device="meta"), checkpoint.model_state()
+        require_fitting(model, state)
         model = model.to_empty(device="cpu")
-        load_model_state(model, checkpoint.model_state())
+        load_model_state(model, state)
         model = model.to(chosen, select_dtype(dtype, chosen))
         return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)
 

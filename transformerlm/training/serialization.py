@@ -107,7 +107,7 @@ def from_bytes(data: bytes, source: str) -> Any:
         header_size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + header_size])
         return fill(json.loads(header["__metadata__"][_METADATA_KEY]), tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{source}: is not a file that this package wrote, or it is damaged: {error}") from None
 
 
@@ -182,5 +182,5 @@ def read_structure(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()[_METADATA_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not a file that this package wrote, or it is damaged: {error}") from None

@@ -15,6 +15,7 @@ from transformerlm.interop.gguf_tokenizer import add_tokenizer
 from transformerlm.interop.layout import huggingface_name
 from transformerlm.interop.output import check_output
 from transformerlm.interop.source import LLAMA, Source, Written
+from transformerlm.models.rope_scaling import scaled_frequencies
 from transformerlm.utils.errors import InteropError, MissingDependencyError
 from transformerlm.utils.files import atomic_path
 
@@ -49,10 +50,13 @@ def export_gguf(source: Source, out: Path) -> Written:
         )
     writer = gguf.GGUFWriter(None, source.architecture.gguf)
     _add_settings(writer, source, name=out.stem)
+    divisors = _add_rope_scaling(writer, source)
     notes = add_tokenizer(writer, source.tokenizer, source.vocab_size)
     names = _gguf_names(source)
     for name, theirs in names.items():
         writer.add_tensor_info(theirs, *_kind_of(source.weights[name], source.dtype))
+    if divisors is not None:
+        writer.add_tensor_info("rope_freqs.weight", *_kind_of(divisors, source.dtype))
     num_bytes = sum(weight.numel() * source.dtype.itemsize for weight in source.weights.values()) + _METADATA_BYTES
     with atomic_path(out, num_bytes) as path:
         try:
@@ -61,6 +65,8 @@ def export_gguf(source: Source, out: Path) -> Written:
             writer.write_ti_data_to_file()
             for name in names:
                 writer.write_tensor_data(_numbers(_weight(source, name), source.dtype))
+            if divisors is not None:
+                writer.write_tensor_data(_numbers(divisors, source.dtype))
         finally:
             writer.close()
     return source.written(out, "gguf", notes)
@@ -93,6 +99,33 @@ def _add_settings(writer: "GGUFWriter", source: Source, *, name: str) -> None:
     writer.add_vocab_size(source.vocab_size)
 
 
+def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
+    """Say how rotary positions are scaled; return the divisors of the frequencies (K / 2,), if they differ."""
+    from gguf import RopeScalingType
+
+    hparams = source.hparams
+    if hparams.rope_scaling == "linear":
+        assert hparams.rope_factor is not None
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(hparams.rope_factor)
+    if hparams.rope_scaling != "llama3":
+        return None
+    if source.architecture.gguf != LLAMA.gguf:
+        raise InteropError(
+            "llama.cpp has the rotary scaling of Llama 3 for Llama alone, and this is "
+            f"{source.architecture.huggingface}; export with --format hf instead"
+        )
+    plain = hparams.rope_theta ** -(torch.arange(0, source.d_head, 2, dtype=torch.float32) / source.d_head)
+    return plain / scaled_frequencies(
+        plain,
+        hparams.rope_scaling,
+        factor=hparams.rope_factor,
+        low_freq_factor=hparams.rope_low_freq_factor,
+        high_freq_factor=hparams.rope_high_freq_factor,
+        original_context=hparams.rope_original_context,
+    )
+
+
 def _gguf_names(source: Source) -> dict[str, str]:
     """Return what GGUF calls each of our weights, in the order of the file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -108,7 +141,7 @@ def _gguf_names(source: Source) -> dict[str, str]:
 
 
 def _weight(source: Source, name: str) -> Tensor:
-    return source.weights[name] if source.architecture == LLAMA else source.in_halves(name)
+    return source.weights[name] if source.architecture.gguf == LLAMA.gguf else source.in_halves(name)
 
 
 def _kind_of(weight: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """A checkpoint as a Hugging Face folder, which transformers, vLLM and SGLang load without code of ours.
 
-    config.json               the architecture: Llama, or Qwen3 for a model with QK-norm, and its sizes
+    config.json               the architecture (see `source.choose_architecture`) and its sizes
     model.safetensors         the weights, under that architecture's names and in its rotary layout (see `layout`)
     generation_config.json    which ids begin and end a text
     tokenizer.json, tokenizer_config.json
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from transformerlm.hparams import ModelHparams
 from transformerlm.interop.layout import huggingface_name
 from transformerlm.interop.output import check_output
-from transformerlm.interop.source import QWEN3, Source, Written
+from transformerlm.interop.source import LLAMA, QWEN2, QWEN3, Source, Written
 from transformerlm.interop.tokenizer_json import write_tokenizer
 from transformerlm.training.manifest import FolderWriter
 from transformerlm.training.serialization import safetensors_header, tensor_bytes
@@ -63,6 +64,7 @@ def model_config(source: Source) -> dict[str, Any]:
     """Return what `config.json` says."""
     hparams, kind = source.hparams, source.architecture
     begin, end = special_ids(source)
+    scaling = _rope_scaling(hparams)
     config: dict[str, Any] = {
         "architectures": [kind.huggingface],
         "model_type": kind.model_type,
@@ -76,9 +78,9 @@ def model_config(source: Source) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": hparams.context_length,
         "rms_norm_eps": hparams.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": hparams.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": hparams.rope_theta} | (scaling or {}),
         "rope_theta": hparams.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": scaling,
         "tie_word_embeddings": hparams.tie_embeddings,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -90,11 +92,23 @@ def model_config(source: Source) -> dict[str, Any]:
         "dtype": dtype_name(source.dtype),
         "torch_dtype": dtype_name(source.dtype),
     }
-    if kind == QWEN3:
-        config |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": hparams.num_layers}
-    else:
-        config |= {"mlp_bias": False, "pretraining_tp": 1}
+    if kind in (QWEN2, QWEN3):
+        config |= {"use_sliding_window": False, "max_window_layers": hparams.num_layers}
+    config |= {"mlp_bias": False, "pretraining_tp": 1} if kind == LLAMA else {"sliding_window": None}
     return config
+
+
+def _rope_scaling(hparams: ModelHparams) -> dict[str, Any] | None:
+    if hparams.rope_scaling is None:
+        return None
+    numbers = {
+        "factor": hparams.rope_factor,
+        "low_freq_factor": hparams.rope_low_freq_factor,
+        "high_freq_factor": hparams.rope_high_freq_factor,
+        "original_max_position_embeddings": hparams.rope_original_context,
+    }
+    given = {name: number for name, number in numbers.items() if number is not None}
+    return {"rope_type": hparams.rope_scaling, **given}
 
 
 def generation_config(source: Source) -> dict[str, Any]:
@@ -105,11 +119,14 @@ def generation_config(source: Source) -> dict[str, Any]:
 
 
 def special_ids(source: Source) -> tuple[int | None, int | None]:
-    """Return the ids that begin and end a text. As in GPT-2, the end of one document also begins the next."""
+    """Return the ids that begin and end a text.
+
+    Where no token is for the beginning, the end of one document also begins the next, as in GPT-2.
+    """
     if source.tokenizer is None:
         return None, None
-    end = source.tokenizer.eos_token_id
-    return end, end
+    begin, end = source.tokenizer.bos_token_id, source.tokenizer.eos_token_id
+    return end if begin is None else begin, end
 
 
 def _notes(source: Source) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ class Architecture(NamedTuple):
 
 
 LLAMA = Architecture("LlamaForCausalLM", "llama", "llama")
+MISTRAL = Architecture("MistralForCausalLM", "mistral", "llama")
+QWEN2 = Architecture("Qwen2ForCausalLM", "qwen2", "qwen2")
 QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", "qwen3")
 
 
@@ -68,7 +70,7 @@ class Source:
     @property
     def d_head(self) -> int:
         """Size of an attention head."""
-        return self.hparams.d_model // self.hparams.num_heads
+        return self.hparams.head_size or self.hparams.d_model // self.hparams.num_heads
 
     @property
     def num_parameters(self) -> int:
@@ -120,9 +122,20 @@ def read_source(checkpoint: Path, dtype: str) -> Source:
 def choose_architecture(hparams: ModelHparams) -> Architecture:
     """Return the architecture of the Llama family that computes what a model of these settings does.
 
-    Raises `InteropError` if there is none.
+    Llama is the plain one. Qwen2 adds biases to queries, keys and values, Qwen3 norms to queries and keys. Mistral is
+    Llama of which no library asks that the number of heads divide the width. Raises `InteropError` if none fits.
     """
-    return QWEN3 if hparams.qk_norm else LLAMA
+    if hparams.qk_norm and hparams.qkv_bias:
+        raise InteropError("no architecture has both qk_norm (Qwen3) and qkv_bias (Qwen2): such a model stays here")
+    divides = hparams.d_model % hparams.num_heads == 0
+    if hparams.qkv_bias and not (divides and hparams.head_size in (None, hparams.d_model // hparams.num_heads)):
+        raise InteropError(
+            f"Qwen2, the architecture with qkv_bias, has heads of size d_model / num_heads, not {hparams.head_size}: "
+            "such a model stays here"
+        )
+    if hparams.qk_norm or hparams.qkv_bias:
+        return QWEN3 if hparams.qk_norm else QWEN2
+    return LLAMA if divides else MISTRAL
 
 
 def _check_weights(source: Source) -> None:

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from cli.import_model import main as import_main
 from transformerlm.interop.huggingface_config import read_model_config
+from transformerlm.interop.huggingface_export import export_huggingface
 from transformerlm.interop.huggingface_import import read_huggingface, write_checkpoint
+from transformerlm.interop.source import read_source
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
 from transformerlm.training.checkpoint import Checkpoint, load_model_state
@@ -122,6 +124,18 @@ def assert_same_logits(model: TransformerLM, peer: torch.nn.Module) -> None:
 def test_logits_are_those_of_transformers(kind: str, saved: Save, tmp_path: Path) -> None:
     peer, folder = saved(kind)
     assert_same_logits(imported(folder, tmp_path / "ours"), peer)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_exported_again_it_is_the_same_model(kind: str, saved: Save, tmp_path: Path) -> None:
+    peer, folder = saved(kind)
+    write_checkpoint(read_huggingface(folder, tokenizer="none"), tmp_path / "ours", "float32")
+    export_huggingface(read_source(tmp_path / "ours", "float32"), tmp_path / "theirs")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    for name, weight in peer.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids()).logits, peer(ids()).logits, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama2", "llama3", "linear", "smollm"])

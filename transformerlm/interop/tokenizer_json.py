@@ -194,7 +194,7 @@ def _bytes(text: str) -> bytes:
         return from_stand_ins(text)
     except KeyError as error:
         raise InteropError(
-            f"its token {text[:100]!r} has {error.args[0]!r}, which stands for no byte: the vocabulary is not byte-level"
+            f"its token {text[:100]!r} has {error.args[0]!r}, which stands for no byte; only byte-level BPE can be read"
         ) from None
 
 

@@ -92,7 +92,15 @@ class Tokenizer:
         )
         self._settings.check(self._special_tokens)
         self._all_specials = Specials(self._special_tokens)
-        self._codec = Codec(self._vocab, self._merges)
+        special_ids = set(self._special_tokens.values())
+        words = {token: token_id for token_id, token in self._vocab.items() if token_id not in special_ids}
+        self._codec = Codec(
+            self._vocab,
+            self._merges,
+            pattern=pattern,
+            normalization=normalization,
+            whole_words=words if whole_words else {},
+        )
 
     def _number_specials(self, special_tokens: Sequence[str]) -> dict[str, int]:
         ordinary = ordinary_tokens(self._merges)
@@ -223,7 +231,10 @@ class Tokenizer:
         return chain.from_iterable(self._encode_blocks(texts, self._specials(allowed_special), ITERABLE_BLOCK))
 
     def _encode_blocks(self, parts: Iterable[Any], specials: Specials, length: int) -> Iterator[list[int]]:
-        return (self._codec.encode(block, specials) for block in safe_blocks(parts, specials.ids, length))
+        return (
+            self._codec.encode(block, specials)
+            for block in safe_blocks(parts, specials.ids, length, self._settings.pattern)
+        )
 
     def encode_to_array(
         self, text: str | bytes, *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
@@ -258,7 +269,7 @@ class Tokenizer:
         yield from self._arrays(parts, self._specials(allowed_special), num_threads)
 
     def _arrays(self, parts: Iterable[Any], specials: Specials, num_threads: int) -> Iterator[IdArray]:
-        blocks = safe_blocks(parts, specials.ids, BLOCK)
+        blocks = safe_blocks(parts, specials.ids, BLOCK, self._settings.pattern)
         threads = worker_count(num_threads)
         return ordered_thread_map(
             lambda block: self._codec.encode_to_arrays([block], specials)[0], blocks, threads=threads

@@ -27,7 +27,7 @@ from transformerlm.training.data import TokenDataset
 from transformerlm.training.manifest import to_json
 from transformerlm.utils.errors import CheckpointError, DataError, InteropError, TransformerLMError
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 fuzz = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 
 LEAVES = st.one_of(

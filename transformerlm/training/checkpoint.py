@@ -95,23 +95,6 @@ def load_model_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
         raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
 
 
-def require_fitting(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Raise `CheckpointError` unless `state` has the names and shapes of `model`'s weights.
-
-    The model may be on the meta device: memory for it is taken when it is known to be as large as the file.
-    """
-    if not isinstance(state, Mapping):
-        raise CheckpointError("the checkpoint does not fit the model: it holds no weights by name")
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(shapes.keys() | state.keys()):
-        found = tuple(state[name].shape) if isinstance(state.get(name), torch.Tensor) else None
-        if name not in shapes or found != shapes[name]:
-            raise CheckpointError(
-                f"the checkpoint does not fit the model: {name} is {found or 'not there'} in the weights and "
-                f"{shapes.get(name, 'not there')} by config.toml"
-            )
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder whose manifest has been verified."""

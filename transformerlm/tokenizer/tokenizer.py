@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.hparams import END_OF_TEXT
-from transformerlm.tokenizer import io
+from transformerlm.tokenizer import io, tiktoken_file
 from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
 from transformerlm.tokenizer.corpus import read_bytes
 from transformerlm.tokenizer.layers import Codec, IdArray, Specials, joined
 from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens
+from transformerlm.tokenizer.recover import merges_of_ranks
 from transformerlm.tokenizer.settings import TokenizerSettings
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.utils.errors import TokenizerError
@@ -143,6 +144,55 @@ class Tokenizer:
         everything.
         """
         io.write_folder(Path(folder), self._vocab, self._merges, self._special_tokens, self._settings)
+
+    @classmethod
+    def from_tiktoken(
+        cls,
+        path: Path | str,
+        *,
+        pattern: str,
+        special_tokens: Mapping[str, int] | None = None,
+        normalization: str | None = None,
+        end_of_text: str = END_OF_TEXT,
+        beginning_of_text: str | None = None,
+    ) -> Self:
+        """Read a `.tiktoken` file: the tokenizer gives the ids of tiktoken with this file, pattern and special tokens.
+
+        Neither is in the file: of `cl100k_base.tiktoken` the pattern is "cl100k", of `o200k_base.tiktoken` "o200k", of
+        Llama 3's `tokenizer.model` "llama3", of Qwen's `qwen.tiktoken` "qwen2", with "NFC". `special_tokens` are texts
+        and their ids.
+
+        Raises `TokenizerError` that names file and line for what is wrong in it.
+        """
+        special_tokens = special_tokens or {}
+        ranks = tiktoken_file.read_ranks(Path(path))
+        vocab = tiktoken_file.full_vocab(ranks, special_tokens)
+        return cls(
+            vocab,
+            merges_of_ranks(ranks),
+            list(special_tokens),
+            pattern=pattern,
+            normalization=normalization,
+            whole_words=True,
+            end_of_text=end_of_text,
+            beginning_of_text=beginning_of_text,
+        )
+
+    def to_tiktoken(self, path: Path | str) -> None:
+        """Write a `.tiktoken` file, from which tiktoken makes the same ids, atomically.
+
+        Tiktoken has to be told the pattern and the special tokens, and does not normalize.
+
+        Raises `TokenizerError`, before anything is written, for a tokenizer that no such file can express.
+        """
+        tiktoken_file.write_ranks(
+            Path(path),
+            self._vocab,
+            self._merges,
+            set(self._special_tokens.values()),
+            pattern=self._settings.pattern,
+            whole_words=self._settings.whole_words,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **asdict(self._settings)), (self._vocab, self._merges, list(self._special_tokens))

@@ -48,6 +48,7 @@ LLAMA3 = {
             "model.d_model: d_model / num_heads = 5 must be even for rotary positions (got 30)",
         ),
         ({"model": {"num_kv_heads": 4}}, "model.num_kv_heads: must divide num_heads = 6 (got 4)"),
+        ({"model": {"num_layers": 10_001}}, "model.num_layers: should be less than or equal to 10000 (got 10001)"),
         ({"model": {"head_size": 7}}, "model.head_size: should be a multiple of 2 (got 7)"),
         (
             {"model": {"rope_scaling": "yarn"}},

@@ -76,6 +76,7 @@ def main() -> None:
         for case in CASES:
             results |= trained(case, world, folder)
             results |= continued(case, world, folder / f"single-whole-{case.way}", f"{case.name}.from_one")
+            results |= begun(case, world, folder / "single-whole-adamw")
     if is_first:
         for case in CASES:
             single = Case("single", None, case.optimizer, case.masked)
@@ -133,6 +134,13 @@ def continued(case: Case, world: World, checkpoints: Path, prefix: str) -> Resul
     for step in range(SAVED + 1, STEPS + 1):
         trainer.step(step, batch(step, world))
     return weights_of(trainer, prefix)
+
+
+def begun(case: Case, world: World, checkpoints: Path) -> Results:
+    """Return the weights of a trainer that has taken over those of the checkpoint there."""
+    trainer = make_trainer(case, Parallelism(world, case.strategy), seed=1)
+    trainer.load_weights(Checkpoint.open(checkpoints))
+    return weights_of(trainer, f"{case.name}.begun")
 
 
 def make_trainer(case: Case, parallelism: Parallelism, *, seed: int = 0) -> Trainer:

@@ -84,6 +84,12 @@ def safetensors_header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[st
     return len(text).to_bytes(8, "little") + text, names
 
 
+def tensors_header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
+    """Return `safetensors_header` for `encode` of this flat dict, of which the tensors are still to come."""
+    structure = {name: {_TENSOR: name} for name in tensors}
+    return safetensors_header(tensors, {_METADATA_KEY: json.dumps(structure)})
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor as they stand in a file: its own memory, if it is on the CPU and contiguous."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -101,7 +107,7 @@ def from_bytes(data: bytes, source: str) -> Any:
         header_size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + header_size])
         return fill(json.loads(header["__metadata__"][_METADATA_KEY]), tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{source}: is not a file that this package wrote, or it is damaged: {error}") from None
 
 
@@ -176,5 +182,5 @@ def read_structure(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()[_METADATA_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not a file that this package wrote, or it is damaged: {error}") from None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from transformerlm.inference import Engine
-    from transformerlm.models import TransformerLM
+    from transformerlm.models import RotaryPositionalEmbedding, TransformerLM
 
 Decode = Callable[["Tensor"], list[float]]
 """Continues prompts (B, T); returns the clock."""
@@ -126,6 +126,8 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
     Llama pairs element i of a head with i + K/2 where the RoFormer paper, and we, pair neighbours: rows of the query
     and key matrices change places.
     """
+    import torch
+
     from transformerlm.models import TransformerBlock
 
     try:
@@ -142,8 +144,8 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
         intermediate_size=first.ffn.w1.out_features, num_hidden_layers=len(model.layers),
         num_attention_heads=attention.num_heads, num_key_value_heads=attention.num_kv_heads,
         max_position_embeddings=model.context_length, rms_norm_eps=first.ln1.eps, tie_word_embeddings=tied,
-        rope_parameters={"rope_type": "default", "rope_theta": attention.rope.theta},
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        head_dim=attention.d_head, attention_bias=attention.q_proj.bias is not None,
+        rope_parameters=_rope_parameters(attention.rope), bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     peer = LlamaForCausalLM(config).eval()
     state = {_llama_name(name): value for name, value in model.state_dict().items()}
@@ -151,8 +153,21 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
         if "q_proj" in name or "k_proj" in name:
             halves = state[name].unflatten(0, (-1, attention.d_head // 2, 2)).transpose(1, 2)
             state[name] = halves.flatten(0, 2)
-    peer.load_state_dict(state | ({"lm_head.weight": model.output_weight} if tied else {}))
+    if tied:
+        state["lm_head.weight"] = model.output_weight
+    # Llama has a bias behind the attention too, where it has biases at all.
+    zeros = {name: torch.zeros_like(value) for name, value in peer.state_dict().items() if "o_proj.bias" in name}
+    peer.load_state_dict(state | zeros)
     return peer
+
+
+def _rope_parameters(rope: "RotaryPositionalEmbedding") -> dict[str, object]:
+    numbers = {
+        "factor": rope.factor, "low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_context,
+    }  # fmt: skip
+    given = {name: value for name, value in numbers.items() if value is not None}
+    return {"rope_type": rope.scaling or "default", "rope_theta": rope.theta, **given}
 
 
 def _llama_name(name: str) -> str:

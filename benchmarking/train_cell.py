@@ -165,6 +165,7 @@ def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, 
     config = LlamaConfig(
         vocab_size=size.vocab_size, hidden_size=size.d_model, intermediate_size=size.d_ff,
         num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, num_key_value_heads=size.num_kv_heads,
+        head_dim=size.head_size, attention_bias=size.qkv_bias,
         max_position_embeddings=size.context_length, tie_word_embeddings=size.tie_embeddings, use_cache=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(device)

@@ -60,6 +60,11 @@ def require_tokenizer(path: Path, info: "TokenFileInfo", tokenizer: "Tokenizer",
             f"{path}: was made by another tokenizer than {folder}; "
             f"make it again with transformerlm-make-data, or name its tokenizer as {setting}"
         )
+    if info.vocab_size != tokenizer.vocab_size:
+        raise DataError(
+            f"{path}: its sidecar says {info.vocab_size} entries, its tokenizer has {tokenizer.vocab_size}; "
+            "make it again with transformerlm-make-data"
+        )
 
 
 def batch_loader(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.beginning import Beginning
 from cli.data import batch_loader, open_datasets, require_tokenizer
 from cli.passages import Passage, visible
 from cli.progress import progress_bar
@@ -123,7 +124,12 @@ class Training:
         """Read the configuration and open its training data. Raises `ConfigError` and `DataError`."""
         import torch
 
+        from transformerlm.distributed.group import World
+
         config = load_config(TrainConfig, path)
+        beginning = Beginning.find(config, World())
+        if beginning is not None:
+            config = beginning.completed(config, origin=str(path))
         datasets = tuple(open_datasets(config.data.train, config, verify=False))
         return cls(path, config, datasets, batch_loader(config, datasets, device=torch.device("cpu")))
 

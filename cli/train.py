@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.beginning import Beginning, run_dir_of
 from cli.data import RunData, batch_loader, data_identity, epochs_text, open_data
 from cli.plots import plot_loss
 from cli.progress import Update, progress_bar, say, say_compiling
@@ -56,13 +57,10 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
     Returns the exit code. `origin` is where the configuration came from, for errors to name.
     """
     keep_freed_memory()
-    run_dir = _run_dir(config)
+    run_dir = run_dir_of(config)
     with stop_on_signals() as exit_code, _join_world(config) as world:
         _require_even_shares(config, world, origin)
-        with world.together():
-            data = open_data(config, verify=world.local_rank == 0)
-        model = _with_vocabulary(config.model, data, origin=origin)
-        config = config.model_copy(update={"model": model})
+        config, data, beginning = _settle(config, world, origin=origin)
         run = _build_run(config, data, world, should_stop=lambda: exit_code() is not None)
         attach_nvtx(run.trainer.loss)
         with _held_by_first(run_dir, world) as check_folder:
@@ -74,6 +72,8 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
                     "or choose another logging.run_name to begin anew"
                 )
                 return EXIT_OK
+            if beginning is not None and beginning.is_new and not first_step:
+                beginning.load(run)
             _announce(run, config, first_step)
             _compile(run)
             code = _train_logged(run, config, check_folder=check_folder, exit_code=exit_code, show_bar=show_bar)
@@ -82,6 +82,19 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
     if run.progress.step < config.training.steps:
         say(f"stopped after step {run.progress.step} of {config.training.steps}; the same command continues")
     return code
+
+
+def _settle(config: TrainConfig, world: "World", *, origin: str) -> tuple[TrainConfig, RunData, Beginning | None]:
+    """Open what the run is made of; return the configuration with what that says of the model."""
+    beginning = Beginning.find(config, world)
+    with world.together():
+        if beginning is not None:
+            config = beginning.completed(config, origin=origin)
+        data = open_data(config, verify=world.local_rank == 0)
+        if beginning is not None:
+            beginning.require_tokenizer(config, data)
+    model = _with_vocabulary(config.model, data, origin=origin)
+    return config.model_copy(update={"model": model}), data, beginning
 
 
 def _train_logged(
@@ -95,7 +108,7 @@ def _train_logged(
     """Train, and send the records to the logging backends; return the exit code."""
     from logger import NoopLogger, make_logger
 
-    run_dir, world = _run_dir(config), run.trainer.parallelism.world
+    run_dir, world = run_dir_of(config), run.trainer.parallelism.world
     # Weights and at most two moments a weight: better no first step than no first checkpoint.
     run.store.prepare(3 * sum(parameter.nbytes for parameter in run.trainer.model.parameters()))
     log = NoopLogger()
@@ -194,7 +207,7 @@ def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_sto
         valid_bytes_per_token=data.valid.bytes_per_token(),
         store=GroupCheckpointStore(
             CheckpointStore(
-                _run_dir(config) / "checkpoints",
+                run_dir_of(config) / "checkpoints",
                 keep_last=config.checkpoint.keep_last,
                 config_toml=to_toml(config),
                 tokenizer=config.data.tokenizer,
@@ -218,7 +231,7 @@ def _announce(run: "TrainingRun", config: TrainConfig, first_step: int) -> None:
     say(
         f"training {parameters:,} parameters for {config.training.steps:,} steps, {tokens:,} tokens "
         f"({epochs_text(config, run.loader)}) on {_devices(run)} in "
-        f"{dtype_name(run.trainer.dtype)}; run folder {_run_dir(config)}"
+        f"{dtype_name(run.trainer.dtype)}; run folder {run_dir_of(config)}"
     )
     if first_step:
         say(f"continuing after step {first_step}")
@@ -257,17 +270,16 @@ def _with_vocabulary(model: ModelHparams, data: RunData, *, origin: str) -> Mode
     return model
 
 
-def _run_dir(config: TrainConfig) -> Path:
-    return config.training.runs_dir / config.logging.run_name
-
-
 def _identity(config: TrainConfig, data: RunData, loader: "BatchLoader") -> dict[str, Any]:
+    init_from = config.training.init_from
     return {
+        **({} if init_from is None else {"init_from": str(init_from)}),
         **data_identity(config, data.train, loader),
         "tokenizer": data.train[0].info.tokenizer_sha256,
         "seed": config.training.seed,
         "batch_size": config.training.batch_size,
         **{f"model.{key}": value for key, value in config.model.model_dump().items()},
+        "model.qkv_bias": config.model.qkv_bias or None,  # older checkpoints do not name it
     }
 
 

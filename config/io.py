@@ -87,6 +87,7 @@ def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict
         for name in tables
         if name not in schema.model_fields
     ]
+    completed_later = schema.completed_later(tables)
     for name, field in schema.model_fields.items():
         section_type = field.annotation
         assert isinstance(section_type, type) and issubclass(section_type, Section)
@@ -104,7 +105,8 @@ def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict
             problems.extend((name, key, text) for key, text in _describe(error, section_type))
             continue
         sections[name] = section
-        problems.extend((name, p.key, _describe_problem(p)) for p in section.problems())
+        if name not in completed_later:
+            problems.extend((name, p.key, _describe_problem(p)) for p in section.problems())
     return sections, problems
 
 

@@ -1,7 +1,7 @@
 """The base of all configurations, and the tables that are shared by commands or unknown to the library."""
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,11 @@ class Config(BaseModel):
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot work between tables; keys are `table.key`. Tables list their own."""
         return iter(())
+
+    @classmethod
+    def completed_later(cls, tables: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003
+        """Return the tables of which the rest is in a file that the settings name, so that now they need not fit."""
+        return frozenset()
 
 
 class InputSection(Section):

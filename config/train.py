@@ -1,6 +1,7 @@
 """The configuration of `transformerlm-train`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import Field
 
@@ -33,6 +34,12 @@ class TrainConfig(Config):
     checkpoint: CheckpointHparams = Field(default_factory=CheckpointHparams)
     logging: TrainLoggingHparams = Field(default_factory=TrainLoggingHparams)
     wandb: WandbHparams = Field(default_factory=WandbHparams)
+
+    @classmethod
+    def completed_later(cls, tables: Mapping[str, Any]) -> frozenset[str]:
+        """The model of a run that begins with a checkpoint's weights is that checkpoint's."""
+        training = tables.get("training")
+        return frozenset({"model"} if isinstance(training, dict) and "init_from" in training else ())
 
     def problems(self) -> Iterator[Problem]:
         schedule, steps = self.schedule, self.training.steps

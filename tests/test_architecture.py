@@ -27,6 +27,7 @@ def test_imports_point_down_the_list_of_rooms(monkeypatch: pytest.MonkeyPatch) -
             "cli.train, cli.infer, cli.make_data, cli.train_tokenizer, cli.quickstart, cli.inspect_data",
             "torch numpy matplotlib rich wandb",
         ),
+        ("config.import_model, cli.import_model, cli.beginning", "torch numpy matplotlib rich wandb"),
         ("cli.serve", "torch numpy matplotlib rich wandb fastapi uvicorn"),
         ("logger, profiling", "torch wandb"),
         ("transformerlm.tokenizer", "torch"),

@@ -20,6 +20,10 @@ from transformerlm.training.checkpoint import CheckpointStore
 ROOT = Path(__file__).parents[2]
 CACHES = ("dynamic", "static")
 SHAPE = ModelHparams(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2, d_ff=32)
+SCALED = {
+    "qkv_bias": True, "head_size": 12, "rope_scaling": "llama3", "rope_factor": 8.0, "rope_low_freq_factor": 1.0,
+    "rope_high_freq_factor": 4.0, "rope_original_context": 32,
+}  # fmt: skip
 TINY_MODEL = [
     word
     for key in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
@@ -180,10 +184,13 @@ def test_compiled_steps_and_peers_are_measured_on_the_same_weights(read_summary:
     assert floors["engine"] == pytest.approx(2 * floors["transformers, bfloat16, static cache"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1}, {"tie_embeddings": True}])
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1}, {"tie_embeddings": True}, SCALED])
 def test_the_peer_has_the_same_logits(changes: dict[str, Any]) -> None:
     pytest.importorskip("transformers")
     model = build_model(SHAPE.model_copy(update=changes), seed=1).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
     ids = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(llama_of(model)(ids).logits, model(ids), atol=1e-4, rtol=1e-4)

@@ -28,6 +28,12 @@ def messages(schema: type, path: Path | None, overrides: dict[tuple[str, str], A
     return str(caught.value).splitlines()
 
 
+LLAMA3 = {
+    "rope_scaling": "llama3", "rope_factor": 8.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0,
+    "rope_original_context": 32,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
@@ -42,6 +48,21 @@ def messages(schema: type, path: Path | None, overrides: dict[tuple[str, str], A
             "model.d_model: d_model / num_heads = 5 must be even for rotary positions (got 30)",
         ),
         ({"model": {"num_kv_heads": 4}}, "model.num_kv_heads: must divide num_heads = 6 (got 4)"),
+        ({"model": {"num_layers": 10_001}}, "model.num_layers: should be less than or equal to 10000 (got 10001)"),
+        ({"model": {"head_size": 7}}, "model.head_size: should be a multiple of 2 (got 7)"),
+        (
+            {"model": {"rope_scaling": "yarn"}},
+            "model.rope_scaling: should be 'linear' or 'llama3' (got 'yarn')",
+        ),
+        (
+            {"model": {"rope_scaling": "linear"}},
+            "model.rope_factor: must be given with rope_scaling linear (got nothing)",
+        ),
+        ({"model": {"rope_factor": 2.0}}, "model.rope_factor: must be unset with rope_scaling unset (got 2.0)"),
+        (
+            {"model": LLAMA3 | {"rope_low_freq_factor": 4.0}},
+            "model.rope_low_freq_factor: must be below rope_high_freq_factor = 4.0 (got 4.0)",
+        ),
         ({"model": {"rope_theta": float("nan")}}, "model.rope_theta: should be a finite number (got nan)"),
         (
             {"schedule": {"warmup_iters": 11, "cosine_cycle_iters": 10}},

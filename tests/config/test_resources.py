@@ -9,6 +9,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_make_data import BenchMakeDataConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.import_model import ImportConfig
 from config.infer import InferConfig
 from config.inspect_data import InspectDataConfig
 from config.io import load_config
@@ -25,6 +26,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "bench_make_data": BenchMakeDataConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
+    "import_model": ImportConfig,
     "infer": InferConfig,
     "inspect_data": InspectDataConfig,
     "make_data": MakeDataConfig,

@@ -15,7 +15,7 @@ from transformerlm.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
 FOREVER = 1e30
-SHAPE = ModelHparams(vocab_size=64, context_length=16, d_model=32, num_layers=10, num_heads=2, d_ff=64)
+SHAPE = ModelHparams(vocab_size=64, context_length=16, d_model=32, num_layers=10, num_heads=2, d_ff=64, qkv_bias=True)
 
 
 def make_trainer(*, mask_after: int | None = None, **settings: object) -> Trainer:

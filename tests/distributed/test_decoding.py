@@ -15,8 +15,14 @@ VOCAB, CONTEXT = 40, 16
 
 
 def build(*, dtype: torch.dtype = torch.float64, tied: bool = False) -> TransformerLM:
-    model = TransformerLM(VOCAB, CONTEXT, 32, 2, 4, 64, dtype=dtype, num_kv_heads=2, tie_embeddings=tied)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model = TransformerLM(
+        VOCAB, CONTEXT, 32, 2, 4, 64, dtype=dtype, num_kv_heads=2, qkv_bias=True, head_size=6, tie_embeddings=tied
+    )
+    draw = torch.Generator().manual_seed(0)
+    model.init_weights(draw)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, generator=draw)
     return model.eval()
 
 
@@ -94,6 +100,8 @@ def test_int8_weights_are_within_half_a_step_and_the_model_stays() -> None:
     assert layer.weight.dtype == torch.int8
     error = (layer.weight * layer.scale.unsqueeze(1) - weight).abs()
     assert (error <= weight.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.001).all()
+    bias, x = torch.randn(5), torch.randn(2, 9, 64)
+    assert torch.equal(Int8Linear(weight, bias)(x), layer(x) + bias)
 
 
 @pytest.mark.parametrize("in_features", [1, 36, 64, 100])
@@ -122,7 +130,7 @@ def test_an_eager_engine_with_int8_weights_follows_the_rounded_model(tied: bool)
         ids = [*request.prompt_ids, *request.token_ids]
         with torch.no_grad():
             expected = exact(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[len(request.prompt_ids) - 1 :]
-        torch.testing.assert_close(torch.stack(rows), expected, atol=0.05, rtol=0)
+        torch.testing.assert_close(torch.stack(rows), expected, atol=0.1, rtol=0)
         torch.testing.assert_close(rows[0], expected[0])  # a prompt goes through the model itself
         assert not torch.allclose(rows[1], expected[1], atol=1e-5), "the weights were not rounded"
 

@@ -36,7 +36,9 @@ def test_a_linear_map_rounds_its_weight_and_the_gradient_comes_back_in_float32()
     assert torch.equal(linear.weight.grad, weight.grad.float())
 
 
-@pytest.mark.parametrize("settings", [{}, {"tie_embeddings": True, "qk_norm": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tie_embeddings": True, "qk_norm": True}, {"qkv_bias": True, "head_size": 6}]
+)
 def test_a_model_is_that_of_autocast_to_the_precision_of_bfloat16(settings: dict[str, bool]) -> None:
     model = small_model(**settings)
     exact, rounded = NextTokenLoss(model, chunk_rows=16), NextTokenLoss(copy.deepcopy(model), chunk_rows=16)

@@ -127,6 +127,13 @@ def test_resuming_in_two_is_not_stopping(case: str, results: list[Results]) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_two_begin_with_the_weights_of_a_checkpoint(case: str, folder: Path, results: list[Results]) -> None:
+    expected = Checkpoint.open(folder / "single-whole-adamw").model_state()
+    for found in results:
+        assert_equal(part(found, f"{case}.begun"), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_checkpoint_of_two_continues_in_one(case: str, results: list[Results]) -> None:
     assert_close(part(results[0], f"{case}.to_one"), part(results[0], f"{case}.weight"))
 

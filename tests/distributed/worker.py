@@ -31,7 +31,9 @@ ROWS = 4
 SCATTER = "c10d::_reduce_scatter_base_"  # with it each process gets the sum of its piece of the gradients
 END_OF_TEXT_ID = 30
 # Odd sizes: one process has more rows of the weight than the other.
-MODEL = ModelHparams(vocab_size=41, context_length=12, d_model=6, num_layers=2, num_heads=3, d_ff=33, qk_norm=True)
+MODEL = ModelHparams(
+    vocab_size=41, context_length=12, d_model=6, num_layers=2, num_heads=3, d_ff=33, qk_norm=True, qkv_bias=True
+)
 
 Results = dict[str, Tensor]
 
@@ -74,6 +76,7 @@ def main() -> None:
         for case in CASES:
             results |= trained(case, world, folder)
             results |= continued(case, world, folder / f"single-whole-{case.way}", f"{case.name}.from_one")
+            results |= begun(case, world, folder / "single-whole-adamw")
     if is_first:
         for case in CASES:
             single = Case("single", None, case.optimizer, case.masked)
@@ -131,6 +134,13 @@ def continued(case: Case, world: World, checkpoints: Path, prefix: str) -> Resul
     for step in range(SAVED + 1, STEPS + 1):
         trainer.step(step, batch(step, world))
     return weights_of(trainer, prefix)
+
+
+def begun(case: Case, world: World, checkpoints: Path) -> Results:
+    """Return the weights of a trainer that has taken over those of the checkpoint there."""
+    trainer = make_trainer(case, Parallelism(world, case.strategy), seed=1)
+    trainer.load_weights(Checkpoint.open(checkpoints))
+    return weights_of(trainer, f"{case.name}.begun")
 
 
 def make_trainer(case: Case, parallelism: Parallelism, *, seed: int = 0) -> Trainer:

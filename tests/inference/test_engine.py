@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grouped": {"num_kv_heads": 2},
     "tied": {"tie_embeddings": True},
     "normed": {"qk_norm": True},
+    "biased": {"qkv_bias": True, "head_size": 6, "rope_scaling": "linear", "rope_factor": 2.0},
 }
 GREEDY = SamplingHparams(temperature=0.0, max_new_tokens=6)
 SAMPLED = SamplingHparams(temperature=1.3, top_p=0.9, max_new_tokens=6, seed=5)

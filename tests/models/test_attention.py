@@ -8,8 +8,8 @@ import torch.nn.functional as functional
 
 from transformerlm.models.attention import (
     MultiheadSelfAttentionRoPE,
+    checked_head_size,
     fused_attention,
-    head_size,
     scaled_dot_product_attention,
     written_out_attention,
 )
@@ -73,20 +73,32 @@ def written_out(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor) -> torch.Ten
     for head in range(layer.num_heads):
         own = slice(head * size, (head + 1) * size)
         group = slice(head // per_group * size, (head // per_group + 1) * size)
-        q, k = x @ layer.q_proj.weight[own].T, x @ layer.k_proj.weight[group].T
+        q, k, v = x @ layer.q_proj.weight[own].T, x @ layer.k_proj.weight[group].T, x @ layer.v_proj.weight[group].T
+        if layer.q_proj.bias is not None:
+            q, k, v = q + layer.q_proj.bias[own], k + layer.k_proj.bias[group], v + layer.v_proj.bias[group]
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = layer.q_norm(q), layer.k_norm(k)
-        v = x @ layer.v_proj.weight[group].T
         heads.append(scaled_dot_product_attention(layer.rope(q), layer.rope(k), v, mask))
     return torch.cat(heads, dim=-1) @ layer.output_proj.weight.T
 
 
 @pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_module_equals_the_written_out_version(num_kv_heads: int | None, qk_norm: bool) -> None:
-    layer = MultiheadSelfAttentionRoPE(24, 4, 16, 10000.0, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
+@pytest.mark.parametrize(("qk_norm", "options"), [(False, {}), (True, {}), (True, {"head_size": 10, "qkv_bias": True})])
+def test_module_equals_the_written_out_version(num_kv_heads: int | None, qk_norm: bool, options: dict) -> None:
+    layer = MultiheadSelfAttentionRoPE(24, 4, 16, 10000.0, num_kv_heads=num_kv_heads, qk_norm=qk_norm, **options)
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+        if projection.bias is not None:
+            torch.nn.init.normal_(projection.bias, generator=generator(1))
     x = torch.randn(2, 9, 24, generator=generator())
     torch.testing.assert_close(layer(x), written_out(layer, x))
+
+
+def test_a_head_size_of_its_own_need_not_divide_the_width() -> None:
+    assert checked_head_size(9, 3, 3, 8) == 8
+    with pytest.raises(ConfigError, match=r"must be even for rotary positions \(got head_size = 7"):
+        checked_head_size(16, 2, None, 7)
+    with pytest.raises(ConfigError, match="head_size must be at least 1"):
+        checked_head_size(16, 2, None, 0)
 
 
 def test_positions_are_relative() -> None:
@@ -125,7 +137,7 @@ def test_rope_can_be_shared_and_is_not_in_the_state() -> None:
 )
 def test_sizes_that_do_not_fit_are_refused_with_a_fix(sizes: tuple[int, int, int | None], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        head_size(*sizes)
+        checked_head_size(*sizes)
     with pytest.raises(ConfigError, match=message):
         MultiheadSelfAttentionRoPE(sizes[0], sizes[1], 16, 10000.0, num_kv_heads=sizes[2])
 

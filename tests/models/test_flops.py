@@ -31,8 +31,9 @@ def test_flops_are_the_formula(tied: bool) -> None:
     assert flops_per_token(model, 8) == 6 * matrices + 12 * LAYERS * D * 8
 
 
-def test_forward_flops_equal_what_torch_counts() -> None:
-    model = build(num_kv_heads=2)
+@pytest.mark.parametrize("options", [{"num_kv_heads": 2}, {"head_size": 12, "qkv_bias": True}])
+def test_forward_flops_equal_what_torch_counts(options: dict) -> None:
+    model = build(**options)
     # The fused CPU kernel is unknown to the counter; the plain one is made of products it counts.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(torch.zeros(2, CONTEXT, dtype=torch.long))

@@ -9,18 +9,28 @@ from transformerlm.models import TransformerLM
 from transformerlm.utils.errors import ConfigError
 
 CONTEXT = 12
+LLAMA3 = {
+    "rope_scaling": "llama3", "rope_factor": 8.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0,
+    "rope_original_context": 32,
+}  # fmt: skip
 OPTIONS = {
     "plain": {},
     "grouped": {"num_kv_heads": 2},
     "tied": {"tie_embeddings": True},
     "normed": {"qk_norm": True},
-    "all": {"num_kv_heads": 1, "tie_embeddings": True, "qk_norm": True},
+    "biased": {"qkv_bias": True},
+    "scaled": {"head_size": 12, **LLAMA3},
+    "all": {"num_kv_heads": 1, "tie_embeddings": True, "qk_norm": True, "qkv_bias": True, "head_size": 10, **LLAMA3},
 }
 
 
 def build(name: str) -> TransformerLM:
     model = TransformerLM(50, CONTEXT, 24, 2, 4, 32, **OPTIONS[name])
-    model.init_weights(torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    model.init_weights(draw)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, generator=draw)
     return model
 
 

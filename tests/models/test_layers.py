@@ -29,6 +29,16 @@ def test_linear_is_a_matrix_product() -> None:
     torch.testing.assert_close(layer(x), torch.einsum("oi,bti->bto", layer.weight, x))
 
 
+def test_linear_adds_a_bias_if_it_has_one() -> None:
+    assert Linear(5, 3).bias is None
+    layer = Linear(5, 3, bias=True)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert torch.equal(layer.bias, torch.zeros(3))
+    torch.nn.init.normal_(layer.bias, generator=generator())
+    x = torch.randn(2, 4, 5, generator=generator())
+    torch.testing.assert_close(layer(x), torch.einsum("oi,bti->bto", layer.weight, x) + layer.bias)
+
+
 def test_embedding_looks_rows_up() -> None:
     layer = Embedding(7, 4)
     ids = torch.tensor([[0, 6], [3, 3]])

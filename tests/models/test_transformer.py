@@ -35,6 +35,7 @@ OPTIONS = [
     {"tie_embeddings": True},
     {"qk_norm": True},
     {"num_kv_heads": 1, "tie_embeddings": True, "qk_norm": True},
+    {"num_kv_heads": 2, "qkv_bias": True, "head_size": 10, "rope_scaling": "linear", "rope_factor": 2.0},
 ]
 
 
@@ -56,6 +57,19 @@ def test_state_names_and_shapes_are_the_contract() -> None:
     expected |= {"token_embeddings.weight": (50, 24), "ln_final.weight": (24,), "lm_head.weight": (50, 24)}
     state = small_model(num_kv_heads=2, qk_norm=True).state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == expected
+
+
+def test_state_of_a_model_with_biases_and_a_head_size_of_its_own() -> None:
+    state = small_model(num_kv_heads=2, qkv_bias=True, head_size=10).state_dict()
+    plain = small_model(num_kv_heads=2).state_dict()
+    attention = {
+        "q_proj.weight": (40, 24), "k_proj.weight": (20, 24), "v_proj.weight": (20, 24), "output_proj.weight": (24, 40),
+        "q_proj.bias": (40,), "k_proj.bias": (20,), "v_proj.bias": (20,),
+    }  # fmt: skip
+    for name, shape in attention.items():
+        assert state[f"layers.1.attn.{name}"].shape == shape
+    assert state.keys() - plain.keys() == {f"layers.{n}.attn.{p}_proj.bias" for n in range(2) for p in "qkv"}
+    assert not state["layers.0.attn.k_proj.bias"].any()
 
 
 def test_positional_arguments_are_the_contract() -> None:

@@ -90,10 +90,10 @@ def test_text_without_a_safe_cut_takes_linear_work(text: str, monkeypatch: pytes
     looked_at = 0
     last_safe_cut = streaming._last_safe_cut
 
-    def counting(text: str, special_tokens: Sequence[str]) -> int:
+    def counting(text: str, special_tokens: Sequence[str], pattern: str) -> int:
         nonlocal looked_at
         looked_at += len(text)
-        return last_safe_cut(text, special_tokens)
+        return last_safe_cut(text, special_tokens, pattern)
 
     monkeypatch.setattr(streaming, "_last_safe_cut", counting)
     assert list(safe_blocks(iter(text), ["<|eot|>"], 64)) == [text]

@@ -13,6 +13,7 @@ from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, Valida
 from transformerlm.models import TransformerLM
 from transformerlm.training import Checkpoint, TrainingRun
 from transformerlm.training.loop import DivergenceError, OtherRunError
+from transformerlm.utils.errors import CheckpointError
 
 Record = dict[str, Any]
 
@@ -147,6 +148,14 @@ def test_a_run_of_another_identity_is_refused(make_run: Callable[..., TrainingRu
     assert other.progress.step == 3
     with pytest.raises(OtherRunError, match="seed was 0 and is None; choose another"):
         make_run(steps=3, run={"identity": {"data": "abc"}}).resume(Checkpoint.open(tmp_path / "run"))
+
+
+def test_a_checkpoint_of_no_run_cannot_be_continued(make_run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    run = make_run(steps=3)
+    state = {"step": 0, "best_step": None}  # as an imported model has it
+    run.store.save(model=run.trainer.model.state_dict(), optimizer=run.trainer.state(), state=state)
+    with pytest.raises(CheckpointError, match=r"is no checkpoint of a training run; .* name it as training\.init_from"):
+        run.resume(Checkpoint.open(tmp_path / "run"))
 
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(

@@ -34,14 +34,16 @@ def names_by_role(model: nn.Module) -> dict[str, set[str]]:
 
 
 def test_every_parameter_has_one_role(make_model: MakeModel) -> None:
-    model = make_model(qk_norm=True)
+    model = make_model(qk_norm=True, qkv_bias=True)
     roles = names_by_role(model)
     assert roles["embeddings"] == {"token_embeddings.weight"}
     assert roles["head"] == {"lm_head.weight"}
     last = {name.rsplit(".", 2)[-2] for name in roles["hidden"]}
     assert last == {"q_proj", "k_proj", "v_proj", "output_proj", "w1", "w2", "w3"}
     last = {name.rsplit(".", 2)[-2] for name in roles["vectors"]}
-    assert last == {"ln1", "ln2", "q_norm", "k_norm", "ln_final"}
+    assert last == {"ln1", "ln2", "q_norm", "k_norm", "ln_final", "q_proj", "k_proj", "v_proj"}
+    biases = {name for name in roles["vectors"] if name.endswith("bias")}
+    assert biases == {f"layers.{n}.attn.{projection}_proj.bias" for n in range(2) for projection in "qkv"}
     assert sum(map(len, roles.values())) == len(list(model.parameters()))
 
 

@@ -133,15 +133,17 @@ def _sharing_copy(model: TransformerLM) -> TransformerLM:
 
 @final
 class Int8Linear(nn.Module):
-    """`y = W x` with W = diag(scale) · bytes, each scale a 127th of its row's largest weight."""
+    """`y = W x + b` with W = diag(scale) · bytes, each scale a 127th of its row's largest weight."""
 
     weight: Tensor
     scale: Tensor
+    bias: Tensor | None
     _ones: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
-        """Round `weight` (out, in), of any floating type."""
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Round `weight` (out, in), of any floating type; `bias` (out,), if any, is taken as it is."""
         super().__init__()
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         wide = weight.detach().to(torch.float32)
         scale = (wide.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         self._padding = -weight.shape[1] % _COLUMNS_TOGETHER
@@ -159,7 +161,10 @@ class Int8Linear(nn.Module):
             products_NO = self._sums(rows_NI.to(torch.float32))
         else:  # the scales are kept out of it: in bfloat16 each would be wrong by up to 0.2 %, for all rows alike
             products_NO = torch.ops.aten._weight_int8pack_mm(rows_NI.to(torch.bfloat16), self.weight, self._ones)
-        return (products_NO * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
+        y_NO = products_NO * self.scale
+        if self.bias is not None:
+            y_NO = y_NO + self.bias
+        return y_NO.to(x.dtype).unflatten(0, x.shape[:-1])
 
     def _sums(self, rows_NI: Tensor) -> Tensor:
         # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
@@ -178,7 +183,10 @@ class _JoinedInt8(nn.Module):
     def __init__(self, layers: Sequence[Linear]) -> None:
         super().__init__()
         self._sizes = [layer.out_features for layer in layers]
-        self._joined = Int8Linear(torch.cat([layer.weight for layer in layers]))
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers))
+        weight = torch.cat([layer.weight for layer in layers])
+        self._joined = Int8Linear(weight, torch.cat(biases) if biases else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map (..., in) to one (..., out) for each layer."""

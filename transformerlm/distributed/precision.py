@@ -8,8 +8,8 @@ where gradients of several micro-batches add up. Optimizer and checkpoint know n
 float32 weights as well, but keeps the activations between products in float32, and casts them at each of them.
 
 The type flows with the activations: the embedding's rows are rounded, and from there on every `Linear` rounds its
-weight to the type of its input. What is not a `Linear` sees the float32 weight: the table, whose gradient is a sum over
-all occurrences of a token, the norms' gains, and the output layer, which the loss rounds itself.
+weight, and bias, to the type of its input. What is not a `Linear` sees the float32 weight: the table, whose gradient
+is a sum over all occurrences of a token, the norms' gains, and the output layer, which the loss rounds itself.
 """
 
 from types import MethodType
@@ -47,4 +47,5 @@ class _Round:
 
 
 def _linear_in_the_type_of_its_input(self: Linear, x: Tensor) -> Tensor:
-    return nn.functional.linear(x, self.weight.to(x.dtype))
+    bias = None if self.bias is None else self.bias.to(x.dtype)
+    return nn.functional.linear(x, self.weight.to(x.dtype), bias)

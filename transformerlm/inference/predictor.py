@@ -9,9 +9,9 @@ from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, Request
 from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
-from transformerlm.models.build import build_model
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
+from transformerlm.training.fitting import model_without_memory
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError
 
@@ -66,18 +66,23 @@ class Predictor:
         checkpoint = Checkpoint.open(Path(path))
         if not all((checkpoint.path / name).exists() for name in TOKENIZER_FILES):
             raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text")
-        model = build_model(checkpoint.model_hparams(), device="meta")
-        model = model.to_empty(device="cpu")
-        load_model_state(model, checkpoint.model_state())
+        state = checkpoint.model_state()
+        model = model_without_memory(checkpoint.model_hparams(), state).to_empty(device="cpu")
+        load_model_state(model, state)
         model = model.to(chosen, select_dtype(dtype, chosen))
         return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt; an empty one becomes the end-of-text id, which begins a new document.
+        """Return the ids of a prompt, after the token that begins texts, if the tokenizer has one.
+
+        Without that, an empty prompt becomes the end-of-text id, which begins a new document.
 
         Raises `ConfigError` if the prompt leaves no room in the context.
         """
+        beginning = self.tokenizer.bos_token_id
         ids = self.tokenizer.encode(prompt)
+        if beginning is not None:
+            ids = [beginning, *ids]
         if not ids:
             if self.tokenizer.eos_token_id is None:
                 raise ConfigError("the prompt is empty, and the tokenizer has no end-of-text token to begin with")

@@ -1,6 +1,6 @@
 """Causal multi-head self-attention with rotary positions, and scaled dot-product attention written out.
 
-Shapes: B rows, T tokens, S keys, D = d_model, H query heads, G key-value heads, K = D / H head size.
+Shapes: B rows, T tokens, S keys, D = d_model, H query heads, G key-value heads, K head size (D / H, if not given).
 Leading dimensions other than one B work as well where no cache is given.
 """
 
@@ -77,8 +77,9 @@ class MultiheadSelfAttentionRoPE(nn.Module):
 
     With `num_kv_heads` < `num_heads` groups of query heads share one key-value head (Ainslie et al. 2023,
     GQA). With `qk_norm` queries and keys pass an RMS norm over the head size before the rotation, as in
-    Qwen3 (Henry et al. 2020 introduced the idea). Layers of one model may share one `rope`. `attend` is the attention
-    function; which one is faster depends on the device.
+    Qwen3 (Henry et al. 2020 introduced the idea). With `qkv_bias` the three projections have biases, as in Qwen2
+    (Yang et al. 2024, section 2.2.1), the one back has none. `head_size` is D / H where it is not given. Layers of one
+    model may share one `rope`. `attend` is the attention function; which one is faster depends on the device.
 
     Raises `ConfigError` if the sizes do not divide, or the head size is odd.
     """
@@ -92,20 +93,22 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         *,
         num_kv_heads: int | None = None,
         qk_norm: bool = False,
+        qkv_bias: bool = False,
+        head_size: int | None = None,
         norm_eps: float = 1e-5,
         rope: RotaryPositionalEmbedding | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d_head = head_size(d_model, num_heads, num_kv_heads)
+        self.d_head = checked_head_size(d_model, num_heads, num_kv_heads, head_size)
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        d_kv = self.num_kv_heads * self.d_head
-        self.q_proj = Linear(d_model, d_model, device=device, dtype=dtype)
-        self.k_proj = Linear(d_model, d_kv, device=device, dtype=dtype)
-        self.v_proj = Linear(d_model, d_kv, device=device, dtype=dtype)
-        self.output_proj = Linear(d_model, d_model, device=device, dtype=dtype)
+        d_q, d_kv = num_heads * self.d_head, self.num_kv_heads * self.d_head
+        self.q_proj = Linear(d_model, d_q, device=device, dtype=dtype, bias=qkv_bias)
+        self.k_proj = Linear(d_model, d_kv, device=device, dtype=dtype, bias=qkv_bias)
+        self.v_proj = Linear(d_model, d_kv, device=device, dtype=dtype, bias=qkv_bias)
+        self.output_proj = Linear(d_q, d_model, device=device, dtype=dtype)
         self.q_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
         self.k_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
         self.attend: AttentionFunction = fused_attention
@@ -155,9 +158,24 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         return self.output_proj(attended_BHTK.transpose(-3, -2).flatten(-2))
 
 
-def head_size(d_model: int, num_heads: int, num_kv_heads: int | None = None) -> int:
-    """Return `d_model / num_heads`; `ConfigError` says which sizes do not fit together."""
+def checked_head_size(
+    d_model: int, num_heads: int, num_kv_heads: int | None = None, head_size: int | None = None
+) -> int:
+    """Return `head_size`, or `d_model / num_heads` without it; `ConfigError` says which sizes do not fit together."""
     require_positive(d_model=d_model, num_heads=num_heads)
+    if num_kv_heads is not None:
+        require_positive(num_kv_heads=num_kv_heads)
+        if num_heads % num_kv_heads:
+            divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+            raise ConfigError(
+                f"num_heads must be a multiple of num_kv_heads (got {num_heads} and {num_kv_heads}); "
+                f"num_kv_heads may be one of {divisors}"
+            )
+    if head_size is not None:
+        require_positive(head_size=head_size)
+        if head_size % 2:
+            raise ConfigError(f"the head size must be even for rotary positions (got head_size = {head_size})")
+        return head_size
     if d_model % num_heads:
         raise ConfigError(
             f"d_model must be a multiple of num_heads (got {d_model} and {num_heads}); "
@@ -169,12 +187,4 @@ def head_size(d_model: int, num_heads: int, num_kv_heads: int | None = None) -> 
             f"the head size must be even for rotary positions (got d_model / num_heads = {d_model} / "
             f"{num_heads} = {d_head}); try d_model = {(d_head + 1) * num_heads}"
         )
-    if num_kv_heads is not None:
-        require_positive(num_kv_heads=num_kv_heads)
-        if num_heads % num_kv_heads:
-            divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
-            raise ConfigError(
-                f"num_heads must be a multiple of num_kv_heads (got {num_heads} and {num_kv_heads}); "
-                f"num_kv_heads may be one of {divisors}"
-            )
     return d_head

@@ -1,6 +1,6 @@
 """How large a model is and how much arithmetic a token costs: the numbers behind "FLOP utilisation"."""
 
-from transformerlm.models.transformer import TransformerLM
+from transformerlm.models.transformer import TransformerBlock, TransformerLM
 
 
 def num_parameters(model: TransformerLM, non_embedding: bool = False) -> int:
@@ -18,14 +18,15 @@ def num_parameters(model: TransformerLM, non_embedding: bool = False) -> int:
 def flops_per_token(model: TransformerLM, seq_len: int | None = None) -> int:
     """Return the floating-point operations that training on one token takes, forward and backward.
 
-    6 N + 12 · layers · d_model · seq_len (Chowdhery et al. 2022, PaLM, appendix B): a weight costs one
-    multiplication and one addition forward and twice that backward; attention scores and sums cost the
+    6 N + 12 · layers · heads · head size · seq_len (Chowdhery et al. 2022, PaLM, appendix B): a weight costs
+    one multiplication and one addition forward and twice that backward; attention scores and sums cost the
     second term, counted in full although causality halves what is needed, as is customary. N holds every
     matrix a token is multiplied with: the output projection (tied or not), not the embedding look-up.
     `seq_len` defaults to the context length. A forward alone costs a third.
     """
     seq_len = model.context_length if seq_len is None else seq_len
-    d_model = model.token_embeddings.embedding_dim
+    first = model.layers[0]
+    assert isinstance(first, TransformerBlock)
     matrices = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
-    matrices += model.vocab_size * d_model
-    return 6 * matrices + 12 * len(model.layers) * d_model * seq_len
+    matrices += model.vocab_size * model.token_embeddings.embedding_dim
+    return 6 * matrices + 12 * len(model.layers) * first.attn.num_heads * first.attn.d_head * seq_len

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from transformerlm.hparams import RopeScaling
+from transformerlm.models.rope_scaling import scaled_frequencies
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -44,7 +46,7 @@ def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | N
 
 
 class Linear(nn.Module):
-    """`y = W x` without a bias; `weight` has shape (out_features, in_features)."""
+    """`y = W x`, or `y = W x + b` with `bias`; `weight` has shape (out_features, in_features)."""
 
     def __init__(
         self,
@@ -52,25 +54,30 @@ class Linear(nn.Module):
         out_features: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         require_positive(in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
-        """Draw the weights with variance 2 / (in + out) (Glorot & Bengio 2010), times `scale` squared."""
+        """Draw the weights with variance 2 / (in + out) (Glorot & Bengio 2010), times `scale` squared; no bias yet."""
         std = scale * math.sqrt(2 / (self.in_features + self.out_features))
         truncated_normal_(self.weight, std, generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return nn.functional.linear(x, self.weight)
+        return nn.functional.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}"
+        return f"{self.in_features}, {self.out_features}" + ", bias=True" * (self.bias is not None)
 
 
 class Embedding(nn.Module):
@@ -173,6 +180,9 @@ class RotaryPositionalEmbedding(nn.Module):
     A pair is two neighbours, (x[2i], x[2i + 1]). The cosines and sines are float32 tables that are not
     saved with the model; being functions of the sizes alone they are computed again whenever the module
     moves, so neither `model.to(torch.bfloat16)` nor `to_empty` after the meta device can spoil them.
+
+    `scaling` and the numbers that follow slow the rotation, for contexts longer than those of the first training: see
+    `rope_scaling.scaled_frequencies`.
     """
 
     cos: Tensor
@@ -184,6 +194,12 @@ class RotaryPositionalEmbedding(nn.Module):
         d_k: int,
         max_seq_len: int,
         device: torch.device | str | None = None,
+        *,
+        scaling: RopeScaling | None = None,
+        factor: float | None = None,
+        low_freq_factor: float | None = None,
+        high_freq_factor: float | None = None,
+        original_context: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(d_k=d_k, max_seq_len=max_seq_len)
@@ -194,12 +210,25 @@ class RotaryPositionalEmbedding(nn.Module):
         self.theta = theta
         self.d_k = d_k
         self.max_seq_len = max_seq_len
+        self.scaling: RopeScaling | None = scaling
+        self.factor = factor
+        self.low_freq_factor = low_freq_factor
+        self.high_freq_factor = high_freq_factor
+        self.original_context = original_context
         self._build_tables(device)
 
     def _build_tables(self, device: torch.device | str | None) -> None:
         exponents = torch.arange(0, self.d_k, 2, device=device, dtype=torch.float32) / self.d_k
         positions = torch.arange(self.max_seq_len, device=device, dtype=torch.float32)
-        angles_TP = torch.outer(positions, self.theta**-exponents)
+        frequencies_P = scaled_frequencies(
+            self.theta**-exponents,
+            self.scaling,
+            factor=self.factor,
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
+            original_context=self.original_context,
+        )
+        angles_TP = torch.outer(positions, frequencies_P)
         self.register_buffer("cos", angles_TP.cos(), persistent=False)
         self.register_buffer("sin", angles_TP.sin(), persistent=False)
 
@@ -236,7 +265,8 @@ class RotaryPositionalEmbedding(nn.Module):
         return rotate_pairs(x, *self.rows(x.shape[-2], token_positions))
 
     def extra_repr(self) -> str:
-        return f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}"
+        scaling = "" if self.scaling is None else f", scaling={self.scaling} by {self.factor}"
+        return f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}{scaling}"
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The decoder-only Transformer language model: token ids in, logits of the next token out.
 
-Pre-norm blocks as in LLaMA (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, no biases. The same
+Pre-norm blocks as in LLaMA (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, no biases but for
+those of queries, keys and values where they are asked for. The same
 `forward` trains and decodes; the key-value cache is an argument. Nothing here chooses a device, compiles,
 casts or prints.
 
@@ -12,7 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from transformerlm.models.attention import AttentionMask, MultiheadSelfAttentionRoPE, head_size
+from transformerlm.hparams import RopeScaling
+from transformerlm.models.attention import AttentionMask, MultiheadSelfAttentionRoPE, checked_head_size
 from transformerlm.models.kv_cache import KVCache, LayerCache
 from transformerlm.models.layers import (
     Embedding,
@@ -38,6 +40,8 @@ class TransformerBlock(nn.Module):
         *,
         num_kv_heads: int | None = None,
         qk_norm: bool = False,
+        qkv_bias: bool = False,
+        head_size: int | None = None,
         norm_eps: float = 1e-5,
         rope: RotaryPositionalEmbedding | None = None,
         device: torch.device | str | None = None,
@@ -52,6 +56,8 @@ class TransformerBlock(nn.Module):
             theta,
             num_kv_heads=num_kv_heads,
             qk_norm=qk_norm,
+            qkv_bias=qkv_bias,
+            head_size=head_size,
             norm_eps=norm_eps,
             rope=rope,
             device=device,
@@ -82,10 +88,11 @@ class TransformerBlock(nn.Module):
 class TransformerLM(nn.Module):
     """A stack of `TransformerBlock`s between a token embedding and a projection to the vocabulary.
 
-    Options: `num_kv_heads` for grouped-query attention, `qk_norm`, and `tie_embeddings`, with which the
-    embedding table serves as the output projection too (Press & Wolf 2017). A tied model has no `lm_head`
-    (it is None) and no `lm_head.weight` in its state: one parameter stays one parameter when it is moved,
-    sharded or saved.
+    Options: `num_kv_heads` for grouped-query attention, `qk_norm`, `qkv_bias` and `head_size` as of
+    `MultiheadSelfAttentionRoPE`; `rope_scaling` and its numbers as of `RotaryPositionalEmbedding`; and
+    `tie_embeddings`, with which the embedding table serves as the output projection too (Press & Wolf 2017).
+    A tied model has no `lm_head` (it is None) and no `lm_head.weight` in its state: one parameter stays one
+    parameter when it is moved, sharded or saved.
 
     Raises `ConfigError` for sizes that are not positive or do not fit together.
     """
@@ -105,15 +112,31 @@ class TransformerLM(nn.Module):
         num_kv_heads: int | None = None,
         tie_embeddings: bool = False,
         qk_norm: bool = False,
+        qkv_bias: bool = False,
+        head_size: int | None = None,
         norm_eps: float = 1e-5,
+        rope_scaling: RopeScaling | None = None,
+        rope_factor: float | None = None,
+        rope_low_freq_factor: float | None = None,
+        rope_high_freq_factor: float | None = None,
+        rope_original_context: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(vocab_size=vocab_size, context_length=context_length, num_layers=num_layers)
         self.vocab_size = vocab_size
         self.context_length = context_length
-        d_head = head_size(d_model, num_heads, num_kv_heads)
+        rope = RotaryPositionalEmbedding(
+            rope_theta,
+            checked_head_size(d_model, num_heads, num_kv_heads, head_size),
+            context_length,
+            device=device,
+            scaling=rope_scaling,
+            factor=rope_factor,
+            low_freq_factor=rope_low_freq_factor,
+            high_freq_factor=rope_high_freq_factor,
+            original_context=rope_original_context,
+        )
         self.token_embeddings = Embedding(vocab_size, d_model, device=device, dtype=dtype)
-        rope = RotaryPositionalEmbedding(rope_theta, d_head, context_length, device=device)
         self.layers = nn.ModuleList(
             TransformerBlock(
                 d_model,
@@ -123,6 +146,8 @@ class TransformerLM(nn.Module):
                 rope_theta,
                 num_kv_heads=num_kv_heads,
                 qk_norm=qk_norm,
+                qkv_bias=qkv_bias,
+                head_size=head_size,
                 norm_eps=norm_eps,
                 rope=rope,
                 device=device,

@@ -10,7 +10,8 @@ from transformerlm.tokenizer.kernels.decoder import decode_array, decode_list, d
 from transformerlm.tokenizer.kernels.encoder import SLACK, EncodeTables, Memory, encode_texts, new_memory
 from transformerlm.tokenizer.kernels.merger import merge_tables
 from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
-from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.kernels.walker import rules_of
+from transformerlm.tokenizer.kernels.whole_words import whole_words_of
 from transformerlm.tokenizer.plain import ids_of_numbers
 from transformerlm.utils.token_file import id_dtype
 
@@ -19,13 +20,21 @@ IdArray = npt.NDArray[np.unsignedinteger]
 
 @final
 class CompiledCodec:
-    """Encodes and decodes bytes with a vocabulary (id to bytes) and merges (the earliest first)."""
+    """Encodes and decodes bytes with a vocabulary (id to bytes) and merges (the earliest first); see `Codec`."""
 
-    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        *,
+        pattern: str,
+        whole_words: Mapping[bytes, int],
+    ) -> None:
         self._tables = EncodeTables(
             merges=merge_tables(merges),
             ids=np.array(ids_of_numbers(vocab, merges), id_dtype(len(vocab))),
-            classes=class_table(),
+            rules=rules_of(pattern),
+            words=whole_words_of(whole_words),
         )
         self._decode_tables = decode_tables(list(vocab.values()))
         self._free_memories: list[Memory] = []

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from transformerlm.tokenizer import choice
 from transformerlm.tokenizer.checks import check_id_array, unknown_id
+from transformerlm.tokenizer.normalize import is_normalized, normalized
 from transformerlm.tokenizer.plain import PlainEncoder
-from transformerlm.tokenizer.pretokenize import special_pattern
-from transformerlm.tokenizer.utf8 import to_text, valid_unicode
+from transformerlm.tokenizer.pretokenize import GPT2, special_pattern, split_special
+from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
 from transformerlm.utils.token_file import id_dtype
 
 if TYPE_CHECKING:
@@ -45,14 +46,31 @@ class Specials:
         return special_tokens_of({token.encode("utf-8"): token_id for token, token_id in self.ids.items()})
 
 
+NO_SPECIALS = Specials({})
+
+
 @final
 class Codec:
-    """Encodes and decodes with a vocabulary (id to bytes) and merges (the earliest first)."""
+    """Encodes and decodes with a vocabulary (id to bytes) and merges (the earliest first).
 
-    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+    `pattern` is one of `pretokenize.PATTERNS`; `whole_words` are the pre-tokens that have an id without being merged.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        *,
+        pattern: str = GPT2,
+        normalization: str | None = None,
+        whole_words: Mapping[bytes, int] | None = None,
+    ) -> None:
         self._vocab = vocab
         self._merges = merges
-        self._plain = PlainEncoder(vocab, merges)
+        self._pattern = pattern
+        self._normalizes = normalization is not None
+        self._whole_words = whole_words or {}
+        self._plain = PlainEncoder(vocab, merges, pattern=pattern, whole_words=self._whole_words)
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0
@@ -68,14 +86,28 @@ class Codec:
 
     def encode(self, text: str | bytes, specials: Specials) -> list[int]:
         """Return the ids of `text`."""
+        if self._normalizes and not is_normalized(text):
+            return self._encode_parts(text, specials)
         compiled = self._compiled_for(len(text)) if len(text) > SHORT else None
         if compiled is None:
             return self._plain.encode(_as_text(text), specials)
         ids, _ = compiled.encode([_as_bytes(text)], specials.for_kernels)
         return self._integers[ids].tolist()  # the numbers are there already: faster than to make them from an array
 
+    def _encode_parts(self, text: str | bytes, specials: Specials) -> list[int]:
+        """Return the ids of a text that is to be normalized between its special tokens."""
+        ids: list[int] = []
+        for place, part in enumerate(split_special(_as_text(text), specials.pattern)):
+            if place % 2:
+                ids.append(specials.ids[part])
+            else:  # what normalizing makes is no special token
+                ids += self.encode(to_bytes(normalized(part)), NO_SPECIALS)
+        return ids
+
     def encode_to_arrays(self, texts: Sequence[str | bytes], specials: Specials) -> list[IdArray]:
         """Return the ids of each of `texts`. May be called by several threads at once."""
+        if self._normalizes and not all(map(is_normalized, texts)):
+            return [np.array(self.encode(text, specials), self.dtype) for text in texts]
         length = sum(map(len, texts))
         compiled = self._compiled_for(length) if length > SHORT else None
         if compiled is None:
@@ -93,12 +125,13 @@ class Codec:
 
         May be called by several threads at once.
         """
-        compiled = self._compiled_for(len(data)) if len(data) > SHORT else None
+        is_done = not self._normalizes or is_normalized(data)  # then each of the texts is, too
+        compiled = self._compiled_for(len(data)) if is_done and len(data) > SHORT else None
         if compiled is not None:
             return compiled.encode_joined(data, ends, specials.for_kernels)
         begins = [0, *ends.tolist()]
         texts = (data[begin:end] for begin, end in pairwise(begins))
-        lists = [self._plain.encode(_as_text(text), specials) for text in texts]
+        lists = [self.encode(text, specials) for text in texts]
         ids = np.fromiter(chain.from_iterable(lists), self.dtype, sum(map(len, lists)))
         return ids, np.cumsum([len(of_text) for of_text in lists], dtype=np.int64)
 
@@ -137,7 +170,9 @@ class Codec:
 
         if self._compiled is None:
             self._integers = np.arange(len(self._vocab)).astype(object)
-            self._compiled = CompiledCodec(self._vocab, self._merges)
+            self._compiled = CompiledCodec(
+                self._vocab, self._merges, pattern=self._pattern, whole_words=self._whole_words
+            )
 
 
 def _as_text(text: str | bytes) -> str:

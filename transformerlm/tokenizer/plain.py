@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Protocol, final
 
 from transformerlm.tokenizer.merge import merge_bytes, merge_table
-from transformerlm.tokenizer.pretokenize import pretokenize
+from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
 from transformerlm.tokenizer.utf8 import to_bytes
 
 MAX_REMEMBERED = 1 << 18  # pre-tokens; about 60 MB
@@ -28,10 +28,21 @@ class SpecialTokens(Protocol):
 
 @final
 class PlainEncoder:
-    """Encodes text with a vocabulary (id to bytes) and merges (the earliest first)."""
+    """Encodes text with a vocabulary (id to bytes) and merges (the earliest first).
 
-    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
-        self._ids_of = _PieceIds(vocab, merges)
+    `pattern` is one of `pretokenize.PATTERNS`, and `whole_words` the pre-tokens that have an id without being merged.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        *,
+        pattern: str = GPT2,
+        whole_words: Mapping[bytes, int] | None = None,
+    ) -> None:
+        self._pattern = pattern
+        self._ids_of = _PieceIds(vocab, merges, whole_words or {})
 
     def encode(self, text: str, specials: SpecialTokens) -> list[int]:
         """Return the ids of `text`.
@@ -40,13 +51,13 @@ class PlainEncoder:
         """
         ids_of = self._ids_of.__getitem__
         if specials.pattern is None or specials.pattern.search(text) is None:
-            return list(chain.from_iterable(map(ids_of, pretokenize(text))))
+            return list(chain.from_iterable(map(ids_of, pretokenize(text, self._pattern))))
         ids: list[int] = []
         for place, part in enumerate(specials.pattern.split(text)):
             if place % 2:
                 ids.append(specials.ids[part])
             else:
-                ids.extend(chain.from_iterable(map(ids_of, pretokenize(part))))
+                ids.extend(chain.from_iterable(map(ids_of, pretokenize(part, self._pattern))))
         return ids
 
 
@@ -58,14 +69,20 @@ class _PieceIds(dict[str, tuple[int, ...]]):
     that was seen before, runs no Python code at all.
     """
 
-    def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]], whole_words: Mapping[bytes, int]
+    ) -> None:
         super().__init__()
+        self._whole_words = whole_words
         self._table = merge_table(merges)
         self._id_of_number = ids_of_numbers(vocab, merges)
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
-        numbers = merge_bytes(to_bytes(piece), self._table)
-        ids = tuple(map(self._id_of_number.__getitem__, numbers))
+        data = to_bytes(piece)
+        if data in self._whole_words:
+            ids: tuple[int, ...] = (self._whole_words[data],)
+        else:
+            ids = tuple(map(self._id_of_number.__getitem__, merge_bytes(data, self._table)))
         if len(piece) <= MAX_REMEMBERED_CHARS:
             if len(self) >= MAX_REMEMBERED:
                 self.clear()

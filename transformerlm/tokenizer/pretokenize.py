@@ -1,44 +1,111 @@
-r"""GPT-2's pre-tokenization: text is cut into pre-tokens, and byte pairs merge only inside a pre-token.
+r"""Pre-tokenization: text is cut into pre-tokens, and byte pairs merge only inside a pre-token.
 
-A pre-token is a contraction (`'s`, `'ll`), or a run of letters, of numbers or of other signs, each with
-one space before it, or a run of white space. Special tokens are cut out first and are never split. The pattern is
+In GPT-2's pattern, a pre-token is a contraction (`'s`, `'ll`), or a run of letters, of numbers or of other signs, each
+with one space before it, or a run of white space:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-What is a letter (`\p{L}`), a number or white space stands in `kernels.unicode_ranges`, which names the version of
-Unicode: so both layers agree, and no update of a package changes what a tokenizer does.
+Its successors take any one sign before letters, cut numbers into at most three digits, keep line breaks with what
+stands before them, and know contractions in capitals:
 
-Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.2; the pattern
-is that of the code published with it.
+    gpt2          GPT-2
+    gpt2_digits   SmolLM: the same, with every digit by itself
+    cl100k        tiktoken's cl100k_base, of GPT-3.5 and GPT-4
+    llama3        Llama 3: cl100k, but white space that ends a text is cut after its last line break, as elsewhere
+    qwen2         Qwen2 and Qwen3: llama3 with every digit by itself
+    o200k         tiktoken's o200k_base, of GPT-4o: words are also cut between a small letter and a capital, marks count
+                  as letters, contractions stay with their word
+
+Special tokens are cut out first and are never split.
+
+What is a letter (`\p{L}`), a number, white space or a mark stands in `kernels.unicode_ranges`, which names the version
+of Unicode: so both layers agree, and no update of a package changes what a tokenizer does.
+
+Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.2, and the code
+published with it; OpenAI's tiktoken (`tiktoken_ext/openai_public.py`); the `tokenizer.json` of the other models.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import NamedTuple
 
-from transformerlm.tokenizer.kernels.unicode_ranges import LETTERS, NUMBERS, WHITE_SPACE
+from transformerlm.tokenizer.kernels.unicode_ranges import (
+    CASELESS,
+    LETTERS,
+    LOWER_CASE,
+    MARKS,
+    NUMBERS,
+    UPPER_CASE,
+    WHITE_SPACE,
+)
 from transformerlm.utils.errors import TokenizerError
 
+GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2", "o200k"
+PATTERNS = (GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K)
 
-def pretokenize(text: str) -> list[str]:
+
+def pretokenize(text: str, pattern: str = GPT2) -> list[str]:
     """Return the pre-tokens of `text`, which join to `text` again. Special tokens are ordinary text here."""
-    return _ASCII_PATTERN.findall(text) if text.isascii() else _unicode_pattern().findall(text)
+    return _compiled(pattern, text.isascii()).findall(text)
 
 
-def _pattern(letters: str, numbers: str, white: str) -> re.Pattern[str]:
-    """Return the pattern for what stands in brackets in a regular expression."""
-    return re.compile(
-        rf"'(?:[sdmt]|ll|ve|re)| ?[{letters}]+| ?[{numbers}]+| ?[^{white}{letters}{numbers}]+"
-        rf"|[{white}]+(?![^{white}])|[{white}]+"
-    )
+class _Brackets(NamedTuple):
+    """Classes of characters as they stand in brackets in a regular expression."""
+
+    letters: str
+    numbers: str
+    white: str
+    front: str
+    """What the front of a word may have in `o200k`: all letters but those of lower case, and marks."""
+    back: str
+    """And what its back may have: all letters but capitals, and marks."""
 
 
-_ASCII_PATTERN = _pattern("A-Za-z", "0-9", r"\t-\r ")  # four times as fast as the next
+_ASCII = _Brackets("A-Za-z", "0-9", r"\t-\r ", "A-Z", "a-z")
 
 
 @cache
-def _unicode_pattern() -> re.Pattern[str]:
-    return _pattern(*map(_in_brackets, (LETTERS, NUMBERS, WHITE_SPACE)))  # takes 40 ms, and so waits until it is needed
+def _compiled(pattern: str, is_ascii: bool) -> re.Pattern[str]:
+    """Return the expression; that for ASCII is four times as fast, and the other takes 40 ms to make."""
+    return re.compile(_expression(pattern, _ASCII if is_ascii else _unicode_brackets()))
+
+
+@cache
+def _unicode_brackets() -> _Brackets:
+    letters, numbers, white, upper, lower, caseless, marks = map(
+        _in_brackets, (LETTERS, NUMBERS, WHITE_SPACE, UPPER_CASE, LOWER_CASE, CASELESS, MARKS)
+    )
+    return _Brackets(letters, numbers, white, upper + caseless + marks, lower + caseless + marks)
+
+
+def _expression(pattern: str, brackets: _Brackets) -> str:
+    """Return the regular expression of a pattern, its alternatives in the order in which they are published."""
+    L, N, S, F, B = brackets
+    gpt2_words = [r"'(?:[sdmt]|ll|ve|re)", rf" ?[{L}]+"]
+    signs = rf" ?[^{S}{L}{N}]+"
+    white = [rf"[{S}]+(?![^{S}])", rf"[{S}]+"]
+    any_case = "'(?:[sSſtTdDmM]|[lL][lL]|[vV][eE]|[rR][eE])"  # ſ is an s, to who ignores the case
+    before_word = rf"[^\r\n{L}{N}]?"
+    words = [any_case, rf"{before_word}[{L}]+"]
+    line_breaks = rf"[{S}]*[\r\n]+"
+    alternatives = {
+        GPT2: [*gpt2_words, rf" ?[{N}]+", signs, *white],
+        # Digits are cut out before anything else, so that white space before one stands at the end of its text.
+        GPT2_DIGITS: [*gpt2_words, rf"[{N}]", signs, rf"[{S}]+(?![^{S}{N}])", rf"[{S}]+"],
+        CL100K: [*words, rf"[{N}]{{1,3}}", rf"{signs}[\r\n]*", rf"[{S}]++\Z", line_breaks, *white],
+        LLAMA3: [*words, rf"[{N}]{{1,3}}", rf"{signs}[\r\n]*", line_breaks, *white],
+        QWEN2: [*words, rf"[{N}]", rf"{signs}[\r\n]*", line_breaks, *white],
+        O200K: [
+            rf"{before_word}[{F}]*[{B}]+(?:{any_case})?",
+            rf"{before_word}[{F}]+[{B}]*(?:{any_case})?",
+            rf"[{N}]{{1,3}}",
+            rf"{signs}[\r\n/]*",
+            line_breaks,
+            *white,
+        ],
+    }
+    return "|".join(alternatives[pattern])
 
 
 def _in_brackets(ranges: str) -> str:

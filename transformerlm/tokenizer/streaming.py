@@ -2,36 +2,73 @@
 
 import codecs
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, AnyStr, Protocol
+from typing import Any, AnyStr, NamedTuple, Protocol
 
 import regex
 
+from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+
 BLOCK_LENGTH = 1 << 16
 
-# The last place where a pre-token ends whatever stands around it; `(?r)` searches from the end. No alternative of the
-# pre-token pattern goes on after a letter with anything but a letter, after a number with anything but a number, or
-# after a character that is not white space with white space. The letters and numbers here are few: they are the same in
-# every version of Unicode, and no surrogate, which may be half a letter, is cut from another.
-_TEXT_BOUNDARY = regex.compile(
-    r"(?r)(?<=[A-Za-z])[\x00-@\[-`{-\x7f]|(?<=[0-9])[\x00-/:-\x7f]|(?<=\S)\s"
-    r"|(?<=[\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])[\u3001\u3002\uff01\uff0c\uff1f]"  # CJK: 。 after 好
-)
 
-# The same for bytes, which need not be UTF-8, and only before ASCII. The second line is about white space after a byte
-# that is not ASCII; the bytes named there are white space too.
-_BYTES_BOUNDARY = regex.compile(
-    rb"(?r)(?<=[A-Za-z])[\x00-@\[-`{-\x7f]|(?<=[0-9])[\x00-/:-\x7f]|(?<=[!-~])[\t-\r ]|(?<=[\x80-\xff])"
-    rb"(?<!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)[\t-\r ]"
-)
+class _Boundary(NamedTuple):
+    """The last place where a pre-token ends whatever stands around it, in text and in bytes."""
+
+    in_text: regex.Pattern[str]
+    in_bytes: regex.Pattern[bytes]
+
+
+def _boundary(*, not_after_letters: str, white: str) -> _Boundary:
+    """Return the boundaries of a pattern of pre-tokenization; `(?r)` searches from the end.
+
+    No alternative of any pattern goes on after a letter with anything but a letter (in `o200k`, an apostrophe), after a
+    number with anything but a number, or after a character that is not white space with white space (in the successors
+    of GPT-2, with a line break). And nothing that a pattern looks at behind these places changes what stands before.
+    The letters and numbers here are few: they are the same in every version of Unicode, and no surrogate, which may be
+    half a letter, is cut from another. No character behind these places is one that normalization joins to what stands
+    before it, or puts before that.
+
+    The bytes need not be UTF-8, and are cut only before ASCII. The last line is about white space after a byte that is
+    not ASCII; the bytes named there are white space too.
+    """
+    cjk, cjk_signs = (
+        r"[\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]",
+        r"[\u3001\u3002\uff01\uff0c\uff1f]",
+    )  # 好。
+    after_ascii = rf"(?r)(?<=[A-Za-z])[{not_after_letters}]|(?<=[0-9])[\x00-/:-\x7f]"
+    in_text = rf"{after_ascii}|(?<=\S){white}|(?<={cjk}){cjk_signs}"
+    ascii_white = r"[\t-\r ]" if white == r"\s" else r"[\t\x0b\x0c ]"
+    in_bytes = (
+        rf"{after_ascii}|(?<=[!-~]){ascii_white}|(?<=[\x80-\xff])"
+        rf"(?<!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80){ascii_white}"
+    )
+    return _Boundary(regex.compile(in_text), regex.compile(in_bytes.encode("ascii")))
+
+
+_OF_GPT2 = _boundary(not_after_letters=r"\x00-@\[-`{-\x7f", white=r"\s")
+_OF_SUCCESSORS = _boundary(not_after_letters=r"\x00-@\[-`{-\x7f", white=r"[^\S\r\n]")
+_OF_O200K = _boundary(not_after_letters=r"\x00-&(-@\[-`{-\x7f", white=r"[^\S\r\n]")
+_BOUNDARIES = {
+    GPT2: _OF_GPT2,
+    GPT2_DIGITS: _OF_GPT2,
+    CL100K: _OF_SUCCESSORS,
+    LLAMA3: _OF_SUCCESSORS,
+    QWEN2: _OF_SUCCESSORS,
+    O200K: _OF_O200K,
+}
 
 
 def safe_blocks(
-    parts: Iterable[AnyStr], special_tokens: Collection[str] = (), length: int = BLOCK_LENGTH
+    parts: Iterable[AnyStr],
+    special_tokens: Collection[str] = (),
+    length: int = BLOCK_LENGTH,
+    pattern: str = GPT2,
 ) -> Iterator[AnyStr]:
     """Cut the text or bytes that `parts` join to into blocks that can be pre-tokenized each by itself.
 
     The special tokens and the pre-tokens of the blocks, one block after the other, are those of the whole
-    text, however it is divided into `parts`. A block has about `length` characters or bytes; it is longer only
+    text, however it is divided into `parts`, and so are they in form C of Unicode. `pattern` is one of
+    `pretokenize.PATTERNS`. A block has about `length` characters or bytes; it is longer only
     where no safe cut exists, as in a very long word. Then the next attempt waits until the text has doubled,
     so that the work stays linear.
     """
@@ -43,7 +80,7 @@ def safe_blocks(
         if size < enough:
             continue
         text = _join(waiting)
-        cut = _last_safe_cut(text, special_tokens)
+        cut = _last_safe_cut(text, special_tokens, pattern)
         if cut:
             yield text[:cut]
         waiting = [text[cut:]]
@@ -66,7 +103,7 @@ def _join(parts: list[Any]) -> Any:
     return parts[0] if len(parts) == 1 else parts[0][:0].join(parts)
 
 
-def _last_safe_cut(text: str | bytes, special_tokens: Collection[str]) -> int:
+def _last_safe_cut(text: str | bytes, special_tokens: Collection[str], pattern: str = GPT2) -> int:
     """Return the last safe place to cut `text`, of which more may follow, or 0 if there is none.
 
     A cut is safe if it is a boundary of pre-tokens in any context (see above) and lies inside no
@@ -75,8 +112,8 @@ def _last_safe_cut(text: str | bytes, special_tokens: Collection[str]) -> int:
     other. An occurrence around a cut is wholly in `text` if the longest special token fits behind the cut.
     """
     if isinstance(text, str):
-        return _last_cut(text, _TEXT_BOUNDARY, special_tokens)
-    return _last_cut(text, _BYTES_BOUNDARY, [special.encode("utf-8") for special in special_tokens])
+        return _last_cut(text, _BOUNDARIES[pattern].in_text, special_tokens)
+    return _last_cut(text, _BOUNDARIES[pattern].in_bytes, [special.encode("utf-8") for special in special_tokens])
 
 
 def _last_cut(text: AnyStr, boundary: regex.Pattern[Any], special_tokens: Collection[AnyStr]) -> int:

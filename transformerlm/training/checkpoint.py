@@ -12,7 +12,6 @@ and renamed, so that a folder with its proper name is always whole; readers chec
 
 import contextlib
 import functools
-import json
 import os
 import re
 import shutil
@@ -38,8 +37,14 @@ from transformerlm.training.serialization import encode, from_bytes, read_state
 from transformerlm.training.sharded import Like, Part, holds_pieces, read_pieces
 from transformerlm.utils.errors import CheckpointError
 from transformerlm.utils.files import atomic_write, require_free_space, sync_folder, writing
+from transformerlm.utils.json_file import read_json_object
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
+TOKENIZER_SETTINGS_FILE = "tokenizer_settings.json"
+"""The third file of a tokenizer, for which there may be no need."""
+
+MAX_STATE_BYTES = 1 << 24
+
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -86,7 +91,7 @@ def load_model_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
     """Load weights; raise `CheckpointError` listing names and shapes that do not fit."""
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # TypeError: it is no mapping
         raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
 
 
@@ -118,16 +123,24 @@ class Checkpoint:
         return self.run_state()["step"]
 
     def run_state(self) -> dict[str, Any]:
-        """Return `state.json`."""
-        return json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        """Return `state.json`; raise `CheckpointError` if that is no JSON object or does not say the step."""
+        file = self.path / "state.json"
+        state = read_json_object(file, max_bytes=MAX_STATE_BYTES, error=CheckpointError)
+        if type(state.get("step")) is not int or state["step"] < 0:
+            raise CheckpointError(f"{file}: is damaged: it does not say the step")
+        return state
 
     def model_hparams(self) -> ModelHparams:
         """Return the model's shape, from the configuration that the checkpoint carries."""
         file = self.path / "config.toml"
         try:
             return ModelHparams.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))["model"])
-        except (tomllib.TOMLDecodeError, KeyError, ValidationError) as error:
-            raise CheckpointError(f"{file}: has no valid [model] table: {error}") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except (ValueError, KeyError, RecursionError) as error:  # ValueError: no TOML, no UTF-8
+            problem = str(error)
+        raise CheckpointError(f"{file}: has no valid [model] table: {problem}")
 
     def model_state(self, like: Like | None = None) -> dict[str, torch.Tensor]:
         """Return the weights, on the CPU; or each laid out as `like` says, and then all processes call this."""
@@ -253,7 +266,11 @@ class CheckpointStore:
 
     @functools.cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
-        return {name: (self.tokenizer / name).read_bytes() for name in TOKENIZER_FILES} if self.tokenizer else {}
+        if self.tokenizer is None:
+            return {}
+        has_settings = (self.tokenizer / TOKENIZER_SETTINGS_FILE).exists()
+        names = (*TOKENIZER_FILES, TOKENIZER_SETTINGS_FILE) if has_settings else TOKENIZER_FILES
+        return {name: (self.tokenizer / name).read_bytes() for name in names}
 
     def _small_files(self, state: Mapping[str, Any]) -> dict[str, bytes]:
         return {

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, ValidationHparams
 from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
 from transformerlm.training.data import BatchLoader
@@ -72,7 +74,7 @@ class TrainingRun:
         state do not fit.
         """
         state = checkpoint.run_state()
-        saved = state["identity"]
+        saved, progress = _identity_and_progress(checkpoint, state)
         differing = [
             f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
             for key in {**self.identity, **saved}
@@ -84,7 +86,7 @@ class TrainingRun:
                 "restore those settings, or set training.resume to force to go on all the same"
             )
         self.trainer.load(checkpoint)
-        self.progress = Progress(**state["progress"])
+        self.progress = progress
         self._saved_step = self.progress.step
         return differing
 
@@ -210,6 +212,20 @@ class TrainingRun:
             "metrics.loss": result.loss,
             "metrics.grad_l2_norm": result.grad_norm,
         }
+
+
+def _identity_and_progress(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[dict[str, Any], Progress]:
+    """Return what `state.json` says of the run; raise `CheckpointError` if it is none's, as of an imported model."""
+    try:
+        progress = TypeAdapter(Progress).validate_python(state.get("progress"))
+    except ValidationError:
+        progress = None
+    if progress is None or not all(isinstance(state.get(key), dict) for key in ("identity", "environment")):
+        raise CheckpointError(
+            f"{checkpoint.path}: is no checkpoint of a training run; to begin one with its weights, name it as "
+            "training.init_from, and choose another logging.run_name"
+        )
+    return state["identity"], progress
 
 
 class _Clock:

@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 REQUIRED_FILES = ("state.json", "config.toml")
 
 _REMEDY = "name another checkpoint, or remove this one's folder to go on from the one before it"
-_UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+_UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG}
 """What the system says of a file that is gone or whose place on the disk is broken. A missing permission is neither."""
 
 
@@ -79,19 +79,20 @@ def verify_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         content = json.loads(data)
         version = content["format_version"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        as_written = to_json(content)
     except OSError as error:
         raise _damage(manifest, error) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(manifest, f"is damaged ({error})") from None
     if version != FORMAT_VERSION:
         raise _other_version(manifest, version)
-    if data != to_json(content):
+    if data != as_written:
         raise DamagedCheckpointError(manifest, "is damaged: it is not as it was written")
     for name in REQUIRED_FILES:
         if name not in expected:
             raise DamagedCheckpointError(manifest, f"is damaged: it does not list {name}")
     for name, (size, digest) in expected.items():
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise DamagedCheckpointError(manifest, f"is damaged: it names {name!r}, which is outside the folder")
         _verify_file(folder / name, size, digest)
     return expected
@@ -118,7 +119,7 @@ def _other_version(manifest: Path, version: Any) -> CheckpointError:
     """A manifest of another version, or of this one with a flipped bit? `state.json` holds the version too."""
     try:
         in_state = json.loads(manifest.with_name("state.json").read_text(encoding="utf-8"))["format_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         in_state = None
     if in_state == FORMAT_VERSION:
         return DamagedCheckpointError(manifest, f"is damaged: it says format {version!r}, and state.json {in_state}")

@@ -4,11 +4,12 @@
     hidden       matrices from activations to activations      yes      × 1                    Muon   AdamW
     embeddings   the token table (tied: the output layer too)  yes      × embedding_lr_scale   AdamW  AdamW
     head         the output layer                              yes      × 1                    AdamW  AdamW
-    vectors      gains of the norms                            no       × 1                    AdamW  AdamW
+    vectors      gains of the norms, biases                    no       × 1                    AdamW  AdamW
 
-Decay shrinks what is multiplied with activations; a norm's gains belong near one, not zero. A row of the token table
-sees a gradient only when its token occurs, so embeddings bear, and want, a higher rate than matrices that see one
-at every position (Yang et al. 2022, "Tensor Programs V", table 3: with Adam only the latter's falls with the width).
+Decay shrinks what is multiplied with activations; a norm's gains belong near one, not zero, and biases multiply
+nothing. A row of the token table sees a gradient only when its token occurs, so embeddings bear, and want, a higher
+rate than matrices that see one at every position (Yang et al. 2022, "Tensor Programs V", table 3: with Adam only the
+latter's falls with the width).
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ object only: the format is a header and the tensors' memory, which can as well g
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Encoded:
     def __iter__(self) -> Iterator[bytes | memoryview]:
         yield self.header
         for tensor in self.tensors:
-            yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            yield tensor_bytes(tensor)
 
 
 def encode(state: Any) -> Encoded:
@@ -61,9 +61,18 @@ def encode(state: Any) -> Encoded:
     Raises `CheckpointError` naming the place of a value that is neither.
     """
     structure, tensors = split(state)
+    header, names = safetensors_header(tensors, {_METADATA_KEY: json.dumps(structure)})
+    return Encoded(header, tuple(tensors[name] for name in names))
+
+
+def safetensors_header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """Return how a safetensors file begins, and the names of the tensors in the order in which their bytes follow.
+
+    Of the tensors only types and shapes are looked at, so that they may be on the meta device.
+    """
     # The format: the header's length, the header as JSON padded with spaces, the tensors without gaps. The
     # widest numbers come first, so that each tensor begins where its numbers are aligned.
-    header: dict[str, Any] = {"__metadata__": {_METADATA_KEY: json.dumps(structure)}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     end = 0
     for name in names:
@@ -72,7 +81,18 @@ def encode(state: Any) -> Encoded:
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    return Encoded(len(text).to_bytes(8, "little") + text, tuple(tensors[name] for name in names))
+    return len(text).to_bytes(8, "little") + text, names
+
+
+def tensors_header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
+    """Return `safetensors_header` for `encode` of this flat dict, of which the tensors are still to come."""
+    structure = {name: {_TENSOR: name} for name in tensors}
+    return safetensors_header(tensors, {_METADATA_KEY: json.dumps(structure)})
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor as they stand in a file: its own memory, if it is on the CPU and contiguous."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def to_bytes(state: Any) -> bytes:
@@ -87,7 +107,7 @@ def from_bytes(data: bytes, source: str) -> Any:
         header_size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + header_size])
         return fill(json.loads(header["__metadata__"][_METADATA_KEY]), tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{source}: is not a file that this package wrote, or it is damaged: {error}") from None
 
 
@@ -162,5 +182,5 @@ def read_structure(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()[_METADATA_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not a file that this package wrote, or it is damaged: {error}") from None

@@ -19,6 +19,7 @@ from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_
 from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
 from transformerlm.training.param_groups import build_optimizer, load_optimizer, set_learning_rate
 from transformerlm.training.schedule import learning_rate
+from transformerlm.training.sharded import Like
 from transformerlm.utils.devices import fingerprint
 from transformerlm.utils.errors import CheckpointError
 
@@ -151,9 +152,8 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        like = self._layout() if self.parallelism.sharded else None
-        load_model_state(self.model, checkpoint.model_state(like))
-        state = checkpoint.optimizer_state(like)
+        self.load_weights(checkpoint)
+        state = checkpoint.optimizer_state(self._like())
         try:
             load_optimizer(self.optimizer, state["optimizer"])
         except ValueError as error:
@@ -161,6 +161,16 @@ class Trainer:
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Take over the weights of a checkpoint, in whatever type they are stored, and nothing else.
+
+        Raises `CheckpointError` if they do not fit the model.
+        """
+        load_model_state(self.model, checkpoint.model_state(self._like()))
+
+    def _like(self) -> Like | None:
+        return self._layout() if self.parallelism.sharded else None
 
     def _layout(self) -> Callable[[str, torch.Size], Tensor | None]:
         """Return a function that gives, for a tensor of a checkpoint, one that is sharded as it should be here."""

@@ -45,6 +45,47 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes
         sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Yield the path of a hidden file beside `path`, for a library that opens files itself; rename it on success.
+
+    As `atomic_write`, and `DataError` if the disk has no room for `num_bytes` or refuses.
+    """
+    with writing(path.parent, path.name, num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "rb") as file:
+                yield temporary
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, which gets that name on success and is removed on an exception.
+
+    The files in it must have been flushed to disk. At `path` there may be an empty folder. Raises `DataError` if the
+    disk has no room for `num_bytes` or refuses.
+    """
+    with writing(path.parent, path.name, num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            sync_folder(temporary)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is none
+        sync_folder(path.parent)
+
+
 def atomic_write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
     """Write `data` with `atomic_write`; raise `DataError` if the disk has no room or refuses."""
     path = Path(path)

@@ -10,7 +10,6 @@ The sidecar is written last, so data without one is unfinished work and is not r
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,9 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import sha256_file
+from transformerlm.utils.json_file import read_json_object
 
 FORMAT_VERSION = 2  # 1 had no shards, documents and text
 UINT16_ENTRIES = 65_536
+MOST_ENTRIES = 1 << 24
+"""Of a vocabulary: as many as a model may have."""
+MAX_SIDECAR_BYTES = 1 << 28
 DOCUMENT_BYTES = 8  # where a document begins
 MAKE_DATA = "transformerlm-make-data"
 
@@ -33,10 +36,10 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[^/\\]+$")
+    name: str = Field(pattern=r"^[^/\\\x00]+$")
     """Of the file, which lies beside the sidecar; where documents begin is in `NAME.documents`."""
-    num_tokens: int
-    num_documents: int
+    num_tokens: int = Field(ge=0)
+    num_documents: int = Field(ge=0)
     """Documents that begin in it."""
     sha256: str
     documents_sha256: str
@@ -49,11 +52,11 @@ class TokenFileInfo(BaseModel):
 
     format_version: Literal[1, 2]
     dtype: Literal["uint16", "uint32"]
-    num_tokens: int
-    num_documents: int
-    num_text_bytes: int
+    num_tokens: int = Field(ge=0)
+    num_documents: int = Field(ge=0)
+    num_text_bytes: int = Field(ge=0)
     """Bytes of the text without separators: the denominator of bits per byte."""
-    vocab_size: int
+    vocab_size: int = Field(gt=0, le=MOST_ENTRIES)
     max_token_id: int
     end_of_text_id: int | None
     tokenizer_sha256: str
@@ -72,6 +75,8 @@ class TokenFileInfo(BaseModel):
     def _check_shards(self) -> Self:
         if bool(self.shards) != (self.format_version > 1):
             raise ValueError("a list of shards belongs to format 2, and to no other")
+        if any(shard.name in (".", "..") or len(shard.name.encode("utf-8")) > 240 for shard in self.shards):
+            raise ValueError("a shard's name is no name of a file")
         if self.shards and sum(shard.num_tokens for shard in self.shards) != self.num_tokens:
             raise ValueError("the shards have another number of tokens than all of it")
         return self
@@ -114,8 +119,9 @@ def read_info(path: Path) -> TokenFileInfo:
             raise DataError(f"{sidecar}: the sidecar is missing; make the token file again with {MAKE_DATA}")
         raise DataError(f"{path}: there is no such token file; make it with {MAKE_DATA}")
     try:
-        info = TokenFileInfo.model_validate(json.loads(sidecar.read_text(encoding="utf-8")))
-    except (ValueError, ValidationError) as error:
+        content = read_json_object(sidecar, max_bytes=MAX_SIDECAR_BYTES, error=DataError)
+        info = TokenFileInfo.model_validate(content)
+    except (ValueError, ValidationError) as error:  # a DataError is a ValueError
         first = str(error).splitlines()[0]
         raise DataError(
             f"{sidecar}: is not a sidecar of format {FORMAT_VERSION} or older ({first}); "

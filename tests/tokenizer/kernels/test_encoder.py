@@ -12,9 +12,10 @@ from transformerlm.tokenizer.kernels.encoder import ENTRY_WORDS, LINE_WORDS, Enc
 from transformerlm.tokenizer.kernels.merger import SHORT, merge_tables
 from transformerlm.tokenizer.kernels.pieces import piece_key
 from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
-from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.kernels.walker import rules_of
+from transformerlm.tokenizer.kernels.whole_words import whole_words_of
 from transformerlm.tokenizer.merge import merge_bytes, merge_table
-from transformerlm.tokenizer.pretokenize import pretokenize
+from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 
@@ -25,7 +26,9 @@ class Cache:
     """A cache of two lines, next door to each other, to which `encode` sends all pieces."""
 
     def __init__(self, dtype: type = np.uint16) -> None:
-        self.tables = EncodeTables(merge_tables(MERGES), np.arange(256 + len(MERGES), dtype=dtype), class_table())
+        self.tables = EncodeTables(
+            merge_tables(MERGES), np.arange(256 + len(MERGES), dtype=dtype), rules_of(GPT2), whole_words_of({})
+        )
         arena, numbers = np.zeros(1000, np.uint32), np.zeros(SHORT, np.int64)
         self.memory = Memory(np.zeros(2 * LINE_WORDS, np.uint64), arena, np.zeros(1, np.int64), numbers)
 

@@ -20,6 +20,7 @@ import numpy as np
 from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
 from transformerlm.tokenizer.kernels.machine import read_word, write_word
 from transformerlm.tokenizer.kernels.scanner import LOOKAHEAD, PADDING, scan
+from transformerlm.tokenizer.kernels.walker import BEYOND, walk
 
 CHUNK = 1 << 12
 """Bytes of a chunk: text, starts and keys of it stay in the processor's nearest cache (32 KB or more)."""
@@ -28,7 +29,7 @@ _EIGHT_SPACES = np.uint64(0x2020202020202020)
 
 
 @kernel
-def next_pieces(text, at, end, classes, buffer, starts):
+def next_pieces(text, at, end, rules, buffer, starts):
     """Cut the pre-tokens of a chunk of `text[at:end]`, and return `buffer`, `starts` and how many are final.
 
     At least one is. Piece i is `buffer[starts[i] : starts[i + 1]]`, and the next chunk begins `starts[pieces]` bytes
@@ -37,7 +38,7 @@ def next_pieces(text, at, end, classes, buffer, starts):
     Args:
         text: uint8.
         at, end: int64; not the same.
-        classes: `unicode_classes.class_table()`.
+        rules: `walker.Rules`.
         buffer: uint8; at least `CHUNK + PADDING` items.
         starts: int64; one item more than `buffer` has before its padding.
     """
@@ -48,7 +49,11 @@ def next_pieces(text, at, end, classes, buffer, starts):
             buffer = np.empty(length + PADDING, np.uint8)
             starts = np.empty(length + 1, np.int64)
         fill(buffer, text, at, length)
-        pieces = scan_chunk(buffer, length, at + length == end, classes, starts)
+        if rules.points:
+            bits = np.empty(length + BEYOND, np.uint8)
+            pieces = walk(buffer, length, at + length == end, rules, bits, starts)
+        else:
+            pieces = scan_chunk(buffer, length, at + length == end, rules.classes, starts)
         if pieces > 0:
             return buffer, starts, pieces
         size *= 2

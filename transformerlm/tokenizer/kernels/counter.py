@@ -40,7 +40,8 @@ from transformerlm.tokenizer.kernels.machine import prefetch, read_word, write_w
 from transformerlm.tokenizer.kernels.pieces import LONG, MAX_EXACT, hash_key, piece_key
 from transformerlm.tokenizer.kernels.scanner import PADDING
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token, special_tokens_of
-from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.kernels.walker import rules_of
+from transformerlm.tokenizer.pretokenize import GPT2
 
 FIRST_ROWS = 1 << 12  # 128 KB, which a small text does not outgrow
 LENGTH_BYTES = 8  # of the number that stands before a pre-token in the arena
@@ -112,8 +113,8 @@ class PieceCounter:
         places = np.array([len(data)] if ends is None else ends, np.int64)
         assert len(places) == 0 or (places[0] >= 0 and places[-1] <= len(data) and (np.diff(places) >= 0).all())
         text = np.frombuffer(data, np.uint8)
-        stop = np.zeros(4, np.int64)
-        while not count_texts(text, places, self._special_tokens, self._table, class_table(), self._room, stop):
+        stop, rules = np.zeros(4, np.int64), rules_of(GPT2)
+        while not count_texts(text, places, self._special_tokens, self._table, rules, self._room, stop):
             self._grow(stop)
 
     def add(self, table: Table) -> None:
@@ -154,7 +155,7 @@ class PieceCounter:
 
 
 @kernel
-def count_texts(data, ends, special_tokens, table, classes, room, stop):
+def count_texts(data, ends, special_tokens, table, rules, room, stop):
     """Count the pre-tokens of the texts in `data`; return whether it is done.
 
     If not, the table must grow (see `has_room`), and the next call goes on from there. `stop` begins as zeros.
@@ -164,7 +165,7 @@ def count_texts(data, ends, special_tokens, table, classes, room, stop):
     while text < len(ends):
         special, special_end, _ = find_special_token(data, at, ends[text], special_tokens)
         while at < special:
-            buffer, starts, pieces = next_pieces(data, at, special, classes, buffer, starts)
+            buffer, starts, pieces = next_pieces(data, at, special, rules, buffer, starts)
             if not has_room(table, pieces, starts[pieces], stop):
                 stop[NEXT], stop[NEXT_BYTE] = text, at
                 return False

@@ -43,6 +43,8 @@ from transformerlm.tokenizer.kernels.merger import SHORT, MergeTables, merge_lon
 from transformerlm.tokenizer.kernels.pieces import MAX_EXACT, hash_key, piece_key
 from transformerlm.tokenizer.kernels.scanner import PADDING
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token
+from transformerlm.tokenizer.kernels.walker import Rules
+from transformerlm.tokenizer.kernels.whole_words import NO_WORD, WholeWords, find_word
 
 LINE_BITS = 19
 """The cache has 2**19 lines: 32 MB, for a million pre-tokens; 100 MB of English have about half a million."""
@@ -71,8 +73,10 @@ class EncodeTables(NamedTuple):
     merges: MergeTables
     ids: npt.NDArray[np.unsignedinteger]
     """uint16 or uint32, as the output. The id of each token number: first those of the bytes, then of the products."""
-    classes: npt.NDArray[np.uint8]
-    """`unicode_classes.class_table()`."""
+    rules: Rules
+    """How a text is cut into pre-tokens."""
+    words: WholeWords
+    """Pre-tokens that have an id as they are, and are not merged."""
 
 
 class Memory(NamedTuple):
@@ -120,7 +124,7 @@ def encode_texts(data, text_ends, special_tokens, tables, memory, ids, id_ends):
         while at < end:
             special, special_end, special_id = find_special_token(data, at, end, special_tokens)
             while at < special:
-                chunk, starts, pieces = next_pieces(data, at, special, tables.classes, chunk, starts)
+                chunk, starts, pieces = next_pieces(data, at, special, tables.rules, chunk, starts)
                 if pieces > len(keys):
                     keys = np.empty((len(starts), 3), np.uint64)
                 make_keys(chunk, starts, pieces, memory.lines, keys)
@@ -190,11 +194,17 @@ def look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, id
         number = recall(chunk, start, length, memory, entry, ids, count)
         if number > 0:
             return number
-    if length > SHORT:
+    word = find_word(tables.words, chunk, start, length, keys[piece, 0], keys[piece, 1])
+    if word != NO_WORD:
+        ids[count] = tables.words.ids[word]
+        number = 1
+    elif length > SHORT:
         return 0
-    number = merge_short(chunk, start, length, tables.merges, memory.numbers)
-    write_ids(memory.numbers, number, tables.ids, ids, count)
-    remember(chunk, start, length, keys, piece, memory, ids, count, number)
+    else:
+        number = merge_short(chunk, start, length, tables.merges, memory.numbers)
+        write_ids(memory.numbers, number, tables.ids, ids, count)
+    if length <= MAX_REMEMBERED:
+        remember(chunk, start, length, keys, piece, memory, ids, count, number)
     return number
 
 

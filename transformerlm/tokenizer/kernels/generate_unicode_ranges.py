@@ -1,4 +1,4 @@
-r"""Write `unicode_ranges.py`: which characters the `regex` package takes for letters, numbers and white space.
+r"""Write `unicode_ranges.py`: which characters the `regex` package takes for letters, numbers, white space and marks.
 
     python -m transformerlm.tokenizer.kernels.generate_unicode_ranges
 
@@ -18,7 +18,16 @@ import regex
 
 TARGET = Path(__file__).with_name("unicode_ranges.py")
 
-PATTERNS = {"LETTERS": r"\p{L}", "NUMBERS": r"\p{N}", "WHITE_SPACE": r"\s"}
+PATTERNS = {
+    "LETTERS": r"\p{L}",
+    "NUMBERS": r"\p{N}",
+    "WHITE_SPACE": r"\s",
+    "UPPER_CASE": r"[\p{Lu}\p{Lt}]",
+    "LOWER_CASE": r"\p{Ll}",
+    "CASELESS": r"[\p{Lm}\p{Lo}]",
+    "MARKS": r"\p{M}",
+}
+"""The letters stand there twice: as one, and as those of upper or title case, of lower case, and of neither."""
 
 # A letter that each version brought, to check the version that the package claims.
 FIRST_IN = {
@@ -29,7 +38,7 @@ FIRST_IN = {
     "18.0": "\U0003d000",  # Seal
 }
 
-HEADER = '''"""The letters, numbers and white space of Unicode {version}: code points in hexadecimal, first-last.
+HEADER = '''"""The letters, numbers, white space and marks of Unicode {version}: code points in hexadecimal, first-last.
 
 Written by `python -m transformerlm.tokenizer.kernels.generate_unicode_ranges`; do not edit.
 """

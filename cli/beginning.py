@@ -1,0 +1,106 @@
+"""`training.init_from`: a run that begins with the weights of a checkpoint, which tells it its model too."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.data import RunData
+from cli.progress import say
+from config.train import TrainConfig
+from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformerlm.distributed.group import World
+    from transformerlm.hparams import ModelHparams
+    from transformerlm.training import Checkpoint, TrainingRun
+
+SHORTENED = "context_length"
+"""What may be less than the checkpoint has: the weights are the same for any context."""
+
+
+def run_dir_of(config: TrainConfig) -> Path:
+    """Return the run folder of a training."""
+    return config.training.runs_dir / config.logging.run_name
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The checkpoint that says what model a run has."""
+
+    checkpoint: "Checkpoint"
+    is_new: bool
+    """Whether the run is to begin with its weights: not, if it has checkpoints of its own to go on from."""
+
+    @classmethod
+    def find(cls, config: TrainConfig, world: "World") -> "Beginning | None":
+        """Return where the run of `config` begins, if `training.init_from` says so; all processes call this.
+
+        Raises `CheckpointError` if that checkpoint is missing or damaged; a run that goes on does not need it.
+        """
+        from transformerlm.training import Checkpoint
+
+        named = config.training.init_from
+        if named is None:
+            return None
+        own = world.from_first(lambda: _own_checkpoint(run_dir_of(config)))
+        if own is not None:
+            return cls(Checkpoint(own), is_new=False)
+        return cls(Checkpoint(world.from_first(lambda: Checkpoint.open(named).path)), is_new=True)
+
+    def completed(self, config: TrainConfig, *, origin: str) -> TrainConfig:
+        """Return `config` with the checkpoint's model; raise `ConfigError` that lists what was given and contradicts.
+
+        A shorter context contradicts nothing.
+        """
+        model, given = self.checkpoint.model_hparams(), config.model
+        lines = [
+            f"{origin}: model.{key}: is {getattr(model, key)!r} in {self.checkpoint.path}, where training.init_from "
+            f"has the model begin (got {getattr(given, key)!r}); leave it unset"
+            for key in sorted(given.model_fields_set)
+            if not _agrees(key, given, model)
+        ]
+        if lines:
+            raise ConfigError("\n".join(lines))
+        if SHORTENED in given.model_fields_set:
+            model = model.model_copy(update={SHORTENED: given.context_length})
+        return config.model_copy(update={"model": model})
+
+    def require_tokenizer(self, config: TrainConfig, data: RunData) -> None:
+        """Raise `DataError` unless the data's ids are those of the checkpoint's tokenizer, if it has one."""
+        from transformerlm.tokenizer import Tokenizer
+        from transformerlm.training.checkpoint import TOKENIZER_FILES
+
+        folder = self.checkpoint.path
+        if not all((folder / name).exists() for name in TOKENIZER_FILES):
+            say(f"{folder}: holds no tokenizer, so it is not known whether {config.data.tokenizer} is the model's")
+        elif Tokenizer.load(folder).sha256() != data.valid.info.tokenizer_sha256:
+            raise DataError(
+                f"{config.data.tokenizer}: is another tokenizer than that of {folder}, whose model training.init_from "
+                "has the run begin with: the same ids would mean other text; make the token files with "
+                f"transformerlm-make-data --output.tokenizer {folder}, and name that as data.tokenizer"
+            )
+
+    def load(self, run: "TrainingRun") -> None:
+        """Give the model of a run the checkpoint's weights, and say so."""
+        run.trainer.load_weights(self.checkpoint)
+        say(f"beginning with the weights of {self.checkpoint.path}")
+
+
+def _agrees(key: str, given: "ModelHparams", model: "ModelHparams") -> bool:
+    if key == SHORTENED:
+        return given.context_length <= model.context_length
+    return getattr(given, key) == getattr(model, key)
+
+
+def _own_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint of the run folder that says what model it has; whether it is whole is seen later."""
+    from transformerlm.training import Checkpoint
+    from transformerlm.training.checkpoint import checkpoint_folders
+
+    for folder in reversed(checkpoint_folders(run_dir / "checkpoints")):
+        try:
+            Checkpoint(folder).model_hparams()
+        except CheckpointError:
+            continue
+        return folder
+    return None

@@ -1,0 +1,153 @@
+"""Merges from ranks and from lists that name a token's making twice, and tiktoken's files."""
+
+import base64
+import random
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
+from tokenizers import models
+
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
+from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
+from transformerlm.utils.errors import TokenizerError
+
+BYTES = {byte: bytes([byte]) for byte in range(256)}
+SINGLE = {token: byte for byte, token in BYTES.items()}
+
+
+def random_merges(seed: int, count: int = 25) -> list[tuple[bytes, bytes]]:
+    """Merges over three letters, each of two tokens that are there, no token twice."""
+    choose = random.Random(seed)
+    tokens, merges = [b"a", b"b", b"c"], []
+    while len(merges) < count:
+        pair = choose.choice(tokens), choose.choice(tokens)
+        if pair[0] + pair[1] not in tokens:
+            merges.append(pair)
+            tokens.append(pair[0] + pair[1])
+    return merges
+
+
+@given(seed=st.integers(0, 10**6), text=st.text("abc", max_size=40))
+def test_ranks_make_what_tiktoken_makes(seed: int, text: str) -> None:
+    """Any ranks, also such as no training makes; but a token after its parts."""
+    merges = random_merges(seed)
+    ranks = SINGLE | {left + right: 256 + number for number, (left, right) in enumerate(merges)}
+    theirs = tiktoken.Encoding(name="x", pat_str=r"[abc]+", mergeable_ranks=ranks, special_tokens={})
+    try:
+        recovered = merges_of_ranks(ranks)
+    except TokenizerError:  # so it can be with random ones
+        return
+    ours = Tokenizer({rank: token for token, rank in ranks.items()}, recovered, whole_words=True)
+    assert ours.encode(text) == theirs.encode(text)
+
+
+@given(seed=st.integers(0, 10**6), text=st.text("abc", max_size=40))
+def test_several_ways_to_a_token_make_what_tokenizers_makes(seed: int, text: str) -> None:
+    """As in converted files: every way to split a token into two is there, in any order among themselves."""
+    tokens = {b"a", b"b", b"c", *(left + right for left, right in random_merges(seed))}
+    ways = [
+        (token[:at], token[at:])
+        for token in sorted(tokens, key=lambda token: (len(token), token))
+        for at in range(1, len(token))
+        if token[:at] in tokens and token[at:] in tokens
+    ]
+    vocab = {token.decode(): number for number, token in enumerate(sorted(tokens))}
+    theirs = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a.decode(), b.decode()) for a, b in ways]))
+    live = live_merges(ways)
+    assert len({left + right for left, right in live}) == len(live)
+    all_tokens = [*SINGLE, *sorted(tokens - set(SINGLE))]
+    ours = Tokenizer(dict(enumerate(all_tokens)), live)
+    assert [ours.decode([token_id]) for token_id in ours.encode(text)] == theirs.encode(text).tokens
+
+
+def test_gpt2s_merges_are_recovered_and_its_file_is_tiktokens(gpt2: Tokenizer, tmp_path: Path, data: Path) -> None:
+    path = tmp_path / "gpt2.tiktoken"
+    gpt2.to_tiktoken(path)
+    ours = Tokenizer.from_tiktoken(path, pattern="gpt2", special_tokens={END_OF_TEXT: 50256})
+    assert (ours.vocab, ours.merges, ours.eos_token_id) == (gpt2.vocab, gpt2.merges, 50256)
+    assert load_tiktoken_bpe(str(path)) == {
+        token: token_id for token_id, token in gpt2.vocab.items() if token_id < 50256
+    }
+    text = (data / "udhr_multilingual.txt").read_bytes().decode()[:50_000]
+    assert ours.encode(text) == gpt2.encode(text)
+
+
+def write(path: Path, ranks: dict[bytes, int]) -> Path:
+    path.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items()))
+    return path
+
+
+def test_ids_between_special_tokens_are_filled(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tiktoken", SINGLE | {b"ab": 256})
+    ours = Tokenizer.from_tiktoken(
+        path, pattern="cl100k", special_tokens={END_OF_TEXT: 258, "<|x|>": 260}, beginning_of_text="<|x|>"
+    )
+    assert ours.special_tokens == {END_OF_TEXT: 258, "<|x|>": 260}
+    assert (ours.vocab_size, ours.bos_token_id, ours.eos_token_id) == (261, 260, 258)
+    assert ours.encode("ab<|unused_257|>")[0] == 256
+    assert 257 not in ours.encode("ab<|unused_257|>")
+    ours.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").sha256() == ours.sha256()
+    ours.to_tiktoken(tmp_path / "again.tiktoken")
+    assert (tmp_path / "again.tiktoken").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"YWI= 256", r"256 of the 256 single bytes are missing"),
+        (b"YWI= 256\nYWI= 257", r"line 2\): token or rank is there a second time"),
+        (b"YWI= 256\nYWM= 256", r"line 2\): token or rank"),
+        (b"YWI=256", r"line 1\): b'YWI=256' is not a token in base64"),
+        (b"Y*I= 256", "is not a token in base64"),
+        (b" 256", "is not a token in base64"),
+        (b"YWI= -1", "is not a token in base64"),
+        (b"YWI= 99999999", "is not a token in base64"),
+        (b"YWI= " + b"9" * 5000, "is not a token in base64"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.tiktoken").write_bytes(content)
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.from_tiktoken(tmp_path / "x.tiktoken", pattern="gpt2")
+    with pytest.raises(TokenizerError, match=r"nowhere\.tiktoken: cannot be read"):
+        Tokenizer.from_tiktoken(tmp_path / "nowhere.tiktoken", pattern="gpt2")
+
+
+def test_ranks_and_ids_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="b'abc' has a lower rank than its parts"):
+        Tokenizer.from_tiktoken(write(tmp_path / "a", SINGLE | {b"abc": 256, b"ab": 257}), pattern="gpt2")
+    path = write(tmp_path / "b", SINGLE)
+    for token_id, message in ((97, "has the id of b'a'"), (-1, "has the id -1"), (1 << 40, "give one below 2,097,152")):
+        with pytest.raises(TokenizerError, match=message):
+            Tokenizer.from_tiktoken(path, pattern="gpt2", special_tokens={"<x>": token_id})
+
+
+def test_what_tiktoken_would_do_otherwise_is_not_written(tmp_path: Path) -> None:
+    vocab = BYTES | {256: b"bc", 257: b"ab"}
+    with pytest.raises(TokenizerError, match="takes ids for the order of merges"):
+        Tokenizer(vocab, [(b"a", b"b"), (b"b", b"c")]).to_tiktoken(tmp_path / "x")
+    with pytest.raises(TokenizerError, match="would use b'xyz', which no merge makes"):
+        Tokenizer(BYTES | {256: b"xyz"}, []).to_tiktoken(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("merges", "message"),
+    [
+        ([(b"a", b"b"), (b"a", b"b")], "is given twice"),
+        ([(b"ab", b"c"), (b"a", b"b")], "uses b'ab' before the merge that makes it"),
+    ],
+)
+def test_lists_that_no_training_makes_are_refused(merges: list[tuple[bytes, bytes]], message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        live_merges(merges)
+
+
+def test_a_merge_of_a_token_that_is_never_made_is_left_out() -> None:
+    assert live_merges([(b"a", b"b"), (b"bc", b"d")]) == [(b"a", b"b")]

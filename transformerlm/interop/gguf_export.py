@@ -1,0 +1,162 @@
+"""A checkpoint as one GGUF file, which llama.cpp and what is built on it load.
+
+Names of tensors and of metadata, and what they mean, are those of llama.cpp's own converter, `convert_hf_to_gguf.py`.
+For the architecture `llama` it rotates neighbouring pairs, which is our own layout, for `qwen2` and `qwen3` halves,
+which is Hugging Face's. Vectors (norms, biases) are float32 whatever the matrices are, as that converter writes them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from transformerlm.interop.gguf_tokenizer import add_tokenizer
+from transformerlm.interop.layout import huggingface_name
+from transformerlm.interop.output import check_output
+from transformerlm.interop.source import LLAMA, Source, Written
+from transformerlm.models.rope_scaling import scaled_frequencies
+from transformerlm.utils.errors import InteropError, MissingDependencyError
+from transformerlm.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+_METADATA_BYTES = 10_000_000
+"""More bytes than tokenizer and settings take."""
+
+
+def load_gguf() -> Any:
+    """Return the package `gguf`; `MissingDependencyError` says how to install it."""
+    try:
+        import gguf
+    except ImportError:
+        raise MissingDependencyError("a GGUF file needs the extra `gguf`: uv sync --extra gguf") from None
+    return gguf
+
+
+def export_gguf(source: Source, out: Path) -> Written:
+    """Write `source` as the file `out`, whole or not at all; return what was written.
+
+    Memory: the source's, and one weight. Raises `ConfigError` if something is at `out` already, `DataError` if the
+    disk has no room or refuses, `InteropError` for a checkpoint without a tokenizer or with one that llama.cpp does not
+    know, `MissingDependencyError` without the package gguf.
+    """
+    gguf = load_gguf()
+    check_output(out, source.checkpoint)
+    if source.tokenizer is None:
+        raise InteropError(
+            f"{source.checkpoint}: holds no tokenizer, and a GGUF file needs one; export with --format hf instead"
+        )
+    writer = gguf.GGUFWriter(None, source.architecture.gguf)
+    _add_settings(writer, source, name=out.stem)
+    divisors = _add_rope_scaling(writer, source)
+    notes = add_tokenizer(writer, source.tokenizer, source.vocab_size)
+    names = _gguf_names(source)
+    for name, theirs in names.items():
+        writer.add_tensor_info(theirs, *_kind_of(source.weights[name], source.dtype))
+    if divisors is not None:
+        writer.add_tensor_info("rope_freqs.weight", *_kind_of(divisors, source.dtype))
+    num_bytes = sum(weight.numel() * source.dtype.itemsize for weight in source.weights.values()) + _METADATA_BYTES
+    with atomic_path(out, num_bytes) as path:
+        try:
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name in names:
+                writer.write_tensor_data(_numbers(_weight(source, name), source.dtype))
+            if divisors is not None:
+                writer.write_tensor_data(_numbers(divisors, source.dtype))
+        finally:
+            writer.close()
+    return source.written(out, "gguf", notes)
+
+
+def _add_settings(writer: "GGUFWriter", source: Source, *, name: str) -> None:
+    from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
+
+    hparams = source.hparams
+    file_types = {
+        torch.float32: LlamaFileType.ALL_F32,
+        torch.float16: LlamaFileType.MOSTLY_F16,
+        torch.bfloat16: LlamaFileType.MOSTLY_BF16,
+    }
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(file_types[source.dtype])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_context_length(hparams.context_length)
+    writer.add_embedding_length(hparams.d_model)
+    writer.add_block_count(hparams.num_layers)
+    writer.add_feed_forward_length(hparams.d_ff)
+    writer.add_head_count(hparams.num_heads)
+    writer.add_head_count_kv(hparams.num_kv_heads)
+    writer.add_key_length(source.d_head)
+    writer.add_value_length(source.d_head)
+    writer.add_layer_norm_rms_eps(hparams.norm_eps)
+    writer.add_rope_dimension_count(source.d_head)
+    writer.add_rope_freq_base(hparams.rope_theta)
+    writer.add_vocab_size(source.vocab_size)
+
+
+def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
+    """Say how rotary positions are scaled; return the divisors of the frequencies (K / 2,), if they differ."""
+    from gguf import RopeScalingType
+
+    hparams = source.hparams
+    if hparams.rope_scaling == "linear":
+        assert hparams.rope_factor is not None
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(hparams.rope_factor)
+    if hparams.rope_scaling != "llama3":
+        return None
+    if source.architecture.gguf != LLAMA.gguf:
+        raise InteropError(
+            "llama.cpp has the rotary scaling of Llama 3 for Llama alone, and this is "
+            f"{source.architecture.huggingface}; export with --format hf instead"
+        )
+    plain = hparams.rope_theta ** -(torch.arange(0, source.d_head, 2, dtype=torch.float32) / source.d_head)
+    return plain / scaled_frequencies(
+        plain,
+        hparams.rope_scaling,
+        factor=hparams.rope_factor,
+        low_freq_factor=hparams.rope_low_freq_factor,
+        high_freq_factor=hparams.rope_high_freq_factor,
+        original_context=hparams.rope_original_context,
+    )
+
+
+def _gguf_names(source: Source) -> dict[str, str]:
+    """Return what GGUF calls each of our weights, in the order of the file."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    [kind] = [kind for kind, name in MODEL_ARCH_NAMES.items() if name == source.architecture.gguf]
+    known = get_tensor_name_map(kind, source.hparams.num_layers)
+    names = {}
+    for name in source.weights:
+        theirs = known.get_name(huggingface_name(name), try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, f"gguf has no name for {name}"
+        names[name] = theirs
+    return names
+
+
+def _weight(source: Source, name: str) -> Tensor:
+    return source.weights[name] if source.architecture.gguf == LLAMA.gguf else source.in_halves(name)
+
+
+def _kind_of(weight: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return shape, type of the numbers in memory, bytes and type in the file, for `GGUFWriter.add_tensor_info`."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
+    if weight.ndim < 2 or dtype == torch.float32:
+        return weight.shape, np.dtype(np.float32), weight.numel() * 4, GGMLQuantizationType.F32
+    if dtype == torch.float16:
+        return weight.shape, np.dtype(np.float16), weight.numel() * 2, GGMLQuantizationType.F16
+    return weight.shape, np.dtype(np.int16), weight.numel() * 2, GGMLQuantizationType.BF16
+
+
+def _numbers(weight: Tensor, dtype: torch.dtype) -> Any:
+    """Return the weight as an array of the type that `_kind_of` says; numpy has no bfloat16, only its bits."""
+    converted = weight.to(torch.float32 if weight.ndim < 2 else dtype).contiguous()
+    return (converted.view(torch.int16) if converted.dtype == torch.bfloat16 else converted).numpy()

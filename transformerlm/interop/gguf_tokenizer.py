@@ -1,0 +1,103 @@
+"""A tokenizer as llama.cpp reads it from a GGUF file: texts, types and merges, and a name for how text is cut.
+
+llama.cpp has the patterns of pre-tokenization built in and knows them by name; the same name says whether a pre-token
+that is in the vocabulary is taken whole (`src/llama-vocab.cpp`).
+"""
+
+from typing import TYPE_CHECKING
+
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.io import to_stand_ins, vocab_entries
+from transformerlm.tokenizer.pretokenize import GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+from transformerlm.utils.errors import InteropError, TokenizerError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+_NAMES = {
+    (GPT2, False): "gpt-2",
+    (GPT2_DIGITS, False): "smollm",
+    (LLAMA3, True): "llama-bpe",
+    (LLAMA3, False): "dbrx",
+    (QWEN2, False): "qwen2",
+    (O200K, False): "gpt-4o",
+}
+"""llama.cpp's name by pattern and whole words."""
+
+_END_BY_DEFAULT = 11
+"""The id that llama.cpp takes for the end of text if the file names none."""
+
+
+def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
+    """Add `tokenizer` to the metadata of a file, with `vocab_size` entries; return notes for people.
+
+    The ids that the tokenizer does not have are unused entries, as in `convert_hf_to_gguf.py`. Raises `InteropError`
+    for what llama.cpp cannot express.
+    """
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
+    tokens, types = entries(tokenizer, vocab_size)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{to_stand_ins(left)} {to_stand_ins(right)}" for left, right in tokenizer.merges])
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for add, token_id in ((writer.add_bos_token_id, end if begin is None else begin), (writer.add_eos_token_id, end)):
+        if token_id is not None:
+            add(token_id)
+    writer.add_add_bos_token(begin is not None)
+    return _notes(tokenizer, vocab_size)
+
+
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
+    """Return llama.cpp's name for how `tokenizer` cuts text; raises `InteropError` if it has none."""
+    settings = tokenizer.settings
+    name = _NAMES.get((settings.pattern, settings.whole_words))
+    if name is None:
+        whole = ", with words of the vocabulary taken whole," if settings.whole_words else ""
+        raise InteropError(
+            f"llama.cpp cannot cut text by the pattern {settings.pattern}{whole} as this tokenizer does; "
+            "export with --format hf instead"
+        )
+    return name
+
+
+def entries(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Return the text and the type of each of `vocab_size` ids.
+
+    Bytes are written in GPT-2's stand-ins, special tokens as they are. Raises `InteropError` if two ids have one text.
+    """
+    from gguf import TokenType
+
+    special = {token.encode("utf-8") for token in tokenizer.special_tokens}
+    try:
+        ids = vocab_entries(tokenizer.vocab, tokenizer.merges, special, target="a GGUF file")
+    except TokenizerError as error:
+        raise InteropError(str(error)) from None
+    controls = set(tokenizer.special_tokens.values())
+    types = [TokenType.CONTROL if token_id in controls else TokenType.NORMAL for token_id in ids.values()]
+    for token_id in range(len(ids), vocab_size):
+        text = f"[PAD{token_id}]"
+        while text in ids:
+            text = f"[{text}]"
+        ids[text] = token_id
+        types.append(TokenType.UNUSED)
+    return list(ids), types
+
+
+def _notes(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
+    notes = []
+    if tokenizer.eos_token_id is None and tokenizer.vocab_size > _END_BY_DEFAULT:
+        notes.append(f"the tokenizer has no end-of-text token; llama.cpp takes the id {_END_BY_DEFAULT} for it")
+    if tokenizer.settings.normalization is not None:
+        notes.append(
+            f"llama.cpp does not bring text into the form {tokenizer.settings.normalization}, as the tokenizer does"
+        )
+    if tokenizer.settings.pattern == O200K:
+        notes.append(
+            "llama.cpp's gpt-4o knows capitals and small letters of ASCII only: other text may be cut differently"
+        )
+    if vocab_size > tokenizer.vocab_size:
+        notes.append(
+            f"the model has {vocab_size - tokenizer.vocab_size:,} more ids than the tokenizer; they are unused"
+        )
+    return tuple(notes)

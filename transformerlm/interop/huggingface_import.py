@@ -1,0 +1,212 @@
+"""A Hugging Face folder of the Llama family as a checkpoint of ours.
+
+    config.json ──▶ settings of our model ──▶ its tensors on the meta device: names and shapes
+                                                  │ compared with the headers of the weight files
+    model*.safetensors ──tensor by tensor: name, rotary layout, type──▶ model.safetensors
+    tokenizer.json ──▶ vocab.json, merges.txt          state.json, config.toml, manifest.json
+
+Everything is checked before anything is written. Memory: one tensor at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import tomli_w
+import torch
+
+from transformerlm.hparams import ModelHparams
+from transformerlm.interop.huggingface_config import read_model_config
+from transformerlm.interop.layout import from_huggingface, huggingface_name
+from transformerlm.interop.output import check_output
+from transformerlm.interop.tokenizer_json import read_tokenizer
+from transformerlm.interop.weight_files import WeightFiles, require_tensors
+from transformerlm.models.attention import checked_head_size
+from transformerlm.models.build import build_model
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.training.manifest import FORMAT_VERSION, FolderWriter, to_json
+from transformerlm.training.serialization import tensor_bytes, tensors_header
+from transformerlm.utils.dtypes import dtype_name, parse_dtype
+from transformerlm.utils.errors import InteropError, TokenizerError
+from transformerlm.utils.files import atomic_folder
+
+_HEAD = "lm_head.weight"
+_FREQUENCIES = "rotary_emb.inv_freq"
+_SMALL_FILES = 20_000_000
+"""More bytes than tokenizer and settings take."""
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A folder that can be imported: all of it has been checked but the numbers in its weights."""
+
+    folder: Path
+    architecture: str
+    hparams: ModelHparams
+    files: WeightFiles
+    shapes: dict[str, torch.Size]
+    """Of our tensors, by our names."""
+    tokenizer: Tokenizer | None
+    notes: tuple[str, ...]
+    """What people should know, a sentence each."""
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def weight(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return our weight `name`; raise `InteropError` if `dtype` does not hold its numbers."""
+        hparams, theirs = self.hparams, huggingface_name(name)
+        d_head = checked_head_size(hparams.d_model, hparams.num_heads, hparams.num_kv_heads, hparams.head_size)
+        _, stored = from_huggingface(theirs, self.files.read(theirs), d_head)
+        weight = stored.to(dtype)
+        if not bool(weight.isfinite().all()):
+            if not bool(stored.isfinite().all()):
+                raise InteropError(f"{self.files.tensors[theirs].file}: {theirs} holds numbers that are not finite")
+            raise InteropError(
+                f"{theirs} has numbers up to {stored.abs().max().item():.3g}, too large for {dtype_name(dtype)}, which "
+                f"ends at {torch.finfo(dtype).max:.5g}; import it with --dtype float32"
+            )
+        return weight
+
+
+class Imported(NamedTuple):
+    """What an import wrote."""
+
+    path: Path
+    architecture: str
+    parameters: int
+    dtype: str
+    num_bytes: int
+    context_length: int
+    vocab_size: int
+    """Rows of the embedding table; the tokenizer may have fewer ids."""
+    has_tokenizer: bool
+
+
+def read_huggingface(
+    folder: Path, *, context_length: int | None = None, tokenizer: Literal["auto", "none"] = "auto"
+) -> ForeignModel:
+    """Read and check what `folder` says of its model; of the weights only the headers are read.
+
+    `context_length` shortens the context. Raises `InteropError`, or `TokenizerError`, with the reason for what is
+    damaged, and for what our model or tokenizer cannot be. With `tokenizer` none only the weights are taken.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InteropError(
+            f"{folder}: there is no such folder; a model of the hub must be downloaded first: "
+            "hf download NAME --local-dir FOLDER"
+        )
+    architecture, hparams = read_model_config(folder, context_length=context_length)
+    files = _without_frequencies(WeightFiles.open(folder))
+    hparams, files, notes = _settle_tying(hparams, files)
+    shapes = _our_shapes(hparams, files)
+    require_tensors(files, {huggingface_name(name): shape for name, shape in shapes.items()})
+    found = None if tokenizer == "none" else _read_tokenizer(folder, hparams)
+    notes += _tokenizer_notes(found, hparams)
+    return ForeignModel(folder, architecture, hparams, files, shapes, found, notes)
+
+
+def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
+    """Write the checkpoint folder `out`, whole or not at all, with weights as numbers of type `dtype`.
+
+    Raises `ConfigError` if something is at `out` already, `InteropError` for weights that are not finite numbers of
+    that type, `DataError` if the disk has no room or refuses.
+    """
+    number_type = parse_dtype(dtype)
+    check_output(out)
+    like = {name: torch.empty(shape, dtype=number_type, device="meta") for name, shape in model.shapes.items()}
+    header, order = tensors_header(like)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield header
+        for name in order:
+            yield tensor_bytes(model.weight(name, number_type))
+
+    num_bytes = sum(weight.nbytes for weight in like.values())
+    with atomic_folder(out, num_bytes + _SMALL_FILES) as folder:
+        writer = FolderWriter(folder)
+        writer.write("model.safetensors", pieces())
+        for name, data in _small_files(model).items():
+            writer.write(name, [data])
+        if model.tokenizer is not None:
+            model.tokenizer.save(folder)
+        writer.seal()
+        num_bytes = sum(file.stat().st_size for file in folder.iterdir())
+    assert model.hparams.vocab_size is not None
+    return Imported(
+        path=out,
+        architecture=model.architecture,
+        parameters=model.num_parameters,
+        dtype=dtype,
+        num_bytes=num_bytes,
+        context_length=model.hparams.context_length,
+        vocab_size=model.hparams.vocab_size,
+        has_tokenizer=model.tokenizer is not None,
+    )
+
+
+def _without_frequencies(files: WeightFiles) -> WeightFiles:
+    """Leave out the rotary frequencies that old files hold: they follow from the settings."""
+    kept = {name: tensor for name, tensor in files.tensors.items() if not name.endswith(_FREQUENCIES)}
+    return WeightFiles(files.folder, kept)
+
+
+def _settle_tying(hparams: ModelHparams, files: WeightFiles) -> tuple[ModelHparams, WeightFiles, tuple[str, ...]]:
+    """A model that is said to be tied, but whose files hold an output matrix: tied if that is the embedding table.
+
+    If it is another, the model is untied, as transformers takes it too.
+    """
+    table = huggingface_name("token_embeddings.weight")
+    if not hparams.tie_embeddings or not {_HEAD, table} <= files.tensors.keys():
+        return hparams, files, ()
+    head_file, table_file = files.tensors[_HEAD], files.tensors[table]
+    if head_file.shape == table_file.shape and torch.equal(files.read(_HEAD), files.read(table)):
+        rest = {name: tensor for name, tensor in files.tensors.items() if name != _HEAD}
+        return hparams, WeightFiles(files.folder, rest), ()
+    note = "config.json says that the embeddings are tied, the weights have another output matrix: imported as untied"
+    return hparams.model_copy(update={"tie_embeddings": False}), files, (note,)
+
+
+def _our_shapes(hparams: ModelHparams, files: WeightFiles) -> dict[str, torch.Size]:
+    if hparams.num_layers > len(files.tensors):  # so that no model of a billion layers is built, be it without memory
+        raise InteropError(
+            f"{files.folder}: config.json has {hparams.num_layers:,} layers, the weights {len(files.tensors):,} tensors"
+        )
+    return {name: tensor.shape for name, tensor in build_model(hparams, device="meta").state_dict().items()}
+
+
+def _read_tokenizer(folder: Path, hparams: ModelHparams) -> Tokenizer:
+    assert hparams.vocab_size is not None
+    try:
+        tokenizer = read_tokenizer(folder)
+    except (InteropError, TokenizerError) as error:
+        raise InteropError(f"{error}; --tokenizer none imports the weights alone") from None
+    if tokenizer.vocab_size > hparams.vocab_size:
+        raise InteropError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model only {hparams.vocab_size:,}; they do "
+            "not belong together; --tokenizer none imports the weights alone"
+        )
+    return tokenizer
+
+
+def _tokenizer_notes(tokenizer: Tokenizer | None, hparams: ModelHparams) -> tuple[str, ...]:
+    assert hparams.vocab_size is not None
+    if tokenizer is None:
+        return ("without a tokenizer the checkpoint trains on token files and exports, but cannot read or write text",)
+    more = hparams.vocab_size - tokenizer.vocab_size
+    return (f"the model has {more:,} more ids than the tokenizer; they have no text",) if more else ()
+
+
+def _small_files(model: ForeignModel) -> dict[str, bytes]:
+    shape = {key: value for key, value in model.hparams.model_dump().items() if value is not None}
+    state = {
+        "format_version": FORMAT_VERSION,
+        "step": 0,
+        "best_step": None,
+        "imported": {"architecture": model.architecture, "folder": model.folder.resolve().name},
+    }
+    return {"state.json": to_json(state), "config.toml": tomli_w.dumps({"model": shape}).encode("utf-8")}

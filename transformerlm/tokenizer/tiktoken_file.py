@@ -1,0 +1,111 @@
+"""Tiktoken's files: a line for each token, its bytes in base64 and its rank, which is its id and says when it is made.
+
+    IQ== 0
+    Ig== 1
+    …
+    IHRoZQ== 279
+
+Special tokens and the pattern are not in the file.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformerlm.tokenizer.checks import SINGLE_BYTES, ordinary_tokens
+from transformerlm.tokenizer.pretokenize import pretokenize
+from transformerlm.tokenizer.recover import merges_of_ranks
+from transformerlm.tokenizer.utf8 import to_text
+from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.files import atomic_write_bytes
+from transformerlm.utils.json_file import read_bounded
+
+MAX_BYTES = 1 << 26
+MAX_RANK = 1 << 21
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Return the tokens of a file and their ranks; raise `TokenizerError` with the line for what is wrong."""
+    ranks: dict[bytes, int] = {}
+    taken: set[int] = set()
+    for number, line in enumerate(read_bounded(path, max_bytes=MAX_BYTES, error=TokenizerError).splitlines(), start=1):
+        if not line:
+            continue
+        token, rank = _entry(line, f"{path} (line {number})")
+        if token in ranks or rank in taken:
+            raise TokenizerError(f"{path} (line {number}): token or rank is there a second time; restore the file")
+        ranks[token] = rank
+        taken.add(rank)
+    missing = [token for token in SINGLE_BYTES if token not in ranks]
+    if missing:
+        raise TokenizerError(f"{path}: {len(missing)} of the 256 single bytes are missing; restore the file")
+    return ranks
+
+
+def _entry(line: bytes, where: str) -> tuple[bytes, int]:
+    parts = line.split(b" ")
+    if len(parts) == 2 and parts[1].isdigit() and len(parts[1]) <= len(str(MAX_RANK)):
+        try:
+            token = base64.b64decode(parts[0], validate=True)
+        except binascii.Error:
+            token = b""
+        if token and int(parts[1]) < MAX_RANK:
+            return token, int(parts[1])
+    raise TokenizerError(f"{where}: {line[:80]!r} is not a token in base64 and its rank; restore the file")
+
+
+def full_vocab(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> dict[int, bytes]:
+    """Return the vocabulary of a file and special tokens.
+
+    Ids that neither has, as there are in `cl100k_base` and `o200k_base`, become entries that no text is encoded to.
+
+    Raises `TokenizerError` for a special token that has the id or the text of another token, or an id too large.
+    """
+    vocab = {rank: token for token, rank in ranks.items()}
+    for special, token_id in special_tokens.items():
+        if type(token_id) is not int or not 0 <= token_id < MAX_RANK:
+            raise TokenizerError(f"special token {special!r} has the id {token_id!r}; give one below {MAX_RANK:,}")
+        if token_id in vocab:
+            raise TokenizerError(f"special token {special!r} has the id of {vocab[token_id]!r}; give it its own")
+        vocab[token_id] = special.encode("utf-8")
+    for token_id in range(max(vocab)):
+        if token_id not in vocab:
+            vocab[token_id] = f"<|unused_{token_id}|>".encode()
+    return vocab
+
+
+def write_ranks(
+    path: Path,
+    vocab: Mapping[int, bytes],
+    merges: Sequence[tuple[bytes, bytes]],
+    special_ids: set[int],
+    *,
+    pattern: str,
+    whole_words: bool,
+) -> None:
+    """Write a file with which tiktoken gives the same ids, atomically.
+
+    Entries that are no pre-token, and so can never be met, are left out.
+
+    Raises `TokenizerError` if there is no such file: ids take the place of the order of merges there, and a pre-token
+    that is in the vocabulary is never merged.
+    """
+    ordinary = ordinary_tokens(merges)
+    ranks = {
+        token: token_id
+        for token_id, token in vocab.items()
+        if token in ordinary
+        or (token_id not in special_ids and pretokenize(to_text(token), pattern) == [to_text(token)])
+    }
+    if merges_of_ranks(ranks) != list(merges):
+        raise TokenizerError("tiktoken takes ids for the order of merges, and the merges have another; keep vocab.json")
+    for token in ranks:
+        if token not in ordinary and not whole_words:
+            raise TokenizerError(
+                f"tiktoken would use {token!r}, which no merge makes; make the tokenizer with whole_words"
+            )
+    lines = [
+        b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in sorted(ranks.items(), key=lambda item: item[1])
+    ]
+    atomic_write_bytes(path, b"".join(lines))

@@ -153,6 +153,15 @@ def test_an_empty_prompt_begins_a_document(trained: Predictor, monkeypatch: pyte
         trained.encode_prompt("")
 
 
+def test_a_prompt_begins_with_the_token_that_begins_texts(trained: Predictor) -> None:
+    vocab, merges = trained.tokenizer.vocab, trained.tokenizer.merges
+    begins = Predictor(trained.model, Tokenizer(vocab, merges, [END_OF_TEXT], beginning_of_text=END_OF_TEXT))
+    assert begins.encode_prompt("") == [319]
+    assert begins.encode_prompt("The cat") == [319, *trained.encode_prompt("The cat")]
+    with pytest.raises(ConfigError, match="the prompt has 32 tokens"):
+        begins.encode_prompt("\x01" * 31)
+
+
 def test_a_prompt_must_leave_room(trained: Predictor) -> None:
     letters = "\x01" * 31
     assert len(trained.encode_prompt(letters)) == 31

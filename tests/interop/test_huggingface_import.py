@@ -204,6 +204,25 @@ def test_frequencies_in_old_files_are_ignored(saved: Save, copy: Callable[..., P
     assert_same_logits(imported(folder, tmp_path / "ours"), saved("llama2")[0])
 
 
+def test_an_output_matrix_that_cannot_be_the_table_is_refused(copy: Callable[..., Path]) -> None:
+    folder = copy("smollm")
+    for wrong, message in (
+        (torch.zeros(3, 4), "lm_head.weight, of which config.json knows nothing"),
+        (torch.zeros(VOCAB, 32, dtype=torch.int8), "lm_head.weight, of which config.json knows nothing"),
+    ):
+        change_weights(folder, lambda weights, wrong=wrong: weights.update({"lm_head.weight": wrong}))
+        with pytest.raises(InteropError, match=message):
+            read_huggingface(folder, tokenizer="none")
+
+
+def test_an_output_matrix_may_be_the_table_in_another_type(copy: Callable[..., Path]) -> None:
+    folder = copy("smollm")
+    name = "model.embed_tokens.weight"
+    change_weights(folder, lambda weights: weights.update({name: weights[name].bfloat16().float()}))
+    change_weights(folder, lambda weights: weights.update({"lm_head.weight": weights[name].bfloat16()}))
+    assert read_huggingface(folder, tokenizer="none").hparams.tie_embeddings
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_an_output_matrix_of_a_tied_model_is_taken_as_transformers_takes_it(
     same: bool, copy: Callable[..., Path], tmp_path: Path
@@ -242,7 +261,14 @@ def test_a_sliding_window_is_refused_unless_the_context_is_as_short(copy: Callab
 def test_qwens_window_counts_only_where_it_is_used(kind: str, copy: Callable[..., Path]) -> None:
     folder = copy(kind, sliding_window=10, use_sliding_window=False)
     assert read_model_config(folder)[1].context_length == CONTEXT
-    change_config(folder, use_sliding_window=True)
+    change_config(folder, use_sliding_window=True)  # but no layer has it
+    assert read_model_config(folder)[1].context_length == CONTEXT
+    change_config(folder, layer_types=["full_attention", "sliding_attention"])
+    with pytest.raises(InteropError, match="sliding_window: tokens see 10 others"):
+        read_model_config(folder)
+    change_config(folder, layer_types=None)
+    assert read_model_config(folder)[1].context_length == CONTEXT
+    change_config(folder, max_window_layers=1)
     with pytest.raises(InteropError, match="sliding_window: tokens see 10 others"):
         read_model_config(folder)
 
@@ -256,8 +282,8 @@ def test_qwens_window_counts_only_where_it_is_used(kind: str, copy: Callable[...
         ({"architectures": None, "model_type": "phi"}, "architectures: must name one"),
         ({"model_type": "mistral"}, "model_type: does not belong to LlamaForCausalLM .got 'mistral'"),
         ({"hidden_act": "gelu"}, "hidden_act: ours is silu .got 'gelu'"),
-        ({"attention_bias": True}, "attention_bias: adds a bias behind the attention too"),
-        ({"mlp_bias": True}, "mlp_bias: the feed-forward layers of ours have no biases"),
+        ({"attention_bias": True}, "attention_bias: adds biases that ours has not: behind the attention"),
+        ({"mlp_bias": True}, "mlp_bias: adds biases that ours has not"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: ours rotates whole heads .got 0.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: ours rotates whole heads"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type: ours has the scalings linear and"),

@@ -301,6 +301,17 @@ def test_the_tokenizer_is_read_once(workspace: Path, tmp_path: Path) -> None:
     assert Tokenizer.load(save(kept, 1)).vocab_size == 320
 
 
+def test_a_tokenizer_unlike_gpt2s_comes_along_whole(tmp_path: Path) -> None:
+    vocab = dict(enumerate([b"<s>", *(bytes([byte]) for byte in range(256))]))
+    tokenizer = Tokenizer(vocab, [], ["<s>"], pattern="llama3", beginning_of_text="<s>")
+    tokenizer.save(tmp_path / "tokenizer")
+    kept = CheckpointStore(tmp_path / "run", keep_last=1, config_toml="[model]\n", tokenizer=tmp_path / "tokenizer")
+    folder = save(kept, 1)
+    assert Tokenizer.load(folder).sha256() == tokenizer.sha256()
+    assert "tokenizer_settings.json" in (folder / "manifest.json").read_text()
+    Checkpoint.open(folder)
+
+
 def test_a_configuration_without_a_model_is_named(tmp_path: Path) -> None:
     saved = save(store(tmp_path), 1)
     odd = CheckpointStore(tmp_path / "odd", keep_last=1, config_toml="x = 1\n", tokenizer=None)

@@ -35,14 +35,24 @@ class Family(NamedTuple):
     window: int | None = None
     """Sliding window; None: the architecture has none."""
     window_is_optional: bool = False
-    """Whether the window counts with `use_sliding_window` only."""
+    """Whether the window counts with `use_sliding_window` only, and in some layers."""
+    biases: tuple[str, ...] = ()
+    """Settings that add biases which ours has not; other architectures take no notice of them."""
 
 
 FAMILIES = {
-    "LlamaForCausalLM": Family("llama"),
+    "LlamaForCausalLM": Family("llama", biases=("attention_bias", "mlp_bias")),
     "MistralForCausalLM": Family("mistral", kv_heads=8, window=4096),
     "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, kv_heads=32, window=4096, window_is_optional=True),
-    "Qwen3ForCausalLM": Family("qwen3", qk_norm=True, kv_heads=32, head_dim=128, window=4096, window_is_optional=True),
+    "Qwen3ForCausalLM": Family(
+        "qwen3",
+        qk_norm=True,
+        kv_heads=32,
+        head_dim=128,
+        window=4096,
+        window_is_optional=True,
+        biases=("attention_bias",),
+    ),
 }
 """The architectures that our model can be, with the defaults of their configuration classes in transformers."""
 
@@ -101,7 +111,7 @@ def read_model_config(folder: Path, *, context_length: int | None = None) -> tup
     config = _Values(str(path), read_json_object(path, max_bytes=MAX_BYTES, error=InteropError))
     architecture = _architecture(config)
     family = FAMILIES[architecture]
-    _refuse_what_is_not_expressible(config)
+    _refuse_what_is_not_expressible(config, family)
     longest = config.integer("max_position_embeddings")
     if context_length is not None and context_length > longest:
         raise InteropError(
@@ -137,7 +147,7 @@ def _architecture(config: _Values) -> str:
     return name
 
 
-def _refuse_what_is_not_expressible(config: _Values) -> None:
+def _refuse_what_is_not_expressible(config: _Values, family: Family) -> None:
     if config.content.get("quantization_config") is not None or config.content.get("compression_config") is not None:
         raise InteropError(
             f"{config.where}: quantization_config: quantised weights cannot be imported; take the model they were "
@@ -145,17 +155,16 @@ def _refuse_what_is_not_expressible(config: _Values) -> None:
         )
     if config.content.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "ours is silu")
-    if config.flag("attention_bias"):
-        raise config.error("attention_bias", "adds a bias behind the attention too (o_proj), which ours has not")
-    if config.flag("mlp_bias"):
-        raise config.error("mlp_bias", "the feed-forward layers of ours have no biases")
+    for key in family.biases:
+        if config.flag(key):
+            raise config.error(key, "adds biases that ours has not: behind the attention (o_proj), or to the mlp")
     if config.content.get("partial_rotary_factor") not in (None, 1):
         raise config.error("partial_rotary_factor", "ours rotates whole heads")
 
 
 def _require_whole_attention(config: _Values, family: Family, context_length: int) -> None:
     """Raise unless every token sees the whole context, as in ours: a window as long as that changes nothing."""
-    if family.window is None or (family.window_is_optional and not config.flag("use_sliding_window")):
+    if family.window is None or (family.window_is_optional and not _has_windows(config)):
         return
     if "sliding_window" in config.content and config.content["sliding_window"] is None:
         return
@@ -165,6 +174,17 @@ def _require_whole_attention(config: _Values, family: Family, context_length: in
             f"{config.where}: sliding_window: tokens see {window:,} others of a context of {context_length:,}, in ours "
             f"all of them; --context-length {window} imports a model with a context for which that is the same"
         )
+
+
+def _has_windows(config: _Values) -> bool:
+    """Return whether any layer has a sliding window, of an architecture in which some may."""
+    if not config.flag("use_sliding_window"):
+        return False
+    kinds = config.content.get("layer_types")
+    if kinds is None:
+        first = config.content.get("max_window_layers", 28)
+        return type(first) is not int or first < config.integer("num_hidden_layers")
+    return type(kinds) is not list or any(kind != "full_attention" for kind in kinds)
 
 
 def _shape(config: _Values, family: Family) -> dict[str, Any]:

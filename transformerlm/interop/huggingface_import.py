@@ -21,7 +21,7 @@ from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import from_huggingface, huggingface_name
 from transformerlm.interop.output import check_output
 from transformerlm.interop.tokenizer_json import read_tokenizer
-from transformerlm.interop.weight_files import WeightFiles, require_tensors
+from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_tensors
 from transformerlm.models.attention import checked_head_size
 from transformerlm.models.build import build_model
 from transformerlm.tokenizer import Tokenizer
@@ -163,8 +163,11 @@ def _settle_tying(hparams: ModelHparams, files: WeightFiles) -> tuple[ModelHpara
     table = huggingface_name("token_embeddings.weight")
     if not hparams.tie_embeddings or not {_HEAD, table} <= files.tensors.keys():
         return hparams, files, ()
-    head_file, table_file = files.tensors[_HEAD], files.tensors[table]
-    if head_file.shape == table_file.shape and torch.equal(files.read(_HEAD), files.read(table)):
+    pair = [files.tensors[name] for name in (_HEAD, table)]
+    if any(part.shape != (hparams.vocab_size, hparams.d_model) or part.dtype not in DTYPES for part in pair):
+        return hparams, files, ()  # will be refused by name
+    wide = torch.promote_types(*(DTYPES[part.dtype] for part in pair))
+    if torch.equal(files.read(_HEAD).to(wide), files.read(table).to(wide)):
         rest = {name: tensor for name, tensor in files.tensors.items() if name != _HEAD}
         return hparams, WeightFiles(files.folder, rest), ()
     note = "config.json says that the embeddings are tied, the weights have another output matrix: imported as untied"

@@ -97,9 +97,5 @@ def _pattern_of_split(split: dict[str, Any]) -> str:
 
 
 def _not_byte_level(kind: Any) -> str:
-    spoken = (
-        {"Metaspace": "SentencePiece's, Metaspace", None: "absent"}.get(kind, kind)
-        if isinstance(kind, str | None)
-        else kind
-    )
+    spoken = "absent" if kind is None else "SentencePiece's, Metaspace" if kind == "Metaspace" else str(kind)[:100]
     return f"its pre-tokenizer is {spoken}; only byte-level BPE, as of GPT-2, Llama 3, Qwen and o200k, can be read"

@@ -40,6 +40,19 @@ def read_roles(folder: Path, post_processor: Any, ids: Mapping[str, int]) -> Rol
     return Roles(beginning, end)
 
 
+def later_tokens(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the added tokens that `tokenizer_config.json` lists, as `tokenizer.json` does, and maybe more of them."""
+    tokens = _read(folder / CONFIG_FILE).get("added_tokens_decoder", {})
+    if not isinstance(tokens, dict):
+        raise InteropError(f"{folder / CONFIG_FILE}: added_tokens_decoder is no object; restore the file")
+    for token_id, token in tokens.items():
+        if not isinstance(token, dict) or not (token_id.isascii() and token_id.isdigit() and len(token_id) < 10):
+            raise InteropError(
+                f"{folder / CONFIG_FILE}: {token_id[:100]!r} is no id of an added token; restore the file"
+            )
+        yield {**token, "id": int(token_id)}
+
+
 def _read(path: Path) -> dict[str, Any]:
     return read_json_object(path, max_bytes=MAX_BYTES, error=InteropError) if path.exists() else {}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformerlm.interop.pre_tokenizers import pattern_of, pre_tokenizer_of
-from transformerlm.interop.token_roles import Roles, read_roles
+from transformerlm.interop.token_roles import Roles, later_tokens, read_roles
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.io import from_stand_ins, to_stand_ins, vocab_entries
 from transformerlm.tokenizer.recover import live_merges
@@ -67,7 +67,7 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
     decoder = content.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise InteropError("its decoder is not ByteLevel, so its ids mean other bytes than here")
-    added = _added_tokens(content.get("added_tokens"), normalization)
+    added = _added_tokens([*_list(content, "added_tokens"), *later_tokens(path.parent)], normalization)
     roles = read_roles(path.parent, content.get("post_processor"), {token: added[token].token_id for token in added})
     vocab = _vocab(model["vocab"], added, roles)
     return Tokenizer(
@@ -80,6 +80,13 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
         beginning_of_text=roles.beginning,
         **({} if roles.end is None else {"end_of_text": roles.end}),
     )
+
+
+def _list(content: dict[str, Any], name: str) -> list[Any]:
+    items = content.get(name)
+    if not isinstance(items, list | None):
+        raise InteropError(f"its {name} are no list; restore the file")
+    return items or []
 
 
 def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
@@ -123,11 +130,9 @@ def _normalization(normalizer: Any) -> str | None:
     raise InteropError(f"its normalizer is {normalizer.get('type')}, of {kinds}; only NFC is done here"[:300])
 
 
-def _added_tokens(tokens: Any, normalization: str | None) -> dict[str, AddedToken]:
-    if not isinstance(tokens, list | None):
-        raise InteropError("its added_tokens are no list; restore the file")
+def _added_tokens(tokens: list[Any], normalization: str | None) -> dict[str, AddedToken]:
     added: dict[str, AddedToken] = {}
-    for token in tokens or []:
+    for token in tokens:
         if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
             raise InteropError(f"its added token {str(token)[:100]} has no id or no content; restore the file")
         text = token["content"]
@@ -136,9 +141,10 @@ def _added_tokens(tokens: Any, normalization: str | None) -> dict[str, AddedToke
         for condition in ("single_word", "lstrip", "rstrip"):
             if token.get(condition, False) is not False:
                 raise InteropError(f"its added token {text!r} is matched with {condition}, which is not done here")
-        if text in added:
-            raise InteropError(f"its added token {text!r} is listed twice; remove one of its entries")
-        added[text] = AddedToken(token["id"], token.get("normalized", True) is not False)
+        new = AddedToken(token["id"], token.get("normalized", True) is not False)
+        if added.get(text, new) != new:
+            raise InteropError(f"its added token {text!r} is listed twice, in two ways; remove one of its entries")
+        added[text] = new
     _check_passes(added, normalization)
     return added
 

@@ -1,6 +1,7 @@
 """JSON that others wrote: read within bounds, so that whatever stands in a file, only one kind of error comes out."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ def read_bounded(
     """Return the bytes of a file of at most `max_bytes`; raise `error` if it is larger or cannot be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(max_bytes + 1) if size <= max_bytes else b""  # a device has no size, but no end either
     except (OSError, ValueError) as problem:  # ValueError: a byte 0 in the name
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise error(f"{path}: cannot be read ({reason}); {advice}") from None
-    if len(data) > max_bytes:
+    if max(size, len(data)) > max_bytes:
         raise error(f"{path}: has more than {max_bytes:,} bytes, which no file of its kind needs; check the path")
     return data
 

@@ -1,0 +1,375 @@
+"""Tokenizers of Hugging Face folders: what is written there loads and does the same, what is read does, too."""
+
+import copy
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, processors
+from tokenizers import pre_tokenizers as steps
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from transformerlm.interop.tokenizer_json import read_tokenizer, write_tokenizer
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from transformerlm.tokenizer.pretokenize import PATTERNS
+from transformerlm.utils.errors import InteropError
+
+TEXT = (
+    "The cat's 12345 hats,\r\n  DON'T they? HTTPServer e\u0301te\u0301 नमस्ते 你好。\n\n\n\tx = y/z;  \n "
+    "Über 3.14159 “quotes” 😀👩\u200d👧 <|endoftext|> and on\n  "
+)
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+BYTES = {byte: bytes([byte]) for byte in range(256)}
+
+Read = Callable[[dict[str, Any]], Tokenizer]
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    return train_bpe(iter([TEXT] * 3), 290, [], num_workers=1)
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Reads a `tokenizer.json` of this content."""
+
+    def of(content: dict[str, Any]) -> Tokenizer:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        return read_tokenizer(tmp_path)
+
+    return of
+
+
+def tokenizer_of(trained: tuple[dict[int, bytes], list[tuple[bytes, bytes]]], **options: Any) -> Tokenizer:
+    """The special tokens stand first, as in SmolLM, and one entry is made by no merge."""
+    tokens = [END_OF_TEXT.encode(), b"<|begin|>", *trained[0].values(), b" hats"]
+    return Tokenizer(dict(enumerate(tokens)), trained[1], [END_OF_TEXT, "<|begin|>"], **options)
+
+
+# Out
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_what_is_written_is_loaded_by_transformers(
+    trained: tuple, pattern: str, model_type: str, tmp_path: Path
+) -> None:
+    begins = "<|begin|>" if model_type == "llama" else None
+    normalization = "NFC" if pattern == "qwen2" else None
+    ours = tokenizer_of(
+        trained,
+        pattern=pattern,
+        normalization=normalization,
+        whole_words=pattern == "o200k",
+        beginning_of_text=begins,
+    )
+    write_tokenizer(ours, tmp_path, context_length=77)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert theirs.is_fast
+    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    assert theirs(TEXT)["input_ids"] == ([1] if begins else []) + ours.encode(TEXT)
+    assert theirs.decode(ours.encode(TEXT)) == ours.decode(ours.encode(TEXT))
+    assert (theirs.eos_token, theirs.eos_token_id, theirs.bos_token) == (END_OF_TEXT, 0, begins)
+    assert (theirs.model_max_length, len(theirs), theirs.clean_up_tokenization_spaces) == (77, ours.vocab_size, False)
+    assert theirs.decode(ours.encode("a .b" + END_OF_TEXT), skip_special_tokens=True) == "a .b"
+    assert read_tokenizer(tmp_path).sha256() == ours.sha256()
+    theirs.save_pretrained(tmp_path / "again")
+    assert read_tokenizer(tmp_path / "again").sha256() == ours.sha256()
+
+
+def test_a_qwen2_tokenizer_is_loaded_by_its_own_class(trained: tuple, tmp_path: Path) -> None:
+    """Which transformers takes for this kind of model, whatever the folder says."""
+    vocab = dict(enumerate([*trained[0].values(), END_OF_TEXT.encode()]))
+    ours = Tokenizer(vocab, trained[1], [END_OF_TEXT], pattern="qwen2", normalization="NFC")
+    write_tokenizer(ours, tmp_path, context_length=77)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT)
+
+
+def test_other_content_is_not_overwritten(trained: tuple, tmp_path: Path) -> None:
+    ours = tokenizer_of(trained)
+    write_tokenizer(ours, tmp_path, context_length=77)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_tokenizer(ours, tmp_path, context_length=77)
+    with pytest.raises(InteropError, match=r"tokenizer\.json: is there already, with other content"):
+        write_tokenizer(tokenizer_of(trained, pattern="o200k"), tmp_path, context_length=77)
+    with pytest.raises(InteropError, match=r"tokenizer_config\.json: is there already"):
+        write_tokenizer(ours, tmp_path, context_length=78)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_special_token_that_reads_like_another_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InteropError, match="'Ġa' reads like an ordinary token"):
+        write_tokenizer(Tokenizer(BYTES | {256: b" a"}, [(b" ", b"a")], ["Ġa"]), tmp_path / "x", context_length=8)
+    assert not (tmp_path / "x").exists()
+
+
+# In
+
+
+def llama3(folder: Path, merges: list[tuple[str, str]], letters: list[str]) -> tokenizers.Tokenizer:
+    """A folder as Llama 3's: every way to make a token is a merge, whole words, special tokens at the end, BOS."""
+    merges = [*merges, ("t", "e"), ("e", "r"), ("te", "r"), ("a", "t"), ("h", "a"), ("h", "at")]
+    tokens = [*letters, *dict.fromkeys(left + right for left, right in merges)]
+    ways = [
+        (token[:at], token[at:])
+        for token in tokens
+        for at in range(1, len(token))
+        if token[:at] in set(tokens) and token[at:] in set(tokens)
+    ]
+    assert len(ways) > len(tokens) - len(letters)
+    model = models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=ways, ignore_merges=True)
+    theirs = tokenizers.Tokenizer(model)
+    theirs.pre_tokenizer = steps.Sequence(
+        [steps.Split(Regex(LLAMA3), "isolated"), steps.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    theirs.decoder = decoders.ByteLevel()
+    theirs.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    begin = theirs.token_to_id("<|begin_of_text|>")
+    template = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", pair="$A $B", special_tokens=[("<|begin_of_text|>", begin)]
+    )
+    theirs.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    theirs.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("\n\n\n", normalized=False)])
+    theirs.save(str(folder / "tokenizer.json"))
+    return theirs
+
+
+def test_a_folder_like_llama_3s_is_read(trained: tuple, tmp_path: Path) -> None:
+    written = tmp_path / "ours"
+    write_tokenizer(Tokenizer(*trained), written, context_length=8)
+    model = json.loads((written / "tokenizer.json").read_bytes())["model"]
+    letters = [text for text, token_id in model["vocab"].items() if token_id < 256]
+    theirs = llama3(tmp_path, [tuple(merge.split(" ")) for merge in model["merges"]], letters)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|end_of_text|>"}}))
+    ours = read_tokenizer(tmp_path)
+    text = TEXT + "<tool>a<|end_of_text|>\n\n\n\n"
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert [ours.bos_token_id, *ours.encode(text)] == theirs.encode(text).ids
+    assert ours.eos_token_id == theirs.token_to_id("<|end_of_text|>")
+    assert (ours.settings.pattern, ours.settings.whole_words) == ("llama3", True)
+    assert sorted(ours.special_tokens) == ["\n\n\n", "<tool>", "<|begin_of_text|>", "<|end_of_text|>"]
+
+
+def test_tokens_that_only_the_configuration_adds_are_read(valid: dict, read: Read, tmp_path: Path) -> None:
+    late = {"256": {"content": END_OF_TEXT, "normalized": False}, "260": {"content": "<late>", "normalized": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": late}))
+    assert read(valid).special_tokens == {END_OF_TEXT: 256, "<a>": 257, "<late>": 260}
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("b<late>")["input_ids"][-1] == 260
+    for damaged in ([], {"x": {}}, {"1": 2}, {"261": {"content": "<b>"}}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": damaged}))
+        with pytest.raises(InteropError):
+            read_tokenizer(tmp_path)
+
+
+def test_what_transformers_saves_is_read(trained: tuple, tmp_path: Path) -> None:
+    written = tmp_path / "ours"
+    write_tokenizer(tokenizer_of(trained), written, context_length=8)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(written / "tokenizer.json"), eos_token="<|begin|>", bos_token=END_OF_TEXT
+    )
+    theirs.save_pretrained(tmp_path)
+    assert (read_tokenizer(tmp_path).eos_token_id, read_tokenizer(tmp_path).bos_token_id) == (1, None)
+    theirs.add_bos_token = True
+    theirs.save_pretrained(tmp_path / "adds")
+    assert read_tokenizer(tmp_path / "adds").bos_token_id == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "adds")("a")["input_ids"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "eos"),
+    [
+        ({}, 256),
+        ({"tokenizer_config.json": {"eos_token": "<a>"}, "generation_config.json": {"eos_token_id": 256}}, 257),
+        ({"special_tokens_map.json": {"eos_token": "<a>"}}, 257),
+        ({"tokenizer_config.json": {"eos_token": None}, "generation_config.json": {"eos_token_id": [257, 256]}}, 257),
+        ({"config.json": {"eos_token_id": 257}}, 257),
+    ],
+)
+def test_the_end_of_text_is_what_the_folder_says(
+    valid: dict, read: Read, tmp_path: Path, files: dict, eos: int
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert read(valid).eos_token_id == eos
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The content of a `tokenizer.json` with everything in it, to be spoilt."""
+    folder = tmp_path_factory.mktemp("valid")
+    merges = [(b"a", b"b"), (b"ab", b"c")]
+    tokens = [*BYTES.values(), END_OF_TEXT.encode(), b"<a>", b"ab", b"abc"]
+    special = [END_OF_TEXT, "<a>"]
+    ours = Tokenizer(
+        dict(enumerate(tokens)), merges, special, pattern="qwen2", normalization="NFC", beginning_of_text="<a>"
+    )
+    write_tokenizer(ours, folder, context_length=8)
+    return json.loads((folder / "tokenizer.json").read_bytes())
+
+
+def spoilt(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """Return a copy with another value at a place like "model/type"; "…" as the value removes it."""
+    content = copy.deepcopy(content)
+    *path, last = (int(part) if part.isdigit() else part for part in place.split("/"))
+    target: Any = content
+    for part in path:
+        target = target[part]
+    if value == "…":
+        del target[last]
+    else:
+        target[last] = value
+    return content
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model/type", "Unigram", "its model is Unigram; only byte-level BPE"),
+        ("model/type", "WordPiece", "its model is WordPiece"),
+        ("model/byte_fallback", True, "SentencePiece's BPE"),
+        ("model/dropout", 0.1, "dropout 0.1"),
+        ("model/end_of_word_suffix", "</w>", "end_of_word_suffix '</w>'"),
+        ("model/continuing_subword_prefix", "##", "continuing_subword_prefix '##'"),
+        ("model/ignore_merges", 1, "neither true nor false"),
+        ("model/merges", "…", "no list of merges"),
+        ("model/merges/0", ["a", "b", "c"], "is no pair of tokens"),
+        ("model/merges/0", "a  b", "is no pair of tokens"),
+        ("model/merges/0", "▁ b", "has '▁', which stands for no byte"),
+        ("model/merges/0", "a c", "makes b'ac', which the vocabulary lacks"),
+        ("model/merges/0", "a b ", "is no pair of tokens"),
+        ("model/vocab/▁the", 260, "has '▁', which stands for no byte"),
+        ("model/vocab/a", 98, "'b' and another have the id 98"),
+        ("model/vocab/a", True, "has the id True"),
+        ("model/vocab/a", 10**9, "has the id 1000000000; the ids are 0 to 259"),
+        ("model/vocab/a", -1, "has the id -1"),
+        ("model/vocab/a", "…", "the ids are 0 to 258|has the id 259"),
+        ("pre_tokenizer", None, "its pre-tokenizer is absent"),
+        (
+            "pre_tokenizer",
+            {"type": "Metaspace", "replacement": "▁"},
+            "its pre-tokenizer is SentencePiece's, Metaspace; only byte-level BPE",
+        ),
+        ("pre_tokenizer", BYTE_LEVEL | {"add_prefix_space": True}, "puts a space before each text"),
+        ("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}, "is none that is known here"),
+        ("pre_tokenizer/pretokenizers/0/pattern/Regex", r"\w+", r"is none that is known here: '\\\\w\+'"),
+        ("pre_tokenizer/pretokenizers/0/pattern", {"String": " "}, "is none that is known here"),
+        ("pre_tokenizer/pretokenizers/0/behavior", "Removed", "is none that is known here"),
+        ("normalizer", {"type": "Lowercase"}, "its normalizer is Lowercase"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}, "only NFC is done"),
+        ("decoder", {"type": "Metaspace"}, "its decoder is not ByteLevel"),
+        ("decoder", None, "its decoder is not ByteLevel"),
+        ("added_tokens/0/lstrip", True, "matched with lstrip"),
+        ("added_tokens/0/rstrip", True, "matched with rstrip"),
+        ("added_tokens/0/single_word", True, "matched with single_word"),
+        ("added_tokens/0/normalized", True, "is looked for in normalized text"),
+        ("added_tokens/0/id", 3, "or it has two"),
+        ("added_tokens/0/content", "x" * 2000, "is longer than 1,000 characters"),
+        ("added_tokens/0/content", "a", "and another have the id|or it has two"),
+        ("added_tokens/1/content", END_OF_TEXT, "is listed twice, in two ways"),
+        ("added_tokens", {}, "its added_tokens are no list"),
+        ("post_processor", {"type": "RobertaProcessing"}, "its post-processor is RobertaProcessing"),
+        ("post_processor/single/0/SpecialToken/id", "<b>", "'<b>' around texts, which is no added token"),
+        ("post_processor/special_tokens/<a>/ids", [1], "is no added token of that id"),
+        ("post_processor/single", [], "more around a text than"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    valid: dict, read: Read, place: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InteropError, match=message) as caught:
+        read(spoilt(valid, place, value))
+    assert str(caught.value).startswith(str(tmp_path / "tokenizer.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_added_tokens_that_overlap_are_refused_if_they_are_looked_for_in_turn(valid: dict, read: Read) -> None:
+    plain = spoilt(valid, "normalizer", None)
+    turned = spoilt(spoilt(plain, "added_tokens/1/normalized", True), "added_tokens/0/content", END_OF_TEXT)
+    assert read(turned).encode("<a>") == [257]
+    both = spoilt(plain, "added_tokens/2", {}) if len(plain["added_tokens"]) > 2 else copy.deepcopy(plain)
+    both["added_tokens"].append({"id": 260, "content": ">b", "normalized": True})
+    with pytest.raises(InteropError, match="overlap, and only one of them is normalized"):
+        read(both)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 10**5, '{"model": ' * 10**5, "\xff", '{"a": 1e', "9" * 5000])
+def test_files_that_are_no_objects_are_refused(valid: dict, read: Read, tmp_path: Path, name: str, text: str) -> None:
+    content = {**valid, "post_processor": None}
+    read(content)
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(InteropError, match=name):
+        read_tokenizer(tmp_path)
+
+
+def test_absent_sentencepiece_and_huge_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InteropError, match=r"tokenizer\.json: cannot be read"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(InteropError, match="has a SentencePiece model only"):
+        read_tokenizer(tmp_path)
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(InteropError, match="has more than"):
+        read_tokenizer(tmp_path)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text("ab Ġ▁é\ud800<>|", max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "id", "Regex", "x"]), inner),
+    max_leaves=4,
+)
+
+
+@st.composite
+def damage(draw: st.DrawFn, content: Any) -> Any:
+    """Draw a copy of JSON in which one thing, anywhere, is another, or absent."""
+    if not isinstance(content, dict | list) or not content or draw(st.integers(0, 9)) == 0:
+        return draw(values)
+    content = copy.copy(content)
+    key: Any = draw(st.sampled_from(sorted(content)) if isinstance(content, dict) else st.integers(0, len(content) - 1))
+    if draw(st.integers(0, 4)) == 0:
+        del content[key]
+    else:
+        content[key] = draw(damage(content[key]))
+    return content
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(st.data())
+def test_of_a_damaged_file_only_our_error_comes_out(valid: dict, tmp_path: Path, data: st.DataObject) -> None:
+    configs = {
+        "tokenizer.json": valid,
+        "tokenizer_config.json": {"eos_token": {"content": "<a>"}, "bos_token": "<a>", "add_bos_token": True},
+        "generation_config.json": {"eos_token_id": [256, 257]},
+    }
+    spoilt_file = data.draw(st.sampled_from(sorted(configs)))
+    for name, content in configs.items():
+        content = data.draw(damage(content)) if name == spoilt_file else content
+        written = json.dumps(content).encode()
+        if name == spoilt_file and data.draw(st.integers(0, 3)) == 0:
+            at = data.draw(st.integers(0, len(written)))
+            written = written[:at] + data.draw(st.binary(max_size=3)) + written[at + data.draw(st.integers(0, 5)) :]
+        (tmp_path / name).write_bytes(written)
+    try:
+        tokenizer = read_tokenizer(tmp_path)
+    except InteropError as error:
+        assert "\n" not in str(error)
+    else:
+        assert tokenizer.decode(tokenizer.encode("abc 12é<a>")) == unicodedata.normalize("NFC", "abc 12é<a>")

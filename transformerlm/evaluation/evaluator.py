@@ -19,8 +19,9 @@ from transformerlm.tokenizer.layers import IdArray
 from transformerlm.training.checkpoint import Checkpoint
 from transformerlm.training.data import Tokens
 from transformerlm.utils.errors import ConfigError, DataError
-from transformerlm.utils.token_file import read_info, verify_data
+from transformerlm.utils.token_file import MAKE_DATA, read_info, verify_data
 from transformerlm.utils.token_stream import TokenStream
+
 
 @final
 class Evaluator:
@@ -40,8 +41,7 @@ class Evaluator:
         self.context_length = settings.context_length or longest
         if self.context_length > longest:
             raise ConfigError(
-                f"evaluation.context_length: must be at most {longest}, the model's context "
-                f"(got {self.context_length})"
+                f"evaluation.context_length: must be at most {longest}, the model's context (got {self.context_length})"
             )
         self.stride = settings.stride or max(1, self.context_length // 2)
         if self.stride > self.context_length:
@@ -76,7 +76,7 @@ class Evaluator:
         if info.tokenizer_sha256 != self.tokenizer.sha256():
             raise DataError(
                 f"{path}: was made by another tokenizer than the checkpoint's; make it again with that "
-                "(transformerlm-make-data), or give its text, which is then encoded, as --input.sources"
+                f"({MAKE_DATA}), or give its text, which is then encoded, as --input.sources"
             )
         if not info.num_tokens or not info.num_text_bytes:
             raise DataError(f"{path}: holds no text to evaluate on")
@@ -89,7 +89,7 @@ class Evaluator:
         if tally.num_tokens != info.num_tokens:
             raise DataError(
                 f"{path}: its list of documents holds {tally.num_tokens:,} of {info.num_tokens:,} tokens; make it "
-                "again with transformerlm-make-data"
+                f"again with {MAKE_DATA}"
             )
         return tally.result(num_bytes=info.num_text_bytes, num_documents=info.num_documents)
 

@@ -125,7 +125,9 @@ def file_documents(path: Path, info: TokenFileInfo, stream: TokenStream) -> Iter
     bounds = chain(chain.from_iterable(batches), [len(stream)])
     for begin, end in pairwise(bounds):
         if begin >= end:
-            raise DataError(f"{path}: its list of documents is not in order; make it again with transformerlm-make-data")
+            raise DataError(
+                f"{path}: its list of documents is not in order; make it again with transformerlm-make-data"
+            )
         yield Part(stream, begin, end)
 
 
@@ -162,4 +164,3 @@ class Tally:
         return HeldOut(
             self.nats, self.end_nats, self.num_tokens, self.num_ends, num_bytes, num_documents, self.num_windows
         )
-

@@ -36,6 +36,11 @@ def encode_plain(tokenizer: Tokenizer, text: str | bytes) -> list[int]:
     return tokenizer.encode(text, allowed_special=set())
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text that is to be continued; an empty one is the token that comes before a document."""
+    return encode_plain(tokenizer, text) or [_require_beginning_id(tokenizer)]
+
+
 def continuation_rows(
     tokenizer: Tokenizer, context: str, continuations: Sequence[str], *, context_length: int
 ) -> Continuations:

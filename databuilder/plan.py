@@ -11,7 +11,7 @@ from databuilder.pieces import Reading
 from databuilder.sources import SourceFile, describe_source
 from databuilder.spool import SPOOL_VERSION, TRAIN, VALID
 from databuilder.workplace import work_folder
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
+from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.corpus import is_compressed, is_url
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import require_free_space
@@ -86,7 +86,9 @@ class Plan:
     def check(self) -> None:
         """Raise `DataError` for what can be known before any work is done."""
         if self.tokenizer.eos_token_id is None:
-            raise DataError(f"the tokenizer has no {END_OF_TEXT} token; train it with that special token")
+            raise DataError(
+                f"the tokenizer has no {self.tokenizer.settings.end_of_text} token; train it with that special token"
+            )
         inputs = {Path(file.name).resolve() for file in self.all_files if not is_url(file.name)}
         for output in self.outputs.values():
             if output.is_dir():

@@ -24,7 +24,6 @@ BYTES = {byte: bytes([byte]) for byte in range(256)}
         (BYTES | {256: b"ab"}, [(b"a", b"b"), (b"a", b"b")], r"merges\[1\]: .* a second time"),
         (BYTES | {256: b"abc"}, [(b"ab", b"c")], r"merges\[0\]: .* uses b'ab', which is no byte"),
         (BYTES, [(b"a", b"b")], r"merges\[0\]: .* makes b'ab', which the vocabulary lacks"),
-        (BYTES | {256: b"\xff\xfe"}, [], r"no merge makes b'\\xff\\xfe' \(id 256\)"),
     ],
 )
 def test_what_is_wrong_is_said(vocab: dict, merges: list[tuple[bytes, bytes]], message: str) -> None:

@@ -121,7 +121,7 @@ def spoilt(**changes: object) -> str:
         ),
         (spoilt(Ġthen=261), "no merge makes 'Ġthen'"),
         (json.dumps(entries())[:-1] + ', "a": 261}', "'a' is listed twice"),
-        (json.dumps(entries())[:-1] + ', "\\ud800x": 261}', r"'\\ud800x' is not valid Unicode"),
+        (json.dumps(entries())[:-1] + ', "\\ud800x": 261}', r".*\\ud800x.* is not valid Unicode"),
         (json.dumps(entries())[:-1], r"not JSON: .* \(line 1\)"),
         ("[1, 2]", "not a JSON object"),
         ("{}", "256 of the 256 single bytes are missing"),

@@ -79,11 +79,16 @@ class Predictor:
         return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt; an empty one becomes the end-of-text id, which begins a new document.
+        """Return the ids of a prompt, after the token that begins texts, if the tokenizer has one.
+
+        Without that, an empty prompt becomes the end-of-text id, which begins a new document.
 
         Raises `ConfigError` if the prompt leaves no room in the context.
         """
+        beginning = self.tokenizer.bos_token_id
         ids = self.tokenizer.encode(prompt)
+        if beginning is not None:
+            ids = [beginning, *ids]
         if not ids:
             if self.tokenizer.eos_token_id is None:
                 raise ConfigError("the prompt is empty, and the tokenizer has no end-of-text token to begin with")

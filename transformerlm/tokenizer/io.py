@@ -2,21 +2,25 @@
 
 GPT-2 writes a token as text in which every byte has a printable stand-in (a space is `Ġ`). Special tokens
 stand in the vocabulary as plain text. Which entry is which follows from the merges: the single bytes and the
-products of merges are ordinary tokens, every other entry is a special token.
+products of merges are ordinary tokens, every other entry is a special token. Where it is not so simple, a third file
+names the special tokens; see `settings`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
+from transformerlm.tokenizer.settings import SETTINGS_FILE, TokenizerSettings, read_settings, write_settings
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_text
+from transformerlm.utils.json_file import parse_json_object, read_bounded
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 MERGES_HEADER = "#version: 0.2"
+MAX_BYTES = 1 << 27
+"""Of either file. A vocabulary of 200,000 tokens has three million."""
 
 
 def gpt2_bytes_to_unicode() -> dict[int, str]:
@@ -32,8 +36,14 @@ _BYTES = {character: byte for byte, character in _STAND_INS.items()}
 _SPACE = _STAND_INS[ord(" ")]
 
 
-def _to_text(token: bytes) -> str:
+def to_stand_ins(token: bytes) -> str:
+    """Return a token in GPT-2's form."""
     return token.decode("latin-1").translate(_STAND_INS)
+
+
+def from_stand_ins(text: str) -> bytes:
+    """Return the token that GPT-2's form stands for; raise `KeyError` for a character that stands for no byte."""
+    return bytes(_BYTES[character] for character in text)
 
 
 def read_merges(path: Path | str) -> list[tuple[bytes, bytes]]:
@@ -43,7 +53,11 @@ def read_merges(path: Path | str) -> list[tuple[bytes, bytes]]:
 
 def _numbered_merges(path: Path) -> tuple[list[tuple[bytes, bytes]], int]:
     """Return the merges of a file and the number of the line on which the first stands."""
-    lines = _read(path).removesuffix("\n").split("\n")
+    try:
+        text = _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}; restore the file") from error
+    lines = text.removesuffix("\n").split("\n")
     # Later lines that begin with "#" are merges; the first merge joins two bytes and cannot look like this.
     first = 2 if lines[0].startswith("#version") else 1
     lines = lines[first - 1 :]
@@ -57,7 +71,7 @@ def _parse_merge(line: str, where: str) -> tuple[bytes, bytes]:
     if len(parts) != 2 or not all(parts):
         raise TokenizerError(f"{where}: {line!r} is not two tokens with one space between; restore the file")
     try:
-        left, right = (bytes(_BYTES[character] for character in part) for part in parts)
+        left, right = map(from_stand_ins, parts)
     except KeyError as error:
         raise TokenizerError(
             f"{where}: {error.args[0]!r} stands for no byte in GPT-2's form; restore the file"
@@ -65,38 +79,41 @@ def _parse_merge(line: str, where: str) -> tuple[bytes, bytes]:
     return left, right
 
 
-def read_vocab(path: Path | str, merges: Sequence[tuple[bytes, bytes]]) -> dict[int, bytes]:
+def read_vocab(
+    path: Path | str, merges: Sequence[tuple[bytes, bytes]], special_tokens: Collection[str] | None = None
+) -> dict[int, bytes]:
     """Read a `vocab.json` that belongs to `merges`; see the module for why those are needed.
+
+    Of what no merge makes, `special_tokens` says which are special; without it, all are.
 
     Raises `TokenizerError` if it is not a JSON object from distinct tokens to the ids 0, 1, 2, …, or lacks a
     single byte.
     """
     path = Path(path)
-    try:
-        entries = json.loads(_read(path), object_pairs_hook=lambda pairs: _distinct(pairs, path))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"{path}: not JSON: {error.msg} (line {error.lineno}); restore the file") from error
-    if not isinstance(entries, dict):
-        raise TokenizerError(f"{path}: not a JSON object from tokens to ids; restore the file")
-    ordinary = {_to_text(token): token for token in ordinary_tokens(merges)}
+    ordinary = {to_stand_ins(token): token for token in ordinary_tokens(merges)}
     vocab: dict[int, bytes] = {}
-    for text, token_id in entries.items():
+    for text, token_id in parse_json_object(_read(path), source=str(path), error=TokenizerError).items():
         if type(token_id) is not int or token_id < 0:
             raise TokenizerError(f"{path}: {text!r} has the id {token_id!r}; give a whole number from 0 on")
         if token_id in vocab:
             raise TokenizerError(f"{path}: {text!r} has the id {token_id} of another token; give each its own")
-        vocab[token_id] = ordinary[text] if text in ordinary else _special(text, path)
+        vocab[token_id] = ordinary[text] if text in ordinary else _other(text, path, special_tokens)
     check_vocab(vocab, source=str(path))
     return dict(sorted(vocab.items()))
 
 
-def _distinct(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for text, token_id in pairs:
-        if text in entries:
-            raise TokenizerError(f"{path}: {text!r} is listed twice; remove one of its entries")
-        entries[text] = token_id
-    return entries
+def _other(text: str, path: Path, special_tokens: Collection[str] | None) -> bytes:
+    """Return the bytes of an entry that no merge makes."""
+    if special_tokens is None:
+        return _special(text, path)
+    if text in special_tokens:
+        return text.encode("utf-8")
+    try:
+        return from_stand_ins(text)
+    except KeyError as error:
+        raise TokenizerError(
+            f"{path}: {text!r} is no special token, and {error.args[0]!r} stands for no byte; restore the file"
+        ) from None
 
 
 def _special(text: str, path: Path) -> bytes:
@@ -110,39 +127,94 @@ def _special(text: str, path: Path) -> bytes:
 
 
 def read_tokenizer_files(
-    vocab_path: Path | str, merges_path: Path | str
+    vocab_path: Path | str, merges_path: Path | str, special_tokens: Collection[str] | None = None
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
-    """Read both files and check that they belong together. Raises `TokenizerError`."""
+    """Read both files and check that they belong together; see `read_vocab`. Raises `TokenizerError`."""
     merges, first = _numbered_merges(Path(merges_path))
-    vocab = read_vocab(vocab_path, merges)
+    vocab = read_vocab(vocab_path, merges, special_tokens)
     check_merges(merges, vocab, where=lambda index: f"{merges_path} (line {first + index})")
     return vocab, merges
 
 
-def write_vocab(path: Path | str, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> None:
-    """Write a `vocab.json`, ids ascending. Raises `TokenizerError` for a special token it cannot express."""
+def read_folder(folder: Path) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]], list[str], TokenizerSettings]:
+    """Return vocabulary, merges, special tokens and settings as `write_folder` wrote them. Raises `TokenizerError`."""
+    vocab_path, merges_path = folder / VOCAB_FILE, folder / MERGES_FILE
+    if not (folder / SETTINGS_FILE).exists():
+        vocab, merges = read_tokenizer_files(vocab_path, merges_path)
+        ordinary = ordinary_tokens(merges)
+        special = [token.decode("utf-8") for token in vocab.values() if token not in ordinary]
+        return vocab, merges, special, TokenizerSettings()
+    settings, special = read_settings(folder / SETTINGS_FILE)
+    vocab, merges = read_tokenizer_files(vocab_path, merges_path, set(special))
+    present = set(vocab.values())
+    for token in special:
+        if token.encode("utf-8") not in present:
+            raise TokenizerError(f"{vocab_path}: the special token {token!r} is missing; restore the files")
+    return vocab, merges, special, settings
+
+
+def write_folder(
+    folder: Path,
+    vocab: Mapping[int, bytes],
+    merges: Sequence[tuple[bytes, bytes]],
+    special_tokens: Collection[str],
+    settings: TokenizerSettings,
+) -> None:
+    """Write the files of a tokenizer, each atomically; the third only if the first two do not say all."""
+    special = {token.encode("utf-8") for token in special_tokens}
+    ordinary = ordinary_tokens(merges)
+    says_more = (
+        settings.changed()
+        or any(token not in ordinary and token not in special for token in vocab.values())
+        or any(token.startswith(_SPACE) for token in special_tokens)
+    )
+    write_vocab(folder / VOCAB_FILE, vocab, merges, special if says_more else None)
+    write_merges(folder / MERGES_FILE, merges)
+    if says_more:
+        write_settings(folder / SETTINGS_FILE, settings, special_tokens)
+    else:
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)  # of another tokenizer that was there before
+
+
+def write_vocab(
+    path: Path | str,
+    vocab: Mapping[int, bytes],
+    merges: Sequence[tuple[bytes, bytes]],
+    special_tokens: Collection[bytes] | None = None,
+) -> None:
+    """Write a `vocab.json`, ids ascending; `special_tokens` as in `read_vocab`.
+
+    Raises `TokenizerError` for a special token it cannot express.
+    """
+    atomic_write_text(path, json.dumps(vocab_entries(vocab, merges, special_tokens, target=str(path))))
+
+
+def vocab_entries(
+    vocab: Mapping[int, bytes],
+    merges: Sequence[tuple[bytes, bytes]],
+    special_tokens: Collection[bytes] | None,
+    target: str,
+) -> dict[str, int]:
+    """Return what `write_vocab` writes, `target` being the file that an error names."""
     ordinary = ordinary_tokens(merges)
     entries: dict[str, int] = {}
     for token_id, token in sorted(vocab.items()):
-        text = _to_text(token) if token in ordinary else token.decode("utf-8")
-        if text in entries or (token not in ordinary and text.startswith(_SPACE)):
-            raise TokenizerError(f"special token {text!r} reads like an ordinary token in {path}; choose another text")
+        is_special = token not in ordinary if special_tokens is None else token in special_tokens
+        text = token.decode("utf-8") if is_special else to_stand_ins(token)
+        if text in entries or (is_special and special_tokens is None and text.startswith(_SPACE)):
+            raise TokenizerError(
+                f"special token {text!r} reads like an ordinary token in {target}; choose another text"
+            )
         entries[text] = token_id
-    atomic_write_text(path, json.dumps(entries))
+    return entries
 
 
 def write_merges(path: Path | str, merges: Sequence[tuple[bytes, bytes]]) -> None:
     """Write a `merges.txt`, one merge a line in their order."""
-    lines = [f"{_to_text(left)} {_to_text(right)}" for left, right in merges]
+    lines = [f"{to_stand_ins(left)} {to_stand_ins(right)}" for left, right in merges]
     atomic_write_text(path, "\n".join([MERGES_HEADER, *lines]) + "\n")
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}; restore the file") from error
-    except OSError as error:
-        raise TokenizerError(
-            f"{path}: cannot be read ({error.strerror}); train a tokenizer with transformerlm-train-tokenizer"
-        ) from error
+def _read(path: Path) -> bytes:
+    advice = "train a tokenizer with transformerlm-train-tokenizer"
+    return read_bounded(path, max_bytes=MAX_BYTES, error=TokenizerError, advice=advice)

@@ -19,6 +19,9 @@ from functools import cache
 from transformerlm.tokenizer.kernels.unicode_ranges import LETTERS, NUMBERS, WHITE_SPACE
 from transformerlm.utils.errors import TokenizerError
 
+GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2", "o200k"
+PATTERNS = (GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K)
+
 
 def pretokenize(text: str) -> list[str]:
     """Return the pre-tokens of `text`, which join to `text` again. Special tokens are ordinary text here."""

@@ -1,4 +1,4 @@
-"""The tokenizer: text to ids and back, the same ids that GPT-2 (and tiktoken) gives for the same files.
+"""The tokenizer: text to ids and back, the same ids that GPT-2 and its kin (and tiktoken) give for the same files.
 
 Text is cut at special tokens, the rest into pre-tokens, and each pre-token is merged by itself; since most of
 them come again and again, their ids are remembered. A long text goes through in blocks, one after another or on several
@@ -6,7 +6,9 @@ threads.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -20,7 +22,8 @@ from transformerlm.tokenizer import io
 from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
 from transformerlm.tokenizer.corpus import read_bytes
 from transformerlm.tokenizer.layers import Codec, IdArray, Specials, joined
-from transformerlm.tokenizer.pretokenize import check_special_tokens
+from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens
+from transformerlm.tokenizer.settings import TokenizerSettings
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.parallel import ordered_thread_map, worker_count
@@ -38,22 +41,40 @@ Ids: TypeAlias = Iterable[int] | npt.NDArray[np.integer]
 
 @final
 class Tokenizer:
-    """A byte-level BPE tokenizer with GPT-2's pre-tokenization. It can be pickled."""
+    """A byte-level BPE tokenizer with the pre-tokenization of GPT-2 or one of its successors. It can be pickled."""
 
     def __init__(
         self,
         vocab: Mapping[int, bytes],
         merges: Sequence[tuple[bytes, bytes]],
         special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = GPT2,
+        normalization: str | None = None,
+        whole_words: bool = False,
+        end_of_text: str = END_OF_TEXT,
+        beginning_of_text: str | None = None,
     ) -> None:
         """Build a tokenizer from a vocabulary (id to bytes) and merges (the earliest first).
 
         Special tokens that `vocab` lacks are appended with the next free ids. An entry of `vocab` that is not
         a single byte, that no merge makes and that `special_tokens` does not name is decoded but never
-        encoded to.
+        encoded to, unless by `whole_words`.
 
-        Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.checks` says, and for
-        special tokens that are also ordinary tokens.
+        Args:
+            vocab: the ids 0, 1, 2, … and their bytes.
+            merges: pairs of tokens.
+            special_tokens: texts that are never split, each an id.
+            pattern: how text is cut into pre-tokens: one of `pretokenize.PATTERNS`.
+            normalization: None, or "NFC" for text in that form of Unicode (Unicode Standard Annex 15), in which it
+                then comes out of `decode`, too. Special tokens are looked for before.
+            whole_words: a pre-token that is in the vocabulary becomes that id without being merged, as in tiktoken.
+            end_of_text: the special token that ends documents, if there is one of this name.
+            beginning_of_text: the special token that begins texts for the model; None for none. `encode` does not add
+                it, since it does not know whether a text begins.
+
+        Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.checks` says, for
+        special tokens that are also ordinary tokens, and for settings that do not exist.
         """
         special_tokens = special_tokens or ()
         check_special_tokens(special_tokens)
@@ -62,18 +83,20 @@ class Tokenizer:
         self._vocab = dict(sorted(vocab.items()))
         self._merges = list(merges)
         self._special_tokens = self._number_specials(special_tokens)
+        self._settings = TokenizerSettings(
+            pattern=pattern,
+            normalization=normalization,
+            whole_words=whole_words,
+            end_of_text=end_of_text,
+            beginning_of_text=beginning_of_text,
+        )
+        self._settings.check(self._special_tokens)
         self._all_specials = Specials(self._special_tokens)
         self._codec = Codec(self._vocab, self._merges)
 
     def _number_specials(self, special_tokens: Sequence[str]) -> dict[str, int]:
         ordinary = ordinary_tokens(self._merges)
         others = {token: token_id for token_id, token in self._vocab.items() if token not in ordinary}
-        for token, token_id in others.items():
-            if not _is_utf8(token):
-                raise TokenizerError(
-                    f"vocab: no merge makes {token!r} (id {token_id}), and it is no special token, for it is "
-                    "not UTF-8; give the merges that belong to the vocabulary"
-                )
         for special in special_tokens:
             token = special.encode("utf-8")
             if token in ordinary:
@@ -99,21 +122,22 @@ class Tokenizer:
     def load(cls, folder: Path | str) -> Self:
         """Read the files that `save` wrote. Raises `TokenizerError`.
 
-        Its special tokens are the vocabulary's entries that no merge makes and that are not single bytes.
+        Without the third of them, the special tokens are the vocabulary's entries that no merge makes and that are not
+        single bytes.
         """
-        vocab, merges = io.read_tokenizer_files(Path(folder) / io.VOCAB_FILE, Path(folder) / io.MERGES_FILE)
-        ordinary = ordinary_tokens(merges)
-        return cls(vocab, merges, [token.decode("utf-8") for token in vocab.values() if token not in ordinary])
+        vocab, merges, special_tokens, settings = io.read_folder(Path(folder))
+        return cls(vocab, merges, special_tokens, **asdict(settings))
 
     def save(self, folder: Path | str) -> None:
-        """Write `vocab.json` and `merges.txt` in GPT-2's form into `folder`, each atomically."""
-        io.write_vocab(Path(folder) / io.VOCAB_FILE, self._vocab, self._merges)
-        io.write_merges(Path(folder) / io.MERGES_FILE, self._merges)
+        """Write the tokenizer into `folder`, each file atomically.
 
-    def __reduce__(
-        self,
-    ) -> tuple[type[Self], tuple[Mapping[int, bytes], Sequence[tuple[bytes, bytes]], list[str]]]:
-        return type(self), (self._vocab, self._merges, list(self._special_tokens))
+        The files are `vocab.json` and `merges.txt` in GPT-2's form, and `tokenizer_settings.json` if those do not say
+        everything.
+        """
+        io.write_folder(Path(folder), self._vocab, self._merges, self._special_tokens, self._settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **asdict(self._settings)), (self._vocab, self._merges, list(self._special_tokens))
 
     @property
     def vocab(self) -> Mapping[int, bytes]:
@@ -136,15 +160,27 @@ class Tokenizer:
         return len(self._vocab)
 
     @property
+    def settings(self) -> TokenizerSettings:
+        """What else it was made with: pattern, normalization, whole words, roles of special tokens."""
+        return self._settings
+
+    @property
     def eos_token_id(self) -> int | None:
-        """The id of `<|endoftext|>`, if that is a special token."""
-        return self._special_tokens.get(END_OF_TEXT)
+        """The id of the special token that ends documents, `<|endoftext|>` by default; None if there is none."""
+        return self._special_tokens.get(self._settings.end_of_text)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the special token that begins texts for the model; None if there is none."""
+        beginning = self._settings.beginning_of_text
+        return None if beginning is None else self._special_tokens[beginning]
 
     def sha256(self) -> str:
         """Return the SHA-256 of what the tokenizer does, whatever file it came from; worked out once.
 
         It is taken of compact JSON, [tokens, merges, special tokens]: all tokens in hexadecimal, ordered by
-        id; the merges as pairs of such; the ids of the special tokens.
+        id; the merges as pairs of such; the ids of the special tokens. A fourth item has the settings that are not
+        GPT-2's, if there are any.
         """
         return self._sha256
 
@@ -154,7 +190,9 @@ class Tokenizer:
         tokens = ",".join(f'"{token.hex()}"' for token in self._vocab.values())
         merges = ",".join(f'["{left.hex()}","{right.hex()}"]' for left, right in self._merges)
         special_ids = ",".join(map(str, self._special_tokens.values()))
-        content = f"[[{tokens}],[{merges}],[{special_ids}]]"
+        changed = self._settings.changed()
+        settings = "," + json.dumps(changed, sort_keys=True, separators=(",", ":")) if changed else ""
+        content = f"[[{tokens}],[{merges}],[{special_ids}]{settings}]"
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
     def encode(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> list[int]:
@@ -333,11 +371,3 @@ def _ranges(ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         last = min(len(ends), max(first + 1, int(np.searchsorted(ends, begin + BLOCK))))
         yield first, last
         first, begin = last, int(ends[last - 1])
-
-
-def _is_utf8(token: bytes) -> bool:
-    try:
-        token.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True

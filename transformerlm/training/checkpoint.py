@@ -40,6 +40,9 @@ from transformerlm.utils.errors import CheckpointError
 from transformerlm.utils.files import atomic_write, require_free_space, sync_folder, writing
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
+TOKENIZER_SETTINGS_FILE = "tokenizer_settings.json"
+"""The third file of a tokenizer, for which there may be no need."""
+
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -253,7 +256,11 @@ class CheckpointStore:
 
     @functools.cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
-        return {name: (self.tokenizer / name).read_bytes() for name in TOKENIZER_FILES} if self.tokenizer else {}
+        if self.tokenizer is None:
+            return {}
+        has_settings = (self.tokenizer / TOKENIZER_SETTINGS_FILE).exists()
+        names = (*TOKENIZER_FILES, TOKENIZER_SETTINGS_FILE) if has_settings else TOKENIZER_FILES
+        return {name: (self.tokenizer / name).read_bytes() for name in names}
 
     def _small_files(self, state: Mapping[str, Any]) -> dict[str, bytes]:
         return {

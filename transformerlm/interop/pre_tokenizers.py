@@ -1,0 +1,105 @@
+r"""How `tokenizer.json` writes each pattern of pre-tokenization, and which pattern is meant by what it writes.
+
+Mostly the regular expression itself stands there, in the dialect of Oniguruma, and only the expressions below are
+known: two that look alike may cut differently. Tiktoken's own way to write `cl100k` means something else in
+Oniguruma (`{1,3}+` is a repetition there).
+"""
+
+from typing import Any
+
+from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+from transformerlm.utils.errors import InteropError
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_WHITE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_FRONT, _BACK = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+
+WRITTEN = {
+    LLAMA3: rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_WHITE}",
+    QWEN2: rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_SIGNS}|{_WHITE}",
+    CL100K: rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|\s+\z|{_WHITE}",
+    O200K: rf"[^\r\n\p{{L}}\p{{N}}]?[{_FRONT}]*[{_BACK}]+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?[{_FRONT}]+[{_BACK}]*{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_WHITE}",
+}
+"""The expression that is written for a pattern."""
+
+_GPT2_FORMS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+)
+_PATTERN_OF = {expression: pattern for pattern, expression in WRITTEN.items()} | dict.fromkeys(_GPT2_FORMS, GPT2)
+
+
+def pre_tokenizer_of(pattern: str) -> dict[str, Any]:
+    """Return the object that `tokenizer.json` has for a pattern under "pre_tokenizer"."""
+    if pattern == GPT2:
+        return _byte_level(use_regex=True)
+    if pattern == GPT2_DIGITS:
+        first: dict[str, Any] = {"type": "Digits", "individual_digits": True}
+    else:
+        first = {"type": "Split", "pattern": {"Regex": WRITTEN[pattern]}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [first, _byte_level(use_regex=pattern == GPT2_DIGITS)]}
+
+
+def _byte_level(*, use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def pattern_of(pre_tokenizer: Any) -> str:
+    """Return the pattern that the object means; raise `InteropError`, without the file's name, for any other."""
+    steps = _steps(pre_tokenizer)
+    last = steps[-1]
+    if last.get("type") != "ByteLevel":
+        raise InteropError(_not_byte_level(last.get("type")))
+    if last.get("add_prefix_space", True) is not False:
+        raise InteropError("its pre-tokenizer puts a space before each text (add_prefix_space), which is not done here")
+    use_regex = last.get("use_regex", True)
+    first = steps[0]
+    if len(steps) == 1 and use_regex is True:
+        return GPT2
+    if (
+        len(steps) == 2
+        and first.get("type") == "Digits"
+        and first.get("individual_digits") is True
+        and use_regex is True
+    ):
+        return GPT2_DIGITS
+    if len(steps) == 2 and first.get("type") == "Split" and use_regex is False:
+        return _pattern_of_split(first)
+    kinds = " and ".join(str(step.get("type")) for step in steps)
+    raise InteropError(f"its pre-tokenizer, {kinds} with use_regex {use_regex!r}, is none that is known here")
+
+
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    if not isinstance(pre_tokenizer, dict):
+        raise InteropError(_not_byte_level(None))
+    steps = [pre_tokenizer]
+    if pre_tokenizer.get("type") == "Sequence":
+        steps = pre_tokenizer.get("pretokenizers")
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
+        raise InteropError("its pre-tokenizer is no sequence of objects; restore the file")
+    return steps
+
+
+def _pattern_of_split(split: dict[str, Any]) -> str:
+    expression = split.get("pattern")
+    expression = expression.get("Regex") if isinstance(expression, dict) else None
+    keeps_all = (split.get("behavior"), split.get("invert", False)) in (("Isolated", False), ("Removed", True))
+    if keeps_all and isinstance(expression, str) and expression in _PATTERN_OF:
+        return _PATTERN_OF[expression]
+    raise InteropError(
+        f"its pre-tokenization pattern is none that is known here: {str(expression)[:200]!r} ({split.get('behavior')})"
+    )
+
+
+def _not_byte_level(kind: Any) -> str:
+    spoken = (
+        {"Metaspace": "SentencePiece's, Metaspace", None: "absent"}.get(kind, kind)
+        if isinstance(kind, str | None)
+        else kind
+    )
+    return f"its pre-tokenizer is {spoken}; only byte-level BPE, as of GPT-2, Llama 3, Qwen and o200k, can be read"

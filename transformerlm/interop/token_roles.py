@@ -1,0 +1,123 @@
+"""Which special tokens begin and end texts, in the many places of a Hugging Face folder that may say so."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformerlm.utils.errors import InteropError
+from transformerlm.utils.json_file import read_json_object
+
+CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
+ID_FILES = ("generation_config.json", "config.json")
+MAX_BYTES = 1 << 24
+
+
+class Roles(NamedTuple):
+    """The token before each text, which may be none, and the one that ends documents, if the folder names one."""
+
+    beginning: str | None
+    end: str | None
+
+    def named(self) -> set[str]:
+        """Return the tokens that have a role."""
+        return {token for token in self if token is not None}
+
+
+def read_roles(folder: Path, post_processor: Any, ids: Mapping[str, int]) -> Roles:
+    """Return the roles of tokens; `ids` are those of the added tokens, `post_processor` stands in `tokenizer.json`.
+
+    As in transformers, `tokenizer_config.json` overrules the post-processor if it says whether to add tokens.
+
+    Raises `InteropError` for files that are damaged, and for a post-processor that does more than to put a token before
+    and one after each text.
+    """
+    before, after = _template(post_processor, ids)
+    config = _read(folder / CONFIG_FILE)
+    beginning = before
+    if "add_bos_token" in config or "add_eos_token" in config:
+        beginning = _named("bos_token", config, folder) if config.get("add_bos_token") is True else None
+    end = _named("eos_token", config, folder) or _by_id(folder, ids) or after
+    return Roles(beginning, end)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json_object(path, max_bytes=MAX_BYTES, error=InteropError) if path.exists() else {}
+
+
+def _named(role: str, config: dict[str, Any], folder: Path) -> str | None:
+    """Return the token that the configuration, or else the map of special tokens, gives the role."""
+    for content, name in ((config, CONFIG_FILE), (_read(folder / MAP_FILE), MAP_FILE)):
+        token = content.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(token, str):
+            raise InteropError(f"{folder / name}: {role} is {str(token)[:100]}, no text; restore the file")
+        if token:
+            return token
+    return None
+
+
+def _by_id(folder: Path, ids: Mapping[str, int]) -> str | None:
+    """Return the token of the end-of-text id that the model's files name; the first of several."""
+    for name in ID_FILES:
+        found = _read(folder / name).get("eos_token_id")
+        if isinstance(found, list) and found:
+            found = found[0]
+        if type(found) is int:
+            token = next((token for token, token_id in ids.items() if token_id == found), None)
+            if token is not None:
+                return token
+    return None
+
+
+def _template(post_processor: Any, ids: Mapping[str, int]) -> tuple[str | None, str | None]:
+    """Return the tokens that the post-processor puts before and after a text."""
+    before = after = None
+    for step in _steps(post_processor):
+        kind = step.get("type")
+        if kind == "TemplateProcessing":
+            before, after = _tokens_around(step, ids)
+        elif kind != "ByteLevel":  # which changes only what is said about places in the text
+            raise InteropError(f"its post-processor is {kind}; only TemplateProcessing and ByteLevel can be read")
+    return before, after
+
+
+def _steps(post_processor: Any) -> Iterator[dict[str, Any]]:
+    if post_processor is None:
+        return
+    steps = [post_processor]
+    if isinstance(post_processor, dict) and post_processor.get("type") == "Sequence":
+        steps = post_processor.get("processors")
+    if not isinstance(steps, list):
+        raise InteropError("its post-processor is no list; restore the file")
+    for step in steps:
+        if not isinstance(step, dict):
+            raise InteropError("its post-processor is no object; restore the file")
+        yield step
+
+
+def _tokens_around(template: dict[str, Any], ids: Mapping[str, int]) -> tuple[str | None, str | None]:
+    items, known = template.get("single"), template.get("special_tokens")
+    if not isinstance(items, list) or not isinstance(known, dict):
+        raise InteropError("its template for texts is damaged; restore the file")
+    around: list[list[str]] = [[]]
+    for item in items:
+        special = item.get("SpecialToken") if isinstance(item, dict) else None
+        if special is None:
+            around.append([])
+            continue
+        token = special.get("id") if isinstance(special, dict) else None
+        entry = known.get(token) if isinstance(token, str) else None
+        if (
+            not isinstance(token, str)
+            or token not in ids
+            or not isinstance(entry, dict)
+            or entry.get("ids") != [ids[token]]
+        ):
+            raise InteropError(
+                f"its template puts {str(token)[:100]!r} around texts, which is no added token of that id"
+            )
+        around[-1].append(token)
+    if len(around) != 2 or max(map(len, around)) > 1:
+        raise InteropError("its template puts more around a text than a token before and one after it")
+    before, after = (tokens[0] if tokens else None for tokens in around)
+    return before, after

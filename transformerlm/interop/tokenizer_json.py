@@ -1,0 +1,286 @@
+"""Tokenizers of Hugging Face folders, in and out: `tokenizer.json` and `tokenizer_config.json`.
+
+    tokenizer.json            vocabulary, merges, special tokens, pattern, normalization, the token before a text
+    tokenizer_config.json     which special tokens begin and end texts; special_tokens_map.json, generation_config.json
+                              and config.json are asked after it
+
+Read are byte-level BPE tokenizers whose pre-tokenization is one of ours, as those of GPT-2, Llama 3, Qwen2, Qwen3,
+SmolLM and the o200k family. What would cut or merge text in another way is refused with the reason. Everything read is
+checked before it is used: whatever the files hold, only `InteropError` comes out.
+"""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformerlm.interop.pre_tokenizers import pattern_of, pre_tokenizer_of
+from transformerlm.interop.token_roles import Roles, read_roles
+from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.io import from_stand_ins, to_stand_ins, vocab_entries
+from transformerlm.tokenizer.recover import live_merges
+from transformerlm.utils.errors import InteropError, TokenizerError
+from transformerlm.utils.files import atomic_write_text
+from transformerlm.utils.json_file import read_json_object
+
+TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+MAX_BYTES = 1 << 27
+"""Of `tokenizer.json`; those of 200,000 tokens have 30 million."""
+
+
+MAX_ADDED_LENGTH = 1000  # characters
+MAX_PAIRS = 1_000_000  # of added tokens that are compared
+
+
+class AddedToken(NamedTuple):
+    """A token that is looked for in the text itself."""
+
+    token_id: int
+    normalized: bool
+
+
+def read_tokenizer(folder: Path | str) -> Tokenizer:
+    """Return the tokenizer of a Hugging Face folder.
+
+    It gives the ids that `tokenizers` gives without `add_special_tokens`. `beginning_of_text` is the token that
+    `tokenizers` puts before each text with it, and `end_of_text` the one that the folder names "eos".
+
+    Raises `InteropError` if there is none, it is damaged, or it does what cannot be done here: another model than
+    byte-level BPE, another pattern or normalization, special tokens with conditions.
+    """
+    path = Path(folder) / TOKENIZER_FILE
+    if not path.exists() and (path.parent / "tokenizer.model").exists():
+        raise InteropError(
+            f"{path.parent}: has a SentencePiece model only, which cannot be read; only byte-level BPE can"
+        )
+    content = read_json_object(path, max_bytes=MAX_BYTES, error=InteropError)
+    try:
+        return _tokenizer(content, path)
+    except (InteropError, TokenizerError) as error:
+        raise InteropError(error if str(error).startswith(str(path.parent)) else f"{path}: {error}") from None
+
+
+def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
+    model = _checked_model(content)
+    pattern = pattern_of(content.get("pre_tokenizer"))
+    normalization = _normalization(content.get("normalizer"))
+    decoder = content.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise InteropError("its decoder is not ByteLevel, so its ids mean other bytes than here")
+    added = _added_tokens(content.get("added_tokens"), normalization)
+    roles = read_roles(path.parent, content.get("post_processor"), {token: added[token].token_id for token in added})
+    vocab = _vocab(model["vocab"], added, roles)
+    return Tokenizer(
+        vocab,
+        live_merges(_merges(model["merges"])),
+        sorted({*added, *roles.named()}),
+        pattern=pattern,
+        normalization=normalization,
+        whole_words=model.get("ignore_merges") is True,
+        beginning_of_text=roles.beginning,
+        **({} if roles.end is None else {"end_of_text": roles.end}),
+    )
+
+
+def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
+    model = content.get("model")
+    if not isinstance(model, dict):
+        raise InteropError("it has no model; restore the file")
+    kind = model.get("type", "BPE" if "merges" in model else None)  # the oldest files do not say
+    if kind != "BPE":
+        raise InteropError(f"its model is {kind}; only byte-level BPE can be read")
+    if model.get("byte_fallback", False) is not False:
+        raise InteropError(
+            "its model is SentencePiece's BPE (byte_fallback), over characters; only byte-level can be read"
+        )
+    for name, harmless in (
+        ("dropout", (None, 0)),
+        ("continuing_subword_prefix", (None, "")),
+        ("end_of_word_suffix", (None, "")),
+    ):
+        if model.get(name) not in harmless:
+            raise InteropError(f"its model has {name} {model[name]!r}, which is not done here")
+    if not isinstance(model.get("ignore_merges", False), bool):
+        raise InteropError("its model's ignore_merges is neither true nor false; restore the file")
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise InteropError("its model has no vocabulary or no list of merges; restore the file")
+    return model
+
+
+def _normalization(normalizer: Any) -> str | None:
+    if normalizer is None:
+        return None
+    if not isinstance(normalizer, dict):
+        raise InteropError("its normalizer is no object; restore the file")
+    steps = normalizer.get("normalizers") if normalizer.get("type") == "Sequence" else [normalizer]
+    kinds = (
+        [step.get("type") if isinstance(step, dict) else step for step in steps] if isinstance(steps, list) else None
+    )
+    if kinds == []:
+        return None
+    if kinds == ["NFC"]:
+        return "NFC"
+    raise InteropError(f"its normalizer is {normalizer.get('type')}, of {kinds}; only NFC is done here"[:300])
+
+
+def _added_tokens(tokens: Any, normalization: str | None) -> dict[str, AddedToken]:
+    if not isinstance(tokens, list | None):
+        raise InteropError("its added_tokens are no list; restore the file")
+    added: dict[str, AddedToken] = {}
+    for token in tokens or []:
+        if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
+            raise InteropError(f"its added token {str(token)[:100]} has no id or no content; restore the file")
+        text = token["content"]
+        if len(text) > MAX_ADDED_LENGTH:
+            raise InteropError(f"its added token {text[:20]!r}… is longer than {MAX_ADDED_LENGTH:,} characters")
+        for condition in ("single_word", "lstrip", "rstrip"):
+            if token.get(condition, False) is not False:
+                raise InteropError(f"its added token {text!r} is matched with {condition}, which is not done here")
+        if text in added:
+            raise InteropError(f"its added token {text!r} is listed twice; remove one of its entries")
+        added[text] = AddedToken(token["id"], token.get("normalized", True) is not False)
+    _check_passes(added, normalization)
+    return added
+
+
+def _check_passes(added: dict[str, AddedToken], normalization: str | None) -> None:
+    """Raise `InteropError` if it matters that `tokenizers` looks for two kinds of added tokens one after the other.
+
+    First for those that are not normalized, then, in the normalized text, for the others. Here all are looked for at
+    once, in the text as it is.
+    """
+    first = [text for text, token in added.items() if not token.normalized]
+    later = [text for text, token in added.items() if token.normalized]
+    if later and normalization:
+        raise InteropError(f"its added token {later[0]!r} is looked for in normalized text, which is not done here")
+    if len(first) * len(later) > MAX_PAIRS:
+        raise InteropError("it has too many added tokens, normalized and not, to see that none overlaps another")
+    for one, other in product(first, later):
+        if _overlap(one, other):
+            raise InteropError(f"its added tokens {one!r} and {other!r} overlap, and only one of them is normalized")
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether both can stand in a text with characters in common."""
+    if one in other or other in one:
+        return True
+    sizes = range(1, min(len(one), len(other)))
+    return any(one[-size:] == other[:size] or other[-size:] == one[:size] for size in sizes)
+
+
+def _vocab(entries: dict[str, Any], added: dict[str, AddedToken], roles: Roles) -> dict[int, bytes]:
+    """Return the tokens by id: those of the model, then the added tokens that it does not have."""
+    vocab: dict[int, bytes] = {}
+    special = {*added, *roles.named()}
+    numbered = [*entries.items(), *((text, token.token_id) for text, token in added.items() if text not in entries)]
+    for text, token_id in numbered:
+        if type(token_id) is not int or not 0 <= token_id < len(numbered):
+            raise InteropError(
+                f"its token {text!r} has the id {str(token_id)[:30]}; the ids are 0 to {len(numbered) - 1}"
+            )
+        if token_id in vocab or (text in added and added[text].token_id != token_id):
+            raise InteropError(
+                f"its token {text!r} and another have the id {token_id}, or it has two; restore the file"
+            )
+        vocab[token_id] = text.encode("utf-8") if text in special else _bytes(text)
+    missing = roles.named() - added.keys() - entries.keys()
+    if missing:
+        raise InteropError(f"it has no token {min(missing)!r}, though the folder names that as the one for a role")
+    return vocab
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return from_stand_ins(text)
+    except KeyError as error:
+        raise InteropError(
+            f"its token {text[:100]!r} has {error.args[0]!r}, which stands for no byte: the vocabulary is not byte-level"
+        ) from None
+
+
+def _merges(items: list[Any]) -> list[tuple[bytes, bytes]]:
+    merges: list[tuple[bytes, bytes]] = []
+    for item in items:
+        parts = item.split(" ") if isinstance(item, str) else item
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+            raise InteropError(f"its merge {str(item)[:100]!r} is no pair of tokens; restore the file")
+        merges.append((_bytes(parts[0]), _bytes(parts[1])))
+    return merges
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path | str, *, context_length: int) -> None:
+    """Write the files from which transformers' `AutoTokenizer` makes the same tokenizer, each atomically.
+
+    `beginning_of_text` is put before texts by default, as `Predictor` does; no other token is.
+
+    Args:
+        tokenizer: any.
+        folder: is made if need be. Files of the same content may be there.
+        context_length: tokens that the model reads at most.
+
+    Raises `InteropError`, before anything is written, if one of the files is there with other content, and for a
+    special token that in `tokenizer.json` would read like an ordinary one.
+    """
+    path = Path(folder)
+    try:
+        files = {TOKENIZER_FILE: _tokenizer_json(tokenizer), CONFIG_FILE: _config_json(tokenizer, context_length)}
+    except TokenizerError as error:
+        raise InteropError(str(error)) from None
+    texts = {name: json.dumps(content, ensure_ascii=False) + "\n" for name, content in files.items()}
+    for name, text in texts.items():
+        if (path / name).exists() and (path / name).read_bytes() != text.encode("utf-8"):
+            raise InteropError(f"{path / name}: is there already, with other content; choose another folder")
+    for name, text in texts.items():
+        atomic_write_text(path / name, text)
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    settings, special = tokenizer.settings, tokenizer.special_tokens
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    in_bytes = {token.encode("utf-8") for token in special}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, "content": token, **flags} for token, token_id in special.items()],
+        "normalizer": settings.normalization and {"type": settings.normalization},
+        "pre_tokenizer": pre_tokenizer_of(settings.pattern),
+        "post_processor": _post_processor(settings.beginning_of_text, tokenizer.bos_token_id),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": settings.whole_words,
+            "vocab": vocab_entries(tokenizer.vocab, tokenizer.merges, in_bytes, target=TOKENIZER_FILE),
+            "merges": [f"{to_stand_ins(left)} {to_stand_ins(right)}" for left, right in tokenizer.merges],
+        },
+    }
+
+
+def _post_processor(token: str | None, token_id: int | None) -> dict[str, Any] | None:
+    if token is None:
+        return None
+    text, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    before, before_second = ({"SpecialToken": {"id": token, "type_id": number}} for number in range(2))
+    return {
+        "type": "TemplateProcessing",
+        "single": [before, text],
+        "pair": [before, text, before_second, second],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }
+
+
+def _config_json(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
+    settings = tokenizer.settings
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # the one that takes tokenizer.json as it is
+        "bos_token": settings.beginning_of_text,
+        "eos_token": settings.end_of_text if tokenizer.eos_token_id is not None else None,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }

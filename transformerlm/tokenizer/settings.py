@@ -1,0 +1,82 @@
+"""What a tokenizer does beside vocabulary and merges: `tokenizer_settings.json`, where it differs from GPT-2's.
+
+    {"format_version": 1, "pattern": "llama3", "normalization": null, "whole_words": true,
+     "end_of_text": "<|end_of_text|>", "beginning_of_text": "<|begin_of_text|>",
+     "special_tokens": ["<|begin_of_text|>", "<|end_of_text|>", …]}
+
+A tokenizer like GPT-2's has no such file. Where there is one, it also names the special tokens, so that an entry of the
+vocabulary that no merge makes need not be one.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, final
+
+from transformerlm.hparams import END_OF_TEXT
+from transformerlm.tokenizer.pretokenize import GPT2, PATTERNS, check_special_tokens
+from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.files import write_json
+from transformerlm.utils.json_file import read_json_object
+
+SETTINGS_FILE = "tokenizer_settings.json"
+FORMAT_VERSION = 1
+MAX_BYTES = 1 << 24
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """The keywords of `Tokenizer`; see there."""
+
+    pattern: str = GPT2
+    normalization: str | None = None
+    whole_words: bool = False
+    end_of_text: str = END_OF_TEXT
+    beginning_of_text: str | None = None
+
+    def check(self, special_tokens: Collection[str]) -> None:
+        """Raise `TokenizerError` unless each setting is one that there is, and fits the special tokens."""
+        if not isinstance(self.pattern, str) or self.pattern not in PATTERNS:
+            raise TokenizerError(f"pattern is {self.pattern!r}; the patterns are {', '.join(PATTERNS)}")
+        if self.normalization not in (None, "NFC"):
+            raise TokenizerError(f'normalization is {self.normalization!r}; give None or "NFC"')
+        if not isinstance(self.whole_words, bool) or not isinstance(self.end_of_text, str):
+            raise TokenizerError("whole_words is True or False, and end_of_text the text of a special token")
+        if self.beginning_of_text is not None and self.beginning_of_text not in list(special_tokens):
+            raise TokenizerError(
+                f"beginning_of_text is {self.beginning_of_text!r}, which is no special token; "
+                "name it among the special tokens, or give None"
+            )
+
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that are not GPT-2's."""
+        return {name: value for name, value in asdict(self).items() if value != asdict(TokenizerSettings())[name]}
+
+
+def write_settings(path: Path, settings: TokenizerSettings, special_tokens: Collection[str]) -> None:
+    """Write the file atomically."""
+    write_json(path, {"format_version": FORMAT_VERSION, **asdict(settings), "special_tokens": list(special_tokens)})
+
+
+def read_settings(path: Path) -> tuple[TokenizerSettings, list[str]]:
+    """Return the settings and the special tokens. Raises `TokenizerError` that names file and key."""
+    content = read_json_object(path, max_bytes=MAX_BYTES, error=TokenizerError)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise TokenizerError(f"{path}: format_version is {version!r}, not {FORMAT_VERSION}; use a newer transformerlm")
+    expected = {"format_version", *(field.name for field in fields(TokenizerSettings)), "special_tokens"}
+    for key in sorted(expected ^ content.keys()):
+        problem = "is missing" if key in expected else "is not known"
+        raise TokenizerError(f"{path}: {key!r} {problem}; restore the file, or use a newer transformerlm")
+    special_tokens = content.pop("special_tokens")
+    del content["format_version"]
+    if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
+        raise TokenizerError(f"{path}: special_tokens is no list of texts; restore the file")
+    settings = TokenizerSettings(**content)
+    try:
+        check_special_tokens(special_tokens)
+        settings.check(special_tokens)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+    return settings, special_tokens

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformerlm.evaluation.harness import TaskResult
 
 EPILOG = """examples:
-  transformerlm-eval --checkpoint runs/stories --evaluation.data data/stories/valid.dat --out stories.json
+  transformerlm-eval --checkpoint runs/stories --data data/stories/valid.dat --out stories.json
   transformerlm-eval --checkpoint runs/stories --input.sources my_texts --evaluation.stride 64
   transformerlm-eval --checkpoint runs/stories --evaluation.tasks little --evaluation.task-path my_tasks
 """

@@ -23,7 +23,11 @@ class EvaluationSection(EvaluationHparams, ExecutionSection):
         description="Checkpoint folder, or a run folder (its newest checkpoint).",
         json_schema_extra={"flag": "--checkpoint"},
     )
-    data: PathsSetting = Field(default=(), description="Token file, or a list of them: loss and bits per byte.")
+    data: PathsSetting = Field(
+        default=(),
+        description="Token file, or a list of them: loss and bits per byte.",
+        json_schema_extra={"flag": "--data"},
+    )
     choices: PathsSetting = Field(
         default=(),
         description="Multiple choice: file of JSON lines, or a list of them, each line with context, choices (a list "

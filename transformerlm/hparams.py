@@ -293,9 +293,9 @@ class EvaluationHparams(Section):
     stride: int | None = Field(
         default=None,
         gt=0,
-        description="Tokens from one window to the next: every token that has as many before it is scored with at "
-        "least context_length - stride of them. 1 is the most exact and slowest (unset: half of context_length, which "
-        "takes twice the time of windows that only touch).",
+        description="Tokens from one window to the next. A token is scored with at least context_length - stride "
+        "tokens before it, where there are as many: a smaller stride gives more context and takes longer (unset: half "
+        "of context_length, which takes twice the time of windows that only touch).",
     )
     batch_size: int = Field(default=16, gt=0, description="Windows a forward pass; changes nothing of the result.")
 

@@ -25,7 +25,10 @@ def make_model() -> Callable[..., TransformerLM]:
             seed=seed,
         ).eval()
         with torch.no_grad():
-            model.output_weight.mul_(6)
+            model.output_weight.mul_(3)
+            for block in model.layers:
+                assert isinstance(block, TransformerBlock)
+                block.attn.output_proj.weight.mul_(10)  # what came before matters
         return model
 
     return make

@@ -43,7 +43,9 @@ def scored(model: TransformerLM, packs: Sequence[Pack], batch_size: int = 4, **s
 
 def test_rows_of_any_length_are_scored_as_by_a_pass_for_each_token(make_model: Callable[..., TransformerLM]) -> None:
     model = make_model()
-    rows = [Row(draw_ids(length, length), first) for length, first in ((13, 0), (2, 0), (9, 5), (13, 11), (5, 4), (4, 1))]
+    rows = [
+        Row(draw_ids(length, length), first) for length, first in ((13, 0), (2, 0), (9, 5), (13, 11), (5, 4), (4, 1))
+    ]
     found = scored(model, [Pack([row]) for row in rows])
     for row, [one] in zip(rows, found, strict=True):
         assert one.nats.dtype == np.float64

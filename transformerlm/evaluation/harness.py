@@ -43,7 +43,6 @@ class TaskResult(NamedTuple):
     """By the harness' names, `acc` and `acc_stderr`; one of another filter than none is `acc.FILTER`."""
 
 
-@register_model("transformerlm")
 @final
 class HarnessModel(LM):
     """An `Evaluator` as the harness wants a model."""
@@ -82,8 +81,8 @@ class HarnessModel(LM):
         texts: list[str] = [""] * len(requests)
         groups: dict[SamplingHparams, list[int]] = {}
         for number, request in enumerate(requests):
-            _, settings = request.args
-            sampling = sampling_of(settings, context_length=self.evaluator.model.context_length)
+            arguments: Any = request.args
+            sampling = sampling_of(arguments[1], context_length=self.evaluator.model.context_length)
             groups.setdefault(sampling, []).append(number)
         predictor = self.evaluator.predictor
         for sampling, numbers in groups.items():
@@ -102,13 +101,16 @@ class HarnessModel(LM):
                 f"a task asks for {max_new_tokens:,} new tokens (max_gen_toks), and the model's context is "
                 f"{self.evaluator.model.context_length:,}; give it a smaller number"
             )
-        return Completion(context, prompt_ids(self.evaluator.tokenizer, context)[-room:])
+        return Completion(context, prompt_ids(self.evaluator.tokenizer, context, most=room))
 
     def _keep(self, kind: str, requests: list[Instance], found: list[Any]) -> list[Any]:
         """Give results to the harness' cache, if it has one."""
         for request, result in zip(requests, found, strict=True):
             self.cache_hook.add_partial(kind, request.args, result)
         return found
+
+
+register_model("transformerlm")(HarnessModel)  # as a decorator it would hide the type
 
 
 def sampling_of(settings: Mapping[str, Any], *, context_length: int) -> SamplingHparams:
@@ -146,10 +148,9 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str], folder: Path | None = N
                 raise ConfigError(
                     f"evaluation.tasks: there is no task {task!r}; known are: {', '.join(near) or 'none'}"
                 )
-        done = simple_evaluate(
+        done: Any = simple_evaluate(
             model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=_RESAMPLINGS, log_samples=False
         )
-    assert done is not None, "only other processes than the first have no results"
     counts = done.get("n-samples", {})
     return [
         TaskResult(name, counts.get(name, {}).get("effective"), _metrics(found))

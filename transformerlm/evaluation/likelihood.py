@@ -27,18 +27,20 @@ class Continuations(NamedTuple):
 
 
 def beginning_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id that comes before a document, if the tokenizer has such a token."""
-    return tokenizer.eos_token_id
+    """Return the id that comes before a document: of a token for it or, in training's data, of the end of another."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
-def encode_plain(tokenizer: Tokenizer, text: str | bytes) -> list[int]:
+def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text in which nothing is a special token, as in the data that models are trained on."""
     return tokenizer.encode(text, allowed_special=set())
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text that is to be continued; an empty one is the token that comes before a document."""
-    return encode_plain(tokenizer, text) or [_require_beginning_id(tokenizer)]
+def prompt_ids(tokenizer: Tokenizer, text: str, *, most: int) -> list[int]:
+    """Return the ids of a text that is to be continued, begun as in `continuation_rows`; of too many, the last ones."""
+    ids = encode_plain(tokenizer, text)
+    prefix = _prefix(tokenizer, begins_empty=not ids)
+    return prefix + ids[max(0, len(prefix) + len(ids) - most) :]
 
 
 def continuation_rows(
@@ -46,37 +48,39 @@ def continuation_rows(
 ) -> Continuations:
     """Return rows that score each of `continuations` after `context`.
 
-    A context that is empty, or that a continuation's first token swallows, is the token that comes before a document.
-    Where a row has no room in `context_length` inputs, ids at the beginning of the context are left out, as many for
-    every continuation. Raises `DataError` for a continuation that has no room even so, and `ConfigError` if a context
-    is empty and there is no token to begin with.
+    A beginning-of-text token comes first, if the tokenizer has one. Without it, a context that is empty, or that a
+    continuation's first token swallows, is the end-of-text token. Where a row has no room in `context_length` inputs,
+    ids at the beginning of the context are left out, as many for every continuation. Raises `DataError` for a
+    continuation that is empty or has no room even so, and `ConfigError` if there is no token to begin with.
     """
-    kept = context.rstrip()
-    alone = encode_plain(tokenizer, kept)
+    if not all(continuations):
+        raise DataError("a continuation is empty, so that there is nothing to score")
+    alone = encode_plain(tokenizer, context.rstrip())
     wholes = [encode_plain(tokenizer, context + continuation) for continuation in continuations]
-    begin = min(_first_difference(alone, whole) for whole in wholes)
-    prefix = [] if begin else [_require_beginning_id(tokenizer)]
-    begin += len(prefix)
-    wholes = [prefix + whole for whole in wholes]
-    begin = min(begin, *(len(whole) - 1 for whole in wholes))
-    longest = max(map(len, wholes)) - 1
-    dropped = max(0, longest - context_length)
-    if dropped >= begin:
+    begin = min(min(_first_difference(alone, whole), len(whole) - 1) for whole in wholes)
+    prefix = _prefix(tokenizer, begins_empty=begin == 0)
+    longest = max(map(len, wholes))
+    dropped = max(0, len(prefix) + longest - 1 - context_length)
+    if dropped > begin or dropped == begin + len(prefix):
         raise DataError(
-            f"a continuation of {longest + 1 - begin:,} tokens has no room after its context in the "
-            f"{context_length:,} that the model sees; shorten it"
+            f"a continuation of {longest - begin:,} tokens has no room after its context in the {context_length:,} "
+            "that the model sees; shorten it"
         )
-    rows = [Row(np.array(whole[dropped:], dtype=np.int64), begin - dropped - 1) for whole in wholes]
+    first_scored = len(prefix) + begin - dropped - 1
+    rows = [Row(np.array(prefix + whole[dropped:], dtype=np.int64), first_scored) for whole in wholes]
     return Continuations(rows, dropped)
+
+
+def _prefix(tokenizer: Tokenizer, *, begins_empty: bool) -> list[int]:
+    if tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id]
+    if not begins_empty:
+        return []
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("a context is empty, and the tokenizer has no end-of-text token to begin with")
+    return [tokenizer.eos_token_id]
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
-
-
-def _require_beginning_id(tokenizer: Tokenizer) -> int:
-    found = beginning_id(tokenizer)
-    if found is None:
-        raise ConfigError("a context is empty, and the tokenizer has no end-of-text token to begin with")
-    return found

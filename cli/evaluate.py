@@ -115,7 +115,7 @@ def _harness() -> "Callable[[Evaluator, Sequence[str], Path | None], list[TaskRe
         if error.name is None or error.name.startswith("transformerlm"):
             raise
         raise MissingDependencyError(
-            f"evaluation.tasks needs {error.name}: uv sync --extra eval, or pip install 'transformerlm[eval]'"
+            f"evaluation.tasks needs {error.name.partition('.')[0]}: uv sync --extra eval, or pip install 'transformerlm[eval]'"
         ) from None
 
     def run(evaluator: "Evaluator", tasks: Sequence[str], folder: Path | None) -> "list[TaskResult]":

@@ -1,6 +1,7 @@
 """`transformerlm-eval`: how good a checkpoint is, one JSON record a result on stdout and a table on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -109,13 +110,16 @@ def _on_questions(evaluator: "Evaluator", path: Path, questions: "list[Question]
 
 def _harness() -> "Callable[[Evaluator, Sequence[str], Path | None], list[TaskResult]]":
     """Return the function that runs the harness' tasks, or say how to install what it needs."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, as ours, are for terminals
     try:
         from transformerlm.evaluation.harness import HarnessModel, run_tasks
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("transformerlm"):
             raise
+        package = error.name.partition(".")[0]
         raise MissingDependencyError(
-            f"evaluation.tasks needs {error.name.partition('.')[0]}: uv sync --extra eval, or pip install 'transformerlm[eval]'"
+            f"evaluation.tasks needs {package}: uv sync --extra eval, or pip install 'transformerlm[eval]'"
         ) from None
 
     def run(evaluator: "Evaluator", tasks: Sequence[str], folder: Path | None) -> "list[TaskResult]":

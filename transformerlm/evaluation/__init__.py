@@ -1,7 +1,7 @@
 """How good a model is: held-out loss and bits per byte, multiple choice, lm-evaluation-harness.
 
     evaluator = Evaluator.from_checkpoint("runs/stories")
-    print(evaluator.token_file(Path("data/stories/valid.dat")).bits_per_byte)
+    print(evaluator.token_file("data/stories/valid.dat").bits_per_byte)
 
 `harness` is not imported here: it needs the extra `eval`.
 """

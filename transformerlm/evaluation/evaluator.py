@@ -67,11 +67,12 @@ class Evaluator:
         predictor = Predictor.from_checkpoint(checkpoint, device=device, dtype=dtype)
         return cls(predictor, settings, mask_documents=_trained_with_masks(checkpoint))
 
-    def token_file(self, path: Path, on_scored: OnScored | None = None) -> HeldOut:
+    def token_file(self, path: Path | str, on_scored: OnScored | None = None) -> HeldOut:
         """Evaluate on all of a token file.
 
         Raises `DataError` if it is damaged or empty, was made by another tokenizer, or its parts do not fit together.
         """
+        path = Path(path)
         info = read_info(path)
         if info.tokenizer_sha256 != self.tokenizer.sha256():
             raise DataError(

@@ -27,7 +27,11 @@ def test_imports_point_down_the_list_of_rooms(monkeypatch: pytest.MonkeyPatch) -
             "cli.train, cli.infer, cli.make_data, cli.train_tokenizer, cli.quickstart, cli.inspect_data",
             "torch numpy matplotlib rich wandb",
         ),
-        ("config.import_model, cli.import_model, cli.beginning", "torch numpy matplotlib rich wandb"),
+        (
+            "config.import_model, cli.import_model, cli.beginning, config.export, cli.export",
+            "torch numpy matplotlib rich wandb gguf",
+        ),
+        ("cli.evaluate, config.evaluate", "torch numpy rich lm_eval datasets databuilder"),
         ("cli.serve", "torch numpy matplotlib rich wandb fastapi uvicorn"),
         ("logger, profiling", "torch wandb"),
         ("transformerlm.tokenizer", "torch"),
@@ -45,7 +49,9 @@ import sys
 sys.path.insert(0, ".")
 for name in ("cli", "config", "logger", "profiling", "databuilder", "benchmarking"):
     sys.modules[name] = None
-import transformerlm.inference.predictor, transformerlm.models, transformerlm.tokenizer, transformerlm.training
+import transformerlm.evaluation, transformerlm.inference.predictor, transformerlm.models, transformerlm.tokenizer
+import transformerlm.training
+assert "lm_eval" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -341,6 +341,35 @@ class ValidationHparams(Section):
     )
 
 
+class EvaluationHparams(Section):
+    """How held-out text is scored: sliding windows over each document, or over one stream of all of them."""
+
+    windows: Literal["documents", "stream"] = Field(
+        default="documents",
+        description="documents | stream: windows over each document by itself, which begins after the end-of-text "
+        "token, or over all of them as one stream, as in training.",
+    )
+    context_length: int | None = Field(
+        default=None, gt=0, description="Tokens of a window (unset: the model's context, which is the most)."
+    )
+    stride: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tokens from one window to the next. A token is scored with at least context_length - stride "
+        "tokens before it, where there are as many: a smaller stride gives more context and takes longer (unset: half "
+        "of context_length, which takes twice the time of windows that only touch).",
+    )
+    batch_size: int = Field(default=16, gt=0, description="Windows a forward pass; changes nothing of the result.")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.stride is not None and self.context_length is not None and self.stride > self.context_length:
+            yield Problem(
+                "stride",
+                f"must not exceed context_length = {self.context_length}, or tokens between windows are left out",
+                self.stride,
+            )
+
+
 class CheckpointHparams(Section):
     """When to save, and what to keep."""
 

@@ -9,6 +9,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_make_data import BenchMakeDataConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.evaluate import EvaluateConfig
 from config.import_model import ImportConfig
 from config.infer import InferConfig
 from config.inspect_data import InspectDataConfig
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "import_model": ImportConfig,
+    "evaluate": EvaluateConfig,
     "infer": InferConfig,
     "inspect_data": InspectDataConfig,
     "make_data": MakeDataConfig,
@@ -52,6 +54,9 @@ def test_the_four_stages_hand_their_files_on() -> None:
     assert tokenizer.tokenizer.output == data.output.tokenizer == train.data.tokenizer
     assert ((data.output.train,), data.output.valid) == (train.data.train, train.data.valid)
     assert infer.inference.checkpoint == train.training.runs_dir / train.logging.run_name
+    evaluate = load_config(EvaluateConfig, RESOURCES / "evaluate.toml")
+    assert evaluate.evaluation.checkpoint == infer.inference.checkpoint
+    assert evaluate.evaluation.data == (data.output.valid,)
 
 
 def test_every_setting_has_a_description() -> None:

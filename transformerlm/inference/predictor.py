@@ -56,14 +56,20 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, *, device: str = "auto", dtype: str = "auto", compiled: bool = False, int8: bool = False
+        cls,
+        path: Path | str | Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        compiled: bool = False,
+        int8: bool = False,
     ) -> "Predictor":
-        """Load a checkpoint folder, or the newest checkpoint of a run folder; nothing else is needed.
+        """Load a checkpoint, given as its folder, as a run folder (its newest one), or opened already.
 
         Raises `CheckpointError` if it is missing, damaged, or was saved without a tokenizer.
         """
         chosen = select_device(device)
-        checkpoint = Checkpoint.open(Path(path))
+        checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(Path(path))
         if not all((checkpoint.path / name).exists() for name in TOKENIZER_FILES):
             raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text")
         state = checkpoint.model_state()

@@ -19,6 +19,7 @@ import torch
 
 from transformerlm.training.mixture import PERIOD, Mixture
 from transformerlm.training.permutation import permuted
+from transformerlm.training.scoring import SlidingWindows
 from transformerlm.utils.errors import ConfigError, DataError
 from transformerlm.utils.token_file import TokenFileInfo, read_info, verify_data
 from transformerlm.utils.token_stream import TokenStream
@@ -174,8 +175,9 @@ def validation_windows(
     tokens: Tokens, *, windows: int, batch_size: int, context_length: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the same batches every time: at most `windows` windows, evenly spread over `tokens`."""
-    fitting = (len(tokens) - 1) // context_length
-    starts = np.arange(min(windows, fitting)) * fitting // min(windows, fitting) * context_length
+    all_windows = SlidingWindows(len(tokens), context_length, stride=context_length)
+    fitting = all_windows.num_full
+    starts = np.arange(min(windows, fitting)) * fitting // min(windows, fitting) * all_windows.stride
     return [
         _to_device(_windows(tokens, starts[first : first + batch_size], context_length), device)
         for first in range(0, len(starts), batch_size)

@@ -18,6 +18,7 @@ from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
 from transformerlm.training.group_store import GroupCheckpointStore
+from transformerlm.training.scoring import bits_per_byte, perplexity
 from transformerlm.training.trainer import Batch, StepResult, Trainer
 from transformerlm.utils.devices import peak_flops, peak_memory_bytes
 from transformerlm.utils.errors import CheckpointError, TransformerLMError
@@ -177,8 +178,8 @@ class TrainingRun:
             "event": "validation",
             "step": self.progress.step,
             "metrics.valid_loss": loss,
-            "metrics.valid_perplexity": math.exp(min(loss, 700.0)),
-            "metrics.valid_bits_per_byte": loss / math.log(2) / self.valid_bytes_per_token,
+            "metrics.valid_perplexity": perplexity(loss),
+            "metrics.valid_bits_per_byte": bits_per_byte(loss, self.valid_bytes_per_token),
         }
 
     def _save(self) -> Iterator[Record]:

@@ -122,9 +122,28 @@ def linear_cross_entropy(
     features, targets = features.flatten(0, -2), targets.flatten()
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(features, weight, targets, chunk_rows, rows)  # type: ignore[no-any-return]
-    rounded = weight.to(features.dtype)
-    pieces = zip(features.split(chunk_rows), targets.split(chunk_rows), strict=True)
-    return torch.stack([cross_entropy(piece @ rounded.T, ids).sum() for piece, ids in pieces]).sum()
+    sums = score_in_chunks(_summed_cross_entropy, features, weight, targets, chunk_rows=chunk_rows)
+    return torch.stack(sums).sum()
+
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+"""Maps logits (C, V) and the ids (C,) that came next to what is wanted of them."""
+
+
+def score_in_chunks(
+    score: ScoreFunction, features_ND: Tensor, weight: Tensor, targets_N: Tensor, *, chunk_rows: int
+) -> list[Tensor]:
+    """Return `score(logits, targets)` of `chunk_rows` rows of the logits `features @ weight.T` after another.
+
+    So they are never whole in memory. For evaluation: nothing is kept for a backward pass but what `score` keeps.
+    """
+    rounded = weight.to(features_ND.dtype)
+    pieces = zip(features_ND.split(chunk_rows), targets_N.split(chunk_rows), strict=True)
+    return [score(piece @ rounded.T, ids) for piece, ids in pieces]
+
+
+def _summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits, targets).sum()
 
 
 class NextTokenLoss(nn.Module):
@@ -163,3 +182,32 @@ class NextTokenLoss(nn.Module):
             return linear_cross_entropy(
                 features_BTD, self.model.output_weight, targets_BT, chunk_rows=self.chunk_rows, rows=self.rows
             )
+
+    def score(
+        self,
+        inputs_BT: Tensor,
+        places_N: Tensor,
+        targets_N: Tensor,
+        *,
+        token_positions: Tensor | None = None,
+        mask: AttentionMask | None = None,
+        score: ScoreFunction = cross_entropy,
+    ) -> Tensor:
+        """Return `score` of single targets, by default their cross-entropy in nats, (N,).
+
+        Logits are made of what is scored only. For evaluation, and for a `TransformerLM`.
+
+        Args:
+            inputs_BT: ids.
+            places_N: for each target the place in the flattened (B · T) inputs of the id that it comes after.
+            targets_N: ids.
+            token_positions, mask: as of `TransformerLM.hidden_states`; without a mask that of `make_mask` is used.
+            score: maps logits (C, V) and targets (C,) to (…, C).
+        """
+        assert isinstance(self.model, TransformerLM), "single tokens are scored by the features of a language model"
+        if mask is None and self.make_mask is not None:
+            mask = self.make_mask(inputs_BT)
+        features_BTD = self.model.hidden_states(inputs_BT, token_positions, mask=mask)
+        features_ND = features_BTD.flatten(0, 1).index_select(0, places_N)
+        weight = self.model.output_weight
+        return torch.cat(score_in_chunks(score, features_ND, weight, targets_N, chunk_rows=self.chunk_rows), dim=-1)

@@ -10,6 +10,7 @@ from config.bench_make_data import BenchMakeDataConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
 from config.evaluate import EvaluateConfig
+from config.export import ExportConfig
 from config.import_model import ImportConfig
 from config.infer import InferConfig
 from config.inspect_data import InspectDataConfig
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "bench_make_data": BenchMakeDataConfig,
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
+    "export": ExportConfig,
     "import_model": ImportConfig,
     "evaluate": EvaluateConfig,
     "infer": InferConfig,

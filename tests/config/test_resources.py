@@ -9,6 +9,7 @@ from config.bench_infer import BenchInferConfig
 from config.bench_make_data import BenchMakeDataConfig
 from config.bench_tokenizer import BenchTokenizerConfig
 from config.bench_train import BenchTrainConfig
+from config.export import ExportConfig
 from config.import_model import ImportConfig
 from config.infer import InferConfig
 from config.inspect_data import InspectDataConfig
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "bench_tokenizer": BenchTokenizerConfig,
     "bench_train": BenchTrainConfig,
     "import_model": ImportConfig,
+    "export": ExportConfig,
     "infer": InferConfig,
     "inspect_data": InspectDataConfig,
     "make_data": MakeDataConfig,

@@ -84,7 +84,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    outputs, answers = {}, []
+    outputs, answers, greedy_story = {}, [], ""
     with contextlib.ExitStack() as server:
         for words in commands():
             if words[-1] == "&":
@@ -97,6 +97,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
                 done = run(words + STEPS.get(words[0], []), tmp_path)
                 assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
                 outputs[words[0]] = done
+                if words[-2:] == ["--sampling.temperature", "0"]:
+                    greedy_story = done.stdout
     assert len(json.loads(answers[0])["choices"][0]["text"]) > 50
     assert answers[1].endswith("data: [DONE]\n\n")
     assert commands()[0] == ["transformerlm-quickstart"]
@@ -109,6 +111,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) > 100
+        if "from transformers" in code:
+            assert done.stdout == greedy_story
 
     again = run(["transformerlm-quickstart"], tmp_path)
     assert again.returncode == 0, again.stderr

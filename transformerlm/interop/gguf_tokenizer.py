@@ -74,7 +74,7 @@ def entries(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
     except TokenizerError as error:
         raise InteropError(str(error)) from None
     controls = set(tokenizer.special_tokens.values())
-    types = [TokenType.CONTROL if token_id in controls else TokenType.NORMAL for token_id in ids.values()]
+    types: list[int] = [TokenType.CONTROL if number in controls else TokenType.NORMAL for number in ids.values()]
     for token_id in range(len(ids), vocab_size):
         text = f"[PAD{token_id}]"
         while text in ids:

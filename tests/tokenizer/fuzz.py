@@ -2,9 +2,9 @@
 
     uv run python tests/tokenizer/fuzz.py --strings 1000000
 
-With `--pattern`, it is that of another model, on GPT-2's
-merges. The test suite does the same for a few thousand strings. GPT-2's files are read from the shared data folder. Random
-bytes, which tiktoken does not take, are compared between the two layers only.
+With `--pattern`, pre-tokenization is that of another model, with GPT-2's merges. The test suite does the same for a few
+thousand strings. GPT-2's files are read from the shared data folder. Random bytes, which tiktoken does not take, are
+compared between the two layers only.
 """
 
 import argparse

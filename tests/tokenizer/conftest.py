@@ -33,13 +33,13 @@ def oracle(data: Path) -> tiktoken.Encoding:
     return tiktoken_from(data)
 
 
-def tiktoken_from(folder: Path) -> tiktoken.Encoding:
-    """tiktoken's GPT-2, read from the files without our code."""
+def tiktoken_from(folder: Path, pattern: str = GPT2_PATTERN) -> tiktoken.Encoding:
+    """tiktoken's GPT-2, or with another pattern, read from the files without our code."""
     byte_of = {character: byte for byte, character in gpt2_bytes_to_unicode().items()}
     entries = json.loads((folder / "gpt2_vocab.json").read_bytes())
     special = {END_OF_TEXT: entries.pop(END_OF_TEXT)}
     ranks = {bytes(byte_of[character] for character in text): rank for text, rank in entries.items()}
-    return tiktoken.Encoding(name="gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding(name="gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +47,11 @@ def disputed() -> regex.Pattern[str]:
     return disputed_characters()
 
 
-def disputed_characters() -> regex.Pattern[str]:
+def disputed_characters(groups: Sequence[str] = (r"\p{L}", r"\p{N}", r"\s")) -> regex.Pattern[str]:
     """The characters that tiktoken's Unicode version and that of `regex` do not class alike."""
     characters: set[str] = set()
     single_bytes = {bytes([byte]): byte for byte in range(256)}
-    for group in (r"\p{L}", r"\p{N}", r"\s"):
+    for group in groups:
         matcher = tiktoken.Encoding(name="class", pat_str=group, mergeable_ranks=single_bytes, special_tokens={})
         theirs = matcher.decode(matcher.encode_ordinary(EVERY_CHARACTER))
         characters |= set(theirs) ^ set(regex.findall(group, EVERY_CHARACTER))

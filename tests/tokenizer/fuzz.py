@@ -2,8 +2,9 @@
 
     uv run python tests/tokenizer/fuzz.py --strings 1000000
 
-The test suite does the same for a few thousand strings. GPT-2's files are read from the shared data folder. Random
-bytes, which tiktoken does not take, are compared between the two layers only.
+With `--pattern`, pre-tokenization is that of another model, with GPT-2's merges. The test suite does the same for a few
+thousand strings. GPT-2's files are read from the shared data folder. Random bytes, which tiktoken does not take, are
+compared between the two layers only.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from itertools import chain
 
 import conftest  # the one beside this file
+import test_patterns  # and this
 import tiktoken
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, layers
@@ -24,6 +26,7 @@ ALPHABETS = [
     "etaoinshrdlu  '",
     "'sdmtlvre lx'",
     "ab  \n\t\r\x0b\x1c.1",
+    "aAbB'sS'LLſǅʰ你\u0301 /\r\n!1",
     "a1. \u0085\u00a0\u1680\u2003\u2028\u205f\u3000\n",
     "0123456789½²٣४Ⅷ ",
     "aéßσжъあ漢字한국नमस्ते\u0301\u200d ",
@@ -50,13 +53,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strings", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pattern", choices=test_patterns.PUBLISHED, default="gpt2")
     options = parser.parse_args()
     layers.SHORT, choice.TEXT = -1, choice.Threshold(0, 0)  # always the compiled layer
     folder = conftest.DATA
-    tokenizer = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])
-    plain = PlainEncoder(tokenizer.vocab, tokenizer.merges)
-    oracle = conftest.tiktoken_from(folder)
-    disputed = conftest.disputed_characters()
+    gpt2 = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])
+    tokenizer = Tokenizer(gpt2.vocab, gpt2.merges, [END_OF_TEXT], pattern=options.pattern)
+    plain = PlainEncoder(tokenizer.vocab, tokenizer.merges, pattern=options.pattern)
+    oracle = conftest.tiktoken_from(folder, test_patterns.PUBLISHED[options.pattern])
+    disputed = conftest.disputed_characters(test_patterns.GROUPS)
     generator = random.Random(options.seed)
     start = time.perf_counter()
     for done in range(0, options.strings, BATCH):

@@ -46,6 +46,7 @@ PUBLISHED = {
     "cl100k": CL100K,
     "o200k": O200K,
 }
+GROUPS = (r"\p{L}", r"\p{N}", r"\s", r"[\p{Lu}\p{Lt}]", r"\p{Ll}", r"\p{M}")
 TEXTS = ["tinyshakespeare.txt", "wikitext2_valid.txt", "udhr_multilingual.txt"]
 NASTY = [
     *"  ''''''sStTlLvVeErRdDmM", *"aAbZ", "ſ", "é", "É", "ǅ", "ʰ", "你", "か", "\u0301", "\u0308", "\u3099", "\u0903",
@@ -117,7 +118,7 @@ def unsettled() -> regex.Pattern[str]:
     characters: set[str] = set()
     known = "".join(filter(is_known, map(chr, range(0x110000))))
     single_bytes = {bytes([byte]): byte for byte in range(256)}
-    for group in (r"\p{L}", r"\p{N}", r"\s", r"[\p{Lu}\p{Lt}]", r"\p{Ll}", r"\p{M}"):
+    for group in GROUPS:
         ours = set(regex.findall(group, known))
         matcher = steps.Split(Regex(group + "+"), "removed", invert=True)
         characters |= ours ^ set("".join(part for part, _ in matcher.pre_tokenize_str(known)))

@@ -131,7 +131,10 @@ class Codec:
             return compiled.encode_joined(data, ends, specials.for_kernels)
         begins = [0, *ends.tolist()]
         texts = (data[begin:end] for begin, end in pairwise(begins))
-        lists = [self.encode(text, specials) for text in texts]
+        if is_done:
+            lists = [self._plain.encode(_as_text(text), specials) for text in texts]
+        else:
+            lists = [self.encode(text, specials) for text in texts]
         ids = np.fromiter(chain.from_iterable(lists), self.dtype, sum(map(len, lists)))
         return ids, np.cumsum([len(of_text) for of_text in lists], dtype=np.int64)
 

@@ -183,7 +183,7 @@ class _JoinedInt8(nn.Module):
     def __init__(self, layers: Sequence[Linear]) -> None:
         super().__init__()
         self._sizes = [layer.out_features for layer in layers]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers))
         weight = torch.cat([layer.weight for layer in layers])
         self._joined = Int8Linear(weight, torch.cat(biases) if biases else None)

@@ -171,6 +171,8 @@ def _held_by_first(run_dir: Path, world: "World") -> Iterator[Callable[[], None]
 
 def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_stop: Callable[[], bool]) -> "TrainingRun":
     """Build the parts of a run. Nothing is created on disk."""
+    import torch
+
     from transformerlm.distributed.sharding import Parallelism, choose_strategy
     from transformerlm.models.build import build_model
     from transformerlm.models.flops import flops_per_token
@@ -181,6 +183,7 @@ def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_sto
 
     settings, device = config.training, world.device
     set_threads(settings.threads)
+    torch.manual_seed(settings.seed)  # torch draws a seed of its own otherwise, and its state is in the checkpoints
     model = build_model(config.model, device=device, seed=settings.seed)
     strategy = choose_strategy(config.parallel.strategy, world, sum(p.numel() for p in model.parameters()))
     parallelism = Parallelism(world, strategy)

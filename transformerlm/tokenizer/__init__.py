@@ -1,7 +1,8 @@
-"""Bytes and ids: GPT-2's pre-tokenization, byte-level BPE training, and the tokenizer that uses its result.
+"""Bytes and ids: pre-tokenization, byte-level BPE training, and the tokenizer that uses its result.
 
 `train_bpe` learns a vocabulary and merges from text files. `Tokenizer` turns text into ids and back, exactly
-as GPT-2 does with the same files. `StreamingDecoder` turns ids into text as they are generated.
+as GPT-2 does with the same files, or, with another pattern, one of its successors. `StreamingDecoder` turns ids into
+text as they are generated.
 """
 
 from transformerlm.hparams import END_OF_TEXT

@@ -135,6 +135,13 @@ def _notes(source: Source) -> tuple[str, ...]:
         notes.append("the checkpoint holds no tokenizer, so the folder holds none: AutoTokenizer cannot load it")
     elif source.unused_ids:
         notes.append(f"the model has {len(source.unused_ids):,} more ids than the tokenizer; they have no text")
+    if source.architecture == QWEN2 and source.tokenizer is not None:
+        settings = source.tokenizer.settings
+        if (settings.pattern, settings.normalization) != ("qwen2", "NFC"):
+            notes.append(
+                "AutoTokenizer gives every Qwen2 that model's own pre-tokenization, which is not this tokenizer's; "
+                "load it with PreTrainedTokenizerFast"
+            )
     return tuple(notes)
 
 

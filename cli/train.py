@@ -276,7 +276,7 @@ def _with_vocabulary(model: ModelHparams, data: RunData, *, origin: str) -> Mode
 def _identity(config: TrainConfig, data: RunData, loader: "BatchLoader") -> dict[str, Any]:
     init_from = config.training.init_from
     return {
-        **({} if init_from is None else {"init_from": str(init_from)}),
+        **({} if init_from is None else {"init_from": str(init_from.resolve())}),
         **data_identity(config, data.train, loader),
         "tokenizer": data.train[0].info.tokenizer_sha256,
         "seed": config.training.seed,

@@ -2,6 +2,7 @@
 
 import random
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ WORDS = (
 ).split()
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # processes inherit it, where it is ignored (pytest-xdist)
 settings.register_profile("any machine", deadline=None)  # a busy one is no failure
 settings.load_profile("any machine")
 

@@ -87,6 +87,7 @@ def swiglu_width(d_model: int) -> int:
 
 
 _MOST, _MOST_WIDE = 1 << 24, 1 << 20
+_MOST_ANGLES = 1 << 28  # a gigabyte of cosines and sines
 """A model beyond these sizes is a mistake or an attack: files of others name them too, and they multiply."""
 
 
@@ -149,6 +150,10 @@ class ModelHparams(Section):
     def problems(self) -> Iterator[Problem]:
         if self.head_size is None:
             yield from self._division_problems()
+        width = self.head_size or self.d_model // self.num_heads
+        if self.context_length * width > _MOST_ANGLES:
+            most = _MOST_ANGLES // max(1, width)
+            yield Problem("context_length", f"must be at most {most} with heads of {width}", self.context_length)
         if self.num_heads % self.num_kv_heads:
             yield Problem("num_kv_heads", f"must divide num_heads = {self.num_heads}", self.num_kv_heads)
         needed = () if self.rope_scaling is None else ROPE_SCALING_NUMBERS[self.rope_scaling]

@@ -27,7 +27,7 @@ from transformerlm.evaluation.evaluator import Evaluator
 from transformerlm.evaluation.likelihood import prompt_ids
 from transformerlm.hparams import EvaluationHparams, SamplingHparams
 from transformerlm.inference.predictor import Completion
-from transformerlm.utils.errors import ConfigError
+from transformerlm.utils.errors import ConfigError, DataError
 
 _NEW_TOKENS = 256  # where a task does not say how many: as in the harness' own models
 _RESAMPLINGS = 1000  # of the standard errors that have no formula
@@ -136,7 +136,8 @@ def sampling_of(settings: Mapping[str, Any], *, context_length: int) -> Sampling
 def run_tasks(model: HarnessModel, tasks: Sequence[str], folder: Path | None = None) -> list[TaskResult]:
     """Run tasks by name: those of the YAML files in `folder`, or else the harness' own, whose data it fetches.
 
-    What the harness prints goes to stderr. Raises `ConfigError` for a folder that is not there and for an unknown task.
+    What the harness prints goes to stderr. Raises `ConfigError` for a folder that is not there and for an
+    unknown task, `DataError` for data that is not there or cannot be fetched.
     """
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"evaluation.task_path: there is no folder {folder}; give one with the YAML files of tasks")
@@ -148,9 +149,13 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str], folder: Path | None = N
                 raise ConfigError(
                     f"evaluation.tasks: there is no task {task!r}; known are: {', '.join(near) or 'none'}"
                 )
-        done: Any = simple_evaluate(
-            model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=_RESAMPLINGS, log_samples=False
-        )
+        try:
+            done: Any = simple_evaluate(
+                model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=_RESAMPLINGS, log_samples=False
+            )
+        except OSError as error:
+            first_line = f"{error}".strip().partition("\n")[0]
+            raise DataError(f"evaluation.tasks: the data of {', '.join(tasks)} cannot be read: {first_line}") from None
     counts = done.get("n-samples", {})
     return [
         TaskResult(name, counts.get(name, {}).get("effective"), _metrics(found))

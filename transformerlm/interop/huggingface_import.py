@@ -23,7 +23,7 @@ from transformerlm.interop.output import check_output
 from transformerlm.interop.tokenizer_json import read_tokenizer
 from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_tensors
 from transformerlm.models.attention import checked_head_size
-from transformerlm.models.build import build_model
+from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.manifest import FORMAT_VERSION, FolderWriter, to_json
 from transformerlm.training.serialization import tensor_bytes, tensors_header
@@ -103,7 +103,7 @@ def read_huggingface(
     architecture, hparams = read_model_config(folder, context_length=context_length)
     files = _without_frequencies(WeightFiles.open(folder))
     hparams, files, notes = _settle_tying(hparams, files)
-    shapes = _our_shapes(hparams, files)
+    shapes = state_shapes(hparams)
     require_tensors(files, {huggingface_name(name): shape for name, shape in shapes.items()})
     found = None if tokenizer == "none" else _read_tokenizer(folder, hparams)
     notes += _tokenizer_notes(found, hparams)
@@ -172,14 +172,6 @@ def _settle_tying(hparams: ModelHparams, files: WeightFiles) -> tuple[ModelHpara
         return hparams, WeightFiles(files.folder, rest), ()
     note = "config.json says that the embeddings are tied, the weights have another output matrix: imported as untied"
     return hparams.model_copy(update={"tie_embeddings": False}), files, (note,)
-
-
-def _our_shapes(hparams: ModelHparams, files: WeightFiles) -> dict[str, torch.Size]:
-    if hparams.num_layers > len(files.tensors):  # so that no model of a billion layers is built, be it without memory
-        raise InteropError(
-            f"{files.folder}: config.json has {hparams.num_layers:,} layers, the weights {len(files.tensors):,} tensors"
-        )
-    return {name: tensor.shape for name, tensor in build_model(hparams, device="meta").state_dict().items()}
 
 
 def _read_tokenizer(folder: Path, hparams: ModelHparams) -> Tokenizer:

@@ -8,7 +8,7 @@ Oniguruma (`{1,3}+` is a repetition there).
 from typing import Any
 
 from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
-from transformerlm.utils.errors import InteropError
+from transformerlm.utils.errors import InteropError, shown
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -70,8 +70,8 @@ def pattern_of(pre_tokenizer: Any) -> str:
         return GPT2_DIGITS
     if len(steps) == 2 and first.get("type") == "Split" and use_regex is False:
         return _pattern_of_split(first)
-    kinds = " and ".join(str(step.get("type")) for step in steps)
-    raise InteropError(f"its pre-tokenizer, {kinds} with use_regex {use_regex!r}, is none that is known here")
+    kinds = shown(" and ".join(str(step.get("type")) for step in steps))
+    raise InteropError(f"its pre-tokenizer, {kinds} with use_regex {shown(use_regex)}, is none that is known here")
 
 
 def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transformerlm.hparams import ModelHparams
 from transformerlm.interop.layout import huggingface_name, is_rotated, pairs_to_halves
-from transformerlm.models.build import build_model
+from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
@@ -140,10 +140,10 @@ def choose_architecture(hparams: ModelHparams) -> Architecture:
 
 def _check_weights(source: Source) -> None:
     """Names and shapes are the model's, and the numbers have room in the type that they are to be written in."""
-    expected = build_model(source.hparams, device="meta").state_dict()
+    expected = state_shapes(source.hparams)
     for name in sorted(expected.keys() | source.weights.keys()):
         theirs, ours = expected.get(name), source.weights.get(name)
-        if theirs is None or ours is None or theirs.shape != ours.shape:
+        if theirs is None or ours is None or theirs != ours.shape:
             raise CheckpointError(
                 f"{source.checkpoint}: the weight {name} is not as the checkpoint's config.toml says; "
                 "its files are not of one checkpoint"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformerlm.utils.errors import InteropError
+from transformerlm.utils.errors import InteropError, shown
 from transformerlm.utils.json_file import read_json_object
 
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
@@ -90,7 +90,9 @@ def _template(post_processor: Any, ids: Mapping[str, int]) -> tuple[str | None, 
         if kind == "TemplateProcessing":
             before, after = _tokens_around(step, ids)
         elif kind != "ByteLevel":  # which changes only what is said about places in the text
-            raise InteropError(f"its post-processor is {kind}; only TemplateProcessing and ByteLevel can be read")
+            raise InteropError(
+                f"its post-processor is {shown(kind)}; only TemplateProcessing and ByteLevel can be read"
+            )
     return before, after
 
 

@@ -19,7 +19,7 @@ from transformerlm.interop.token_roles import Roles, later_tokens, read_roles
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.io import from_stand_ins, to_stand_ins, vocab_entries
 from transformerlm.tokenizer.recover import live_merges
-from transformerlm.utils.errors import InteropError, TokenizerError
+from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_write_text
 from transformerlm.utils.json_file import read_json_object
 
@@ -95,7 +95,7 @@ def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
         raise InteropError("it has no model; restore the file")
     kind = model.get("type", "BPE" if "merges" in model else None)  # the oldest files do not say
     if kind != "BPE":
-        raise InteropError(f"its model is {kind}; only byte-level BPE can be read")
+        raise InteropError(f"its model is {shown(kind)}; only byte-level BPE can be read")
     if model.get("byte_fallback", False) is not False:
         raise InteropError(
             "its model is SentencePiece's BPE (byte_fallback), over characters; only byte-level can be read"
@@ -106,7 +106,7 @@ def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
         ("end_of_word_suffix", (None, "")),
     ):
         if model.get(name) not in harmless:
-            raise InteropError(f"its model has {name} {model[name]!r}, which is not done here")
+            raise InteropError(f"its model has {name} {shown(model[name])}, which is not done here")
     if not isinstance(model.get("ignore_merges", False), bool):
         raise InteropError("its model's ignore_merges is neither true nor false; restore the file")
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
@@ -127,7 +127,7 @@ def _normalization(normalizer: Any) -> str | None:
         return None
     if kinds == ["NFC"]:
         return "NFC"
-    raise InteropError(f"its normalizer is {normalizer.get('type')}, of {kinds}; only NFC is done here"[:300])
+    raise InteropError(f"its normalizer is {shown(normalizer.get('type'))}, of {shown(kinds)}; only NFC is done here")
 
 
 def _added_tokens(tokens: list[Any], normalization: str | None) -> dict[str, AddedToken]:

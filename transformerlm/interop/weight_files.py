@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from transformerlm.utils.errors import InteropError
+from transformerlm.utils.errors import InteropError, shown
 from transformerlm.utils.json_file import read_json_object
 
 T = TypeVar("T")
@@ -144,9 +144,3 @@ def require_tensors(files: WeightFiles, expected: dict[str, torch.Size]) -> None
 def _listed(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(map(shown, names[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")
-
-
-def shown(value: object) -> str:
-    """Return what a file says, in a form that is safe to print and not too long; a plain name stays as it is."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -26,3 +26,17 @@ def build_model(
     model = TransformerLM(**values, dtype=dtype)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model.to(device)
+
+
+def state_shapes(hparams: ModelHparams) -> dict[str, torch.Size]:
+    """Return the shape of every weight of the model that `hparams` describe, without making its layers.
+
+    Raises `ConfigError` as `build_model`.
+    """
+    one = build_model(hparams.model_copy(update={"num_layers": 1, "context_length": 1}), device="meta")
+    shapes: dict[str, torch.Size] = {}
+    for name, weight in one.state_dict().items():
+        room, number, rest = name.partition("layers.0.")
+        names = [f"{room}layers.{layer}.{rest}" for layer in range(hparams.num_layers)] if number else [name]
+        shapes.update((each, weight.shape) for each in names)
+    return shapes

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from transformerlm.tokenizer.checks import SINGLE_BYTES
 from transformerlm.tokenizer.merge import MergeTable, merge_bytes
-from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.errors import TokenizerError, shown
 
 Pair = tuple[bytes, bytes]
 
@@ -50,7 +50,7 @@ def live_merges(merges: Sequence[Pair]) -> list[Pair]:
     """
     if len(set(merges)) < len(merges):
         pair = next(pair for pair, count in Counter(merges).items() if count > 1)
-        raise TokenizerError(f"the merge of {pair[0]!r} and {pair[1]!r} is given twice; remove one")
+        raise TokenizerError(f"the merge of {shown(pair[0])} and {shown(pair[1])} is given twice; remove one")
     ways = Counter(left + right for left, right in merges)
     known = _Known()
     unknown_parts: set[bytes] = set()
@@ -64,7 +64,7 @@ def live_merges(merges: Sequence[Pair]) -> list[Pair]:
             known.add((left, right))
     for part in unknown_parts:
         if part in known.numbers:
-            raise TokenizerError(f"a merge uses {part!r} before the merge that makes it; restore the order")
+            raise TokenizerError(f"a merge uses {shown(part)} before the merge that makes it; restore the order")
     return known.merges
 
 

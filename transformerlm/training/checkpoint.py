@@ -134,12 +134,17 @@ class Checkpoint:
         """Return the model's shape, from the configuration that the checkpoint carries."""
         file = self.path / "config.toml"
         try:
-            return ModelHparams.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))["model"])
+            hparams = ModelHparams.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))["model"])
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         except (ValueError, KeyError, RecursionError) as error:  # ValueError: no TOML, no UTF-8
             problem = str(error)
+        else:
+            misfit = next(hparams.problems(), None)
+            if misfit is None:
+                return hparams
+            problem = f"{misfit.key}: {misfit.message} (got {misfit.got})"
         raise CheckpointError(f"{file}: has no valid [model] table: {problem}")
 
     def model_state(self, like: Like | None = None) -> dict[str, torch.Tensor]:

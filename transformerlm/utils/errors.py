@@ -35,3 +35,9 @@ class PeerError(TransformerLMError):
 
 class MissingDependencyError(TransformerLMError):
     """An optional package is not installed; the message is the command that installs it."""
+
+
+def shown(value: object) -> str:
+    """Return what a file says, in a form that is safe to print and not too long; a plain name stays as it is."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

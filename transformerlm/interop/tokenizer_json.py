@@ -106,7 +106,7 @@ def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
         ("end_of_word_suffix", (None, "")),
     ):
         if model.get(name) not in harmless:
-            raise InteropError(f"its model has {name} {shown(model[name])}, which is not done here")
+            raise InteropError(f"its model has {name} {shown(repr(model[name]))}, which is not done here")
     if not isinstance(model.get("ignore_merges", False), bool):
         raise InteropError("its model's ignore_merges is neither true nor false; restore the file")
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):

@@ -121,13 +121,10 @@ def _generate_by(peer: "torch.nn.Module", cache: str, settings: BenchInferSectio
 
 
 def llama_of(model: "TransformerLM") -> "torch.nn.Module":
-    """Return transformers' Llama with the weights of `model`, so that its logits are the same.
-
-    Llama pairs element i of a head with i + K/2 where the RoFormer paper, and we, pair neighbours: rows of the query
-    and key matrices change places.
-    """
+    """Return transformers' Llama with the weights of `model`, so that its logits are the same."""
     import torch
 
+    from transformerlm.interop.layout import to_huggingface
     from transformerlm.models import TransformerBlock
 
     try:
@@ -148,16 +145,12 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
         rope_parameters=_rope_parameters(attention.rope), bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     peer = LlamaForCausalLM(config).eval()
-    state = {_llama_name(name): value for name, value in model.state_dict().items()}
-    for name in state:
-        if "q_proj" in name or "k_proj" in name:
-            halves = state[name].unflatten(0, (-1, attention.d_head // 2, 2)).transpose(1, 2)
-            state[name] = halves.flatten(0, 2)
+    state = dict(to_huggingface(name, value, attention.d_head) for name, value in model.state_dict().items())
     if tied:
         state["lm_head.weight"] = model.output_weight
     # Llama has a bias behind the attention too, where it has biases at all.
     zeros = {name: torch.zeros_like(value) for name, value in peer.state_dict().items() if "o_proj.bias" in name}
-    peer.load_state_dict(state | zeros)
+    peer.load_state_dict(zeros | state)
     return peer
 
 
@@ -168,16 +161,6 @@ def _rope_parameters(rope: "RotaryPositionalEmbedding") -> dict[str, object]:
     }  # fmt: skip
     given = {name: value for name, value in numbers.items() if value is not None}
     return {"rope_type": rope.scaling or "default", "rope_theta": rope.theta, **given}
-
-
-def _llama_name(name: str) -> str:
-    words = {
-        "token_embeddings": "embed_tokens", "output_proj": "o_proj", "attn": "self_attn", "ln1": "input_layernorm",
-        "ln2": "post_attention_layernorm", "ffn": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
-        "ln_final": "norm",
-    }  # fmt: skip
-    renamed = ".".join(words.get(word, word) for word in name.split("."))
-    return renamed if renamed.startswith("lm_head") else f"model.{renamed}"
 
 
 def synchronize(device: "torch.device") -> None:

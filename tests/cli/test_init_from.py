@@ -90,6 +90,17 @@ def test_a_run_is_not_continued_from_another_beginning(command: Command, run_fol
     assert f"is of another run: init_from was '{run_folder}' and is '{run_folder}/checkpoints/step_" in other.err
 
 
+def test_the_same_beginning_may_be_written_in_another_way(
+    command: Command, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--training.init-from", run_folder, "--training.steps", 2).code == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(run_folder)
+    resumed = command("--training.init-from", "link", "--training.steps", 4)
+    assert resumed.code == 0, resumed.err
+    assert "continuing after step 2" in resumed.err
+
+
 def test_what_contradicts_the_checkpoint_is_named_with_both_values(command: Command, tmp_path: Path) -> None:
     refused = command("--model.d-model", 64, "--model.num-layers", 2, "--model.rope-theta", 5.0, "--model.num-heads", 5)
     assert refused.code == 2

@@ -49,6 +49,10 @@ LLAMA3 = {
         ),
         ({"model": {"num_kv_heads": 4}}, "model.num_kv_heads: must divide num_heads = 6 (got 4)"),
         ({"model": {"num_layers": 10_001}}, "model.num_layers: should be less than or equal to 10000 (got 10001)"),
+        (
+            {"model": {"context_length": 1 << 24}},
+            "model.context_length: must be at most 8388608 with heads of 32 (got 16777216)",
+        ),
         ({"model": {"head_size": 7}}, "model.head_size: should be a multiple of 2 (got 7)"),
         (
             {"model": {"rope_scaling": "yarn"}},

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from transformerlm.evaluation import Evaluator, MultipleChoice, Question, read_questions
+from transformerlm.evaluation.choices import MOST_LINE_BYTES, count_right
 from transformerlm.evaluation.likelihood import continuation_rows, prompt_ids
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.inference.predictor import Predictor
@@ -208,6 +209,20 @@ def test_a_line_that_is_wrong_is_named(line: bytes | dict[str, object], message:
     with pytest.raises(DataError, match=f"questions.jsonl:2: {message}") as caught:
         list(read_questions(path))
     assert len(str(caught.value)) < 400
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2 * MOST_LINE_BYTES)
+    with pytest.raises(DataError, match=r"questions.jsonl:1: is longer than 16 MiB; a line is a question"):
+        list(read_questions(path))
+
+
+def test_a_model_that_gives_nan_is_never_right() -> None:
+    for answer, likelihoods in ((0, [math.nan, math.nan]), (0, [-1.0, math.nan]), (1, [math.nan, -1.0])):
+        found = count_right([(Question("", ("a", "b"), answer), likelihoods, 0)])
+        assert (found.num_correct, found.num_correct_by_bytes) == (0, 0)
 
 
 def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:

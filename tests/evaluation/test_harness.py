@@ -13,7 +13,7 @@ from transformerlm.hparams import EvaluationHparams, SamplingHparams
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.utils.errors import ConfigError
+from transformerlm.utils.errors import ConfigError, DataError
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
@@ -155,3 +155,14 @@ def test_tasks_that_are_not_there_are_refused(evaluator: Evaluator, tasks: Path)
         run_tasks(model, ["choise"], tasks)
     with pytest.raises(ConfigError, match=r"evaluation.task_path: there is no folder"):
         run_tasks(model, ["choice"], tasks / "none")
+
+
+def test_data_that_cannot_be_read_is_named(evaluator: Evaluator, tasks: Path) -> None:
+    (tasks / "choice.jsonl").unlink()
+    with pytest.raises(DataError, match=r"evaluation.tasks: the data of choice cannot be read: .*choice\.jsonl"):
+        run_tasks(HarnessModel(evaluator), ["choice"], tasks)
+
+
+def test_a_batch_size_is_a_number(run_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size must be a number of rows \(got 'auto'\)"):
+        HarnessModel(run_folder, batch_size="auto")

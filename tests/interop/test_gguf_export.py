@@ -234,6 +234,11 @@ def test_nothing_is_overwritten(exported: Callable[..., tuple[Written, Transform
     assert written.path.read_bytes() == before
     with pytest.raises(ConfigError, match="lies inside the checkpoint"):
         export_gguf(source, source.checkpoint / "out.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.gguf: is there already"):
+        export_gguf(source, tmp_path / "folder.gguf")
+    with pytest.raises(ConfigError, match="has no name of its own"):
+        export_gguf(source, Path())
 
 
 def test_a_full_disk_leaves_nothing(

@@ -311,6 +311,7 @@ def test_qwens_window_counts_only_where_it_is_used(kind: str, copy: Callable[...
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps: must be a positive number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: must be true or false"),
         ({"tie_word_embeddings": True, "num_hidden_layers": 9_999}, "the weights lack model.layers.2.input"),
+        ({"max_position_embeddings": 1 << 24, "head_dim": 64}, "context_length of our model must be at most 4194304"),
         ({"max_position_embeddings": 1 << 30}, "context_length of our model .* less than or equal to"),
     ],
 )  # fmt: skip

@@ -314,10 +314,17 @@ def test_a_tokenizer_unlike_gpt2s_comes_along_whole(tmp_path: Path) -> None:
 
 def test_a_configuration_without_a_model_is_named(tmp_path: Path) -> None:
     saved = save(store(tmp_path), 1)
-    odd = CheckpointStore(tmp_path / "odd", keep_last=1, config_toml="x = 1\n", tokenizer=None)
-    odd_checkpoint = Checkpoint.open(odd.save(model={}, optimizer={}, state={"step": 1}))
-    with pytest.raises(CheckpointError, match=r"config\.toml: has no valid \[model\] table"):
-        odd_checkpoint.model_hparams()
+    for number, (config, problem) in enumerate(
+        {
+            "x = 1\n": "'model'",
+            "[model]\nd_model = 30\nnum_heads = 4\n": "d_model: must be divisible",
+            "[model]\ncontext_length = 16777216\n": "context_length: must be at most",  # would be gigabytes of angles
+        }.items()
+    ):
+        odd = CheckpointStore(tmp_path / f"{number}", keep_last=1, config_toml=config, tokenizer=None)
+        odd_checkpoint = Checkpoint.open(odd.save(model={}, optimizer={}, state={"step": 1}))
+        with pytest.raises(CheckpointError, match=rf"config\.toml: has no valid \[model\] table: {problem}"):
+            odd_checkpoint.model_hparams()
     assert Checkpoint.open(saved).model_hparams().vocab_size is None
 
 

@@ -17,6 +17,8 @@ from transformerlm.utils.errors import DataError
 
 MOST_CHOICES = 1000
 """Of one question; a limit for files that are not what they should be."""
+MOST_LINE_BYTES = 1 << 24
+"""Of one question, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,17 @@ def count_right(answers: Iterable[tuple[Question, list[float], int]]) -> Multipl
             for likelihood, choice in zip(likelihoods, question.choices, strict=True)
         ]
         total += 1
-        right += likelihoods.index(max(likelihoods)) == question.answer
-        right_by_bytes += by_bytes.index(max(by_bytes)) == question.answer
+        right += _is_best(question.answer, likelihoods)
+        right_by_bytes += _is_best(question.answer, by_bytes)
         truncated += num_dropped > 0
     if not total:
         raise DataError("there are no questions; give at least one")
     return MultipleChoice(total, right, right_by_bytes, truncated)
+
+
+def _is_best(answer: int, values: list[float]) -> bool:
+    """Return whether the largest of the values, the first of equal ones, is that number; none is if one is NaN."""
+    return not any(map(math.isnan, values)) and values.index(max(values)) == answer
 
 
 def read_questions(path: Path) -> Iterator[Question]:
@@ -90,7 +97,9 @@ def read_questions(path: Path) -> Iterator[Question]:
     number = 0
     found = False
     with file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES + 1), b""), start=1):
+            if len(line) > MOST_LINE_BYTES:
+                raise DataError(f"{path}:{number}: is longer than {MOST_LINE_BYTES >> 20} MiB; a line is a question")
             if line.strip():
                 found = True
                 yield _parse(line, f"{path}:{number}")

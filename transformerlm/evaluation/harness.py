@@ -57,11 +57,16 @@ class HarnessModel(LM):
         dtype: str = "float32",
         max_batch_size: int | None = None,  # noqa: ARG002 (the harness gives it to every model)
     ) -> None:
-        """Load a checkpoint, or take an evaluator; `stride` is that of texts longer than the context."""
+        """Load a checkpoint, or take an evaluator; `stride` is that of texts longer than the context.
+
+        Raises `ConfigError` for a batch size that is no number: the harness' "auto" finds one by trying.
+        """
         super().__init__()
         if isinstance(checkpoint, Evaluator):
             self.evaluator = checkpoint
         else:
+            if not f"{batch_size}".isdecimal():
+                raise ConfigError(f"batch_size must be a number of rows (got {batch_size!r}); 16 suits most machines")
             settings = EvaluationHparams(stride=stride, batch_size=int(batch_size))
             self.evaluator = Evaluator.from_checkpoint(checkpoint, settings, device=device or "auto", dtype=dtype)
 

@@ -1,6 +1,8 @@
 """From a checkpoint folder to text, whole or piece by piece."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,17 @@ def test_a_damaged_checkpoint_is_refused(name: str, run_folder: Path, tmp_path: 
     (folder / name).write_bytes(b"x" + (folder / name).read_bytes()[1:])
     with pytest.raises(CheckpointError, match=name):
         Predictor.from_checkpoint(folder)
+
+
+@pytest.mark.slow
+def test_loading_a_checkpoint_loads_no_compiler(run_folder: Path) -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); from transformerlm.inference.predictor import Predictor; "
+        f"Predictor.from_checkpoint({str(run_folder)!r}); "
+        "print({'torch._dynamo', 'sympy'} & (set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_missing_checkpoint_names_the_command(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, Request
 from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
+from transformerlm.models.build import with_memory
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
 from transformerlm.training.fitting import model_without_memory
@@ -73,7 +74,7 @@ class Predictor:
         if not all((checkpoint.path / name).exists() for name in TOKENIZER_FILES):
             raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text")
         state = checkpoint.model_state()
-        model = model_without_memory(checkpoint.model_hparams(), state).to_empty(device="cpu")
+        model = with_memory(model_without_memory(checkpoint.model_hparams(), state))
         load_model_state(model, state)
         model = model.to(chosen, select_dtype(dtype, chosen))
         return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)

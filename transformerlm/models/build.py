@@ -23,9 +23,17 @@ def build_model(
     values = hparams.model_dump()
     if seed is None:
         return TransformerLM(**values, device=device, dtype=dtype)
-    model = TransformerLM(**values, dtype=dtype)
+    model = with_memory(TransformerLM(**values, device="meta", dtype=dtype))
     model.init_weights(torch.Generator().manual_seed(seed))
     return model.to(device)
+
+
+def with_memory(model: TransformerLM) -> TransformerLM:
+    """Return `model`, which is on the meta device, on the CPU; its weights are whatever the memory held.
+
+    It is `to_empty`, which would load sympy for half a second.
+    """
+    return model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
 
 
 def state_shapes(hparams: ModelHparams) -> dict[str, torch.Size]:

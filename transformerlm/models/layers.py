@@ -35,12 +35,15 @@ def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | N
     """Fill `tensor` with normal values cut off at ±3 `std`, of which the standard deviation is `std`.
 
     Drawn in float32 by inverting the cumulative distribution, on the generator's device if one is given:
-    the same seed gives the same weights on every device, in lower precision merely rounded.
+    the same seed gives the same weights on every device, in lower precision merely rounded. On the meta device,
+    which has no values, nothing is drawn.
     """
-    device = tensor.device if generator is None or tensor.is_meta else generator.device
+    if tensor.is_meta:
+        return tensor
+    device = tensor.device if generator is None else generator.device
     bound = math.erf(_CUTOFF / _PARENT_STD / math.sqrt(2))
     draw = torch.empty(tensor.shape, dtype=torch.float32, device=device)
-    draw.uniform_(-bound, bound, generator=None if tensor.is_meta else generator)
+    draw.uniform_(-bound, bound, generator=generator)
     draw.erfinv_().mul_(math.sqrt(2) * _PARENT_STD * std).clamp_(-_CUTOFF * std, _CUTOFF * std)
     return tensor.copy_(draw)
 
@@ -218,19 +221,26 @@ class RotaryPositionalEmbedding(nn.Module):
         self._build_tables(device)
 
     def _build_tables(self, device: torch.device | str | None) -> None:
-        exponents = torch.arange(0, self.d_k, 2, device=device, dtype=torch.float32) / self.d_k
-        positions = torch.arange(self.max_seq_len, device=device, dtype=torch.float32)
+        size = self.max_seq_len, self.d_k // 2
+        cos_TP, sin_TP = (torch.empty(size, device=device, dtype=torch.float32) for _ in range(2))
+        # Arithmetic on the meta device would load torch's compiler, for seconds, and give nothing.
+        device = "cpu" if cos_TP.is_meta else cos_TP.device
+        exponents_P = torch.arange(0, self.d_k, 2, device=device, dtype=torch.float32) / self.d_k
         frequencies_P = scaled_frequencies(
-            self.theta**-exponents,
+            self.theta**-exponents_P,
             self.scaling,
             factor=self.factor,
             low_freq_factor=self.low_freq_factor,
             high_freq_factor=self.high_freq_factor,
             original_context=self.original_context,
         )
-        angles_TP = torch.outer(positions, frequencies_P)
-        self.register_buffer("cos", angles_TP.cos(), persistent=False)
-        self.register_buffer("sin", angles_TP.sin(), persistent=False)
+        if not cos_TP.is_meta:
+            positions_T = torch.arange(self.max_seq_len, device=device, dtype=torch.float32)
+            angles_TP = torch.outer(positions_T, frequencies_P)
+            torch.cos(angles_TP, out=cos_TP)
+            torch.sin(angles_TP, out=sin_TP)
+        self.register_buffer("cos", cos_TP, persistent=False)
+        self.register_buffer("sin", sin_TP, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryPositionalEmbedding":
         super()._apply(fn, recurse)

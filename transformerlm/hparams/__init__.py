@@ -1,0 +1,68 @@
+"""Typed settings of the library's parts: one frozen class a table of a TOML file.
+
+Defaults, meanings and limits live here and nowhere else. A part receives its own section
+(`Trainer` a `TrainingHparams`, say), never a whole configuration. Single values are checked by
+pydantic; what only shows in combination is listed by `problems`, so that a loader can report
+everything that is wrong at once. Importing this module does not import torch.
+"""
+
+from transformerlm.hparams.inference import EvaluationHparams, SamplingHparams
+from transformerlm.hparams.model import ROPE_SCALING_NUMBERS, ModelHparams, RopeScaling, swiglu_width
+from transformerlm.hparams.records import LOGGING_BACKENDS, LoggingHparams, TrainLoggingHparams, WandbHparams
+from transformerlm.hparams.section import (
+    DeviceName,
+    DtypeName,
+    Integers,
+    NamesSetting,
+    PathSetting,
+    PathsSetting,
+    PositiveNumbers,
+    Problem,
+    Section,
+    Seed,
+    Strings,
+)
+from transformerlm.hparams.training import (
+    CheckpointHparams,
+    DataHparams,
+    OptimizerHparams,
+    ParallelHparams,
+    ScheduleHparams,
+    TrainingHparams,
+    ValidationHparams,
+)
+
+END_OF_TEXT = "<|endoftext|>"
+"""The special token that ends a document, spelled as in GPT-2."""
+
+__all__ = [
+    "ROPE_SCALING_NUMBERS",
+    "ModelHparams",
+    "RopeScaling",
+    "swiglu_width",
+    "CheckpointHparams",
+    "DataHparams",
+    "OptimizerHparams",
+    "ParallelHparams",
+    "ScheduleHparams",
+    "TrainingHparams",
+    "ValidationHparams",
+    "LOGGING_BACKENDS",
+    "LoggingHparams",
+    "TrainLoggingHparams",
+    "WandbHparams",
+    "EvaluationHparams",
+    "SamplingHparams",
+    "DeviceName",
+    "DtypeName",
+    "Integers",
+    "NamesSetting",
+    "PathSetting",
+    "PathsSetting",
+    "PositiveNumbers",
+    "Problem",
+    "Section",
+    "Seed",
+    "Strings",
+    "END_OF_TEXT",
+]

@@ -68,7 +68,7 @@ def test_several_ways_to_a_token_make_what_tokenizers_makes(seed: int, text: str
 def test_gpt2s_merges_are_recovered_and_its_file_is_tiktokens(gpt2: Tokenizer, tmp_path: Path, data: Path) -> None:
     path = tmp_path / "gpt2.tiktoken"
     gpt2.to_tiktoken(path)
-    ours = Tokenizer.from_tiktoken(path, pattern="gpt2", special_tokens={END_OF_TEXT: 50256})
+    ours = Tokenizer.from_tiktoken(path, special_tokens={END_OF_TEXT: 50256})
     assert (ours.vocab, ours.merges, ours.eos_token_id) == (gpt2.vocab, gpt2.merges, 50256)
     assert load_tiktoken_bpe(str(path)) == {
         token: token_id for token_id, token in gpt2.vocab.items() if token_id < 50256
@@ -95,6 +95,20 @@ def test_ids_between_special_tokens_are_filled(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "saved").sha256() == ours.sha256()
     ours.to_tiktoken(tmp_path / "again.tiktoken")
     assert (tmp_path / "again.tiktoken").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "expected"),
+    [
+        ("cl100k_base.tiktoken", None, "cl100k"),
+        ("o200k_base.tiktoken", None, "o200k"),
+        ("r50k_base.tiktoken", None, "gpt2"),
+        ("cl100k_base.tiktoken", "llama3", "llama3"),
+    ],
+)
+def test_the_pattern_is_that_of_the_files_name(name: str, pattern: str | None, expected: str, tmp_path: Path) -> None:
+    ours = Tokenizer.from_tiktoken(write(tmp_path / name, SINGLE), pattern=pattern)
+    assert ours.settings.pattern == expected
 
 
 @pytest.mark.parametrize(

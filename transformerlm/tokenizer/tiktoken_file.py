@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformerlm.tokenizer.checks import SINGLE_BYTES, ordinary_tokens
-from transformerlm.tokenizer.pretokenize import pretokenize
+from transformerlm.tokenizer.pretokenize import CL100K, O200K, pretokenize
 from transformerlm.tokenizer.recover import merges_of_ranks
 from transformerlm.tokenizer.utf8 import to_text
 from transformerlm.utils.errors import TokenizerError
@@ -23,6 +23,8 @@ from transformerlm.utils.json_file import read_bounded
 
 MAX_BYTES = 1 << 26
 MAX_RANK = 1 << 21
+PATTERN_OF_NAME = {"cl100k_base.tiktoken": CL100K, "o200k_base.tiktoken": O200K}
+"""OpenAI's files whose pattern is not GPT-2's, `r50k_base.tiktoken`'s and `p50k_base.tiktoken`'s."""
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

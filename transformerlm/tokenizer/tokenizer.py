@@ -150,7 +150,7 @@ class Tokenizer:
         cls,
         path: Path | str,
         *,
-        pattern: str,
+        pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
         normalization: str | None = None,
         end_of_text: str = END_OF_TEXT,
@@ -158,12 +158,14 @@ class Tokenizer:
     ) -> Self:
         """Read a `.tiktoken` file: the tokenizer gives the ids of tiktoken with this file, pattern and special tokens.
 
-        Neither is in the file: of `cl100k_base.tiktoken` the pattern is "cl100k", of `o200k_base.tiktoken` "o200k", of
-        Llama 3's `tokenizer.model` "llama3", of Qwen's `qwen.tiktoken` "qwen2", with "NFC". `special_tokens` are texts
-        and their ids.
+        Neither is in the file. The pattern is, unless it is given, "cl100k" for a file named `cl100k_base.tiktoken`,
+        "o200k" for `o200k_base.tiktoken`, else "gpt2"; give "llama3" for Llama 3's `tokenizer.model`, "qwen2" with
+        "NFC" for Qwen's `qwen.tiktoken`. `special_tokens` are texts and their ids.
 
         Raises `TokenizerError` that names file and line for what is wrong in it.
         """
+        if pattern is None:
+            pattern = tiktoken_file.PATTERN_OF_NAME.get(Path(path).name, GPT2)
         special_tokens = special_tokens or {}
         ranks = tiktoken_file.read_ranks(Path(path))
         vocab = tiktoken_file.full_vocab(ranks, special_tokens)

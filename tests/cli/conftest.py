@@ -31,7 +31,7 @@ class Training:
         self.process = process
         self.run_dir = run_dir
 
-    def wait_until(self, reached: Callable[[], object], seconds: float = 30.0) -> bool:
+    def wait_until(self, reached: Callable[[], object], seconds: float = 90.0) -> bool:
         """Return True as soon as `reached()`, which is asked without a pause, or False when the process has ended."""
         end = time.monotonic() + seconds
         while not reached():
@@ -46,7 +46,7 @@ class Training:
         self.process.join(20)
         assert not self.process.is_alive()
 
-    def finish(self, seconds: float = 40.0) -> None:
+    def finish(self, seconds: float = 90.0) -> None:
         """Wait for the end of the training; it must be a good one."""
         self.process.join(seconds)
         assert self.process.exitcode == 0, f"exit code {self.process.exitcode}"

@@ -82,7 +82,7 @@ def half_written(run_dir: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(240)
 def test_killed_at_random_moments(tables: Tables, start_training: Start, read_metrics: Read) -> None:
     with start_training(named(tables, "whole")) as whole:
         whole.wait_until(lambda: read_metrics(whole.run_dir))
@@ -105,7 +105,7 @@ def test_killed_at_random_moments(tables: Tables, start_training: Start, read_me
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(240)
 def test_killed_while_a_checkpoint_is_written(tables: Tables, start_training: Start, read_metrics: Read) -> None:
     with start_training(named(tables, "whole")) as whole:
         whole.finish()
@@ -125,7 +125,7 @@ def test_killed_while_a_checkpoint_is_written(tables: Tables, start_training: St
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
     threads: int, tables: Tables, start_training: Start, read_metrics: Read

@@ -37,11 +37,15 @@ def make_data(config: MakeDataConfig) -> int:
     """Build the token files that `config` describes; return the exit code."""
     from cli.sources import find_sources
     from transformerlm.tokenizer import Tokenizer
+    from transformerlm.utils.token_file import sidecar_path
 
     settings = config.output
     tokenizer = Tokenizer.load(settings.tokenizer)
     sources = find_sources(config.input.sources, format=config.input.format)
     valid_sources = find_sources(config.input.valid_sources, format=config.input.format)
+    for path in (settings.train, settings.valid):
+        if path is not None and sidecar_path(path).exists():
+            say(f"{path}: the token file that is there will be replaced")
     start = time.perf_counter()
     try:
         report = _build(config, sources, valid_sources, tokenizer)

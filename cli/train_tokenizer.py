@@ -31,12 +31,15 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
     from databuilder.engine import open_executor
     from transformerlm.tokenizer import Tokenizer
     from transformerlm.tokenizer.bpe_trainer import train_bpe_on_counts
+    from transformerlm.tokenizer.io import VOCAB_FILE
 
     settings = config.tokenizer
     files = find_sources(config.input.sources, format=config.input.format)
     require_writable(settings.output, "tokenizer.output")
     size = sum(file.num_bytes for file in files)
     say(f"training a tokenizer of {settings.vocab_size:,} entries on {size / 1e6:,.1f} MB of text")
+    if (settings.output / VOCAB_FILE).exists():
+        say(f"{settings.output}: the tokenizer that is there will be replaced")
     start = time.perf_counter()
     with (
         progress_bar("tokenizer") as update,

@@ -46,7 +46,10 @@ def load_config(
     sections, problems = _check_tables(schema, tables)
     if len(sections) == len(schema.model_fields):  # every table has been read, if not found fitting
         config = schema(**sections)
-        problems += [(*problem.key.split(".", 1), _describe_problem(problem)) for problem in config.problems()]
+        for problem in config.problems():
+            table, key = problem.key.split(".", 1)
+            is_given = key in tables.get(table, {})
+            problems.append((table, key, _describe_problem(problem, is_given=is_given)))
         if not problems:
             return config
     raise ConfigError(
@@ -106,7 +109,7 @@ def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict
             continue
         sections[name] = section
         if name not in completed_later:
-            problems.extend((name, p.key, _describe_problem(p)) for p in section.problems())
+            problems.extend((name, p.key, _describe_problem(p, is_given=p.key in values)) for p in section.problems())
     return sections, problems
 
 
@@ -143,8 +146,10 @@ def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[
             yield key, _with_value(message, item["input"])
 
 
-def _describe_problem(problem: Problem) -> str:
-    return _with_value(problem.message, problem.got) + problem.hint
+def _describe_problem(problem: Problem, *, is_given: bool) -> str:
+    if is_given or problem.got is None:
+        return _with_value(problem.message, problem.got) + problem.hint
+    return f"{problem.message} (it is {problem.got!r} unless it is set){problem.hint}"
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:

@@ -92,7 +92,9 @@ def _column_index(parquet: Any, name: str, field: str) -> int:
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
     if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary()):
-        raise DataError(f"{name}: the field {field!r} is of type {kind}, not string; set text_field to one that is")
+        raise DataError(
+            f"{name}: the field {field!r} is of type {kind}, not string; set input.text_field to one that is"
+        )
     paths = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     return paths.index(field)
 

@@ -144,4 +144,5 @@ class _LineReader:
 
 def missing_field(field: str, known: Iterable[str]) -> str:
     """Return what to say about a record without `field`."""
-    return f"has no field {field!r}, only {', '.join(map(repr, known))}; set text_field to the one that holds the text"
+    names = ", ".join(map(repr, known))
+    return f"has no field {field!r}, only {names}; set input.text_field to the one that holds the text"

@@ -37,7 +37,7 @@ class Utf8:
 
 def not_utf8(name: str, where: str, reason: str) -> DataError:
     """Return the error that says where text is not UTF-8, and what to do."""
-    return DataError(f"{name}: not UTF-8 {where} ({reason}); convert it, or set errors to replace or skip")
+    return DataError(f"{name}: not UTF-8 {where} ({reason}); convert it, or set input.errors to replace or skip")
 
 
 def is_valid(data: bytes) -> bool:

@@ -136,7 +136,7 @@ def test_summary_of_known_times() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--benchmark.checkpoint", "runs/nowhere"], "runs/nowhere: holds no checkpoint"),
+        (["--benchmark.checkpoint", "runs/nowhere"], "runs/nowhere: there is no such folder"),
         (["--benchmark.new-tokens", "9"], "benchmark.new_tokens: prompt_tokens + new_tokens = 19 must fit"),
         (["--benchmark.uncached-tokens", "7"], "benchmark.uncached_tokens: must not exceed new_tokens = 6"),
     ],

@@ -250,7 +250,7 @@ def test_prompts_of_a_configuration_give_json_lines(
 def test_inference_says_what_is_missing(run_main: Callable[..., Any], run_folder: Path, tmp_path: Path) -> None:
     done = run_main(infer.main, "--checkpoint", tmp_path / "none", "--prompt", "x")
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"error: {tmp_path / 'none'}: holds no checkpoint; make one with transformerlm-train\n"
+    assert done.err == f"error: {tmp_path / 'none'}: there is no such folder; transformerlm-train makes checkpoints\n"
     done = run_main(infer.main, "--checkpoint", run_folder)
     assert (done.code, "give --prompt" in done.err) == (2, True)
     done = run_main(infer.main, "--prompt", "x")

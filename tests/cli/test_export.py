@@ -57,5 +57,5 @@ def test_the_name_fits_the_format(format: str, out: str, problem: str) -> None:
 def test_a_missing_checkpoint_is_one_line(run_main: Callable[..., Any], tmp_path: Path) -> None:
     result = run_main(export.main, "--checkpoint", tmp_path / "none", "--out", tmp_path / "out")
     assert (result.code, result.out) == (2, "")
-    assert result.err == f"error: {tmp_path / 'none'}: holds no checkpoint; make one with transformerlm-train\n"
+    assert result.err == f"error: {tmp_path / 'none'}: there is no such folder; transformerlm-train makes checkpoints\n"
     assert not (tmp_path / "out").exists()

@@ -79,7 +79,7 @@ def test_going_on_is_not_stopping_and_needs_the_first_checkpoint_no_more(
     ]
     assert files[0] == files[1]
     gone = command(*begun, "--logging.run-name", "third")
-    assert (gone.code, "holds no checkpoint" in gone.err) == (2, True)
+    assert (gone.code, "there is no such folder" in gone.err) == (2, True)
     assert not (tmp_path / "runs/third").exists()
 
 

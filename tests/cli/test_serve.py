@@ -35,7 +35,7 @@ def test_another_host_needs_a_token(run_main: Run, monkeypatch: pytest.MonkeyPat
     assert "'0.0.0.0' can be reached from other machines" in done.err
     assert "TRANSFORMERLM_TOKEN" in done.err
     monkeypatch.setenv("TRANSFORMERLM_TOKEN", "s3cret")
-    assert "holds no checkpoint" in run_main(serve.main, *words).err  # that far it came
+    assert "there is no such folder" in run_main(serve.main, *words).err  # that far it came
 
 
 def test_a_missing_library_is_named_with_the_command(

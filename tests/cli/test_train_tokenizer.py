@@ -76,6 +76,9 @@ def test_what_is_left_out_is_said(train: Callable[..., Any], tmp_path: Path) -> 
     assert "left out: 1 documents (0.0 MB) that are not UTF-8, 1 empty documents" in done.err
     done = train("replace", source, "--input.errors", "replace")
     assert "replaced: 1 places that are not UTF-8" in done.err
+    assert "will be replaced" not in done.err
+    again = train("replace", source, "--input.errors", "skip")
+    assert f"{tmp_path}/replace: the tokenizer that is there will be replaced\n" in again.err
 
 
 def test_no_text_is_an_error(train: Callable[..., Any], tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ LLAMA3 = {
             "schedule.warmup_iters: must not exceed training.steps = 50, where the schedule ends (got 100)",
         ),
         (
+            {"training": {"steps": 50}},
+            "schedule.warmup_iters: must not exceed training.steps = 50, where the schedule ends "
+            "(it is 100 unless it is set)",
+        ),
+        (
+            {"model": {"num_heads": 5}},
+            "model.d_model: must be divisible by num_heads = 5 (it is 192 unless it is set)",
+        ),
+        (
             {"schedule": {"name": "wsd", "cosine_cycle_iters": 500}},
             "schedule.cosine_cycle_iters: must be unset with the schedule wsd, which ends at training.steps (got 500)",
         ),

@@ -242,7 +242,8 @@ def test_files_of_an_older_build_go_when_the_new_ones_are_there(
     ("text", "valid_text", "fraction", "message"),
     [
         (f"\n{END_OF_TEXT}\n", None, 0.0, r"a\.txt: no document is left for training"),
-        (f"a{END_OF_TEXT}b", None, 1e-9, "none of 2 documents fell to validation"),
+        (f"a{END_OF_TEXT}b", None, 1e-9, r"none of 2 documents fell .* = 1e-09; name other files as"),
+        (END_OF_TEXT.join("abcdefghijk"), None, 1e-9, r"none of 11 .* raise it to 0\.47, or name other files as"),
         ("a", "\n", 0.0, r"b\.txt: holds no document for validation"),
         ("a", None, 0.5, "no document is left for training|none of 1 documents fell to validation"),
     ],

@@ -81,7 +81,7 @@ def test_rows_that_are_not_utf8_follow_the_policy(tmp_path: Path) -> None:
 
 def test_a_column_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", ["a", None], row_group_size=1)
-    with pytest.raises(DataError, match="the table has no field 'body', only 'id', 'text', 'more'; set text_field"):
+    with pytest.raises(DataError, match=r"no field 'body', only 'id', 'text', 'more'; set input\.text_field"):
         read(path, text_field="body")
     with pytest.raises(DataError, match="the field 'id' is of type int64, not string"):
         read(path, text_field="id")

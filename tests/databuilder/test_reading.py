@@ -136,10 +136,10 @@ def test_memory_is_bounded_whatever_the_size_of_a_document(tmp_path: Path) -> No
     [
         (b'{"text": "cut', r"the record at byte 14 is not JSON \(.*every line must be a JSON object"),
         (b"[1, 2]", "the record at byte 14 is not a JSON object"),
-        (b'{"body": 1, "id": 2}', "the record at byte 14 has no field 'text', only 'body', 'id'; set text_field"),
+        (b'{"body": 1, "id": 2}', "the record at byte 14 has no field 'text', only 'body', 'id'; set input.text_field"),
         (b'{"text": ["a"]}', r"the record at byte 14 has in its field 'text' no text but \[\"a\"\]"),
         (b'{"text": null}', "the record at byte 14 has in its field 'text' no text but null"),
-        (b'{"text": "\xff"}', "a.jsonl: not UTF-8 in the record at byte 14 .*set errors to replace or skip"),
+        (b'{"text": "\xff"}', "a.jsonl: not UTF-8 in the record at byte 14 .*set input.errors to replace or skip"),
         (rb'{"text": "\ud800"}', "a.jsonl: not UTF-8 in the record at byte 14 "),
         (b"[" * 100_000, "the record at byte 14 is not JSON"),
     ],

@@ -274,5 +274,5 @@ def test_a_damaged_or_missing_checkpoint_is_named(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
         read_source(run, "float32")
-    with pytest.raises(CheckpointError, match="holds no checkpoint; make one with transformerlm-train"):
+    with pytest.raises(CheckpointError, match="there is no such folder; transformerlm-train makes checkpoints"):
         read_source(tmp_path / "nowhere", "float32")

@@ -379,6 +379,9 @@ def test_pickles_are_not_read(copy: Callable[..., Path]) -> None:
 def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(InteropError, match=r"there is no such folder; a model of the hub must be downloaded first"):
         read_huggingface(tmp_path / "meta-llama" / "Llama-3.2-1B")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InteropError, match=r"run: is a checkpoint of this project's already"):
+        read_huggingface(tmp_path / "run")
     with pytest.raises(InteropError, match=r"config.json: is not there"):
         read_huggingface(tmp_path)
 
@@ -386,7 +389,7 @@ def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
 def test_a_sentencepiece_tokenizer_is_refused_and_the_weights_can_be_had_alone(copy: Callable[..., Path]) -> None:
     folder = copy("llama2")
     (folder / "tokenizer.model").write_bytes(b"\x0a")
-    with pytest.raises(InteropError, match=r"SentencePiece .*; --tokenizer none imports the weights alone"):
+    with pytest.raises(InteropError, match=r"SentencePiece .*; or import the weights alone with --tokenizer none"):
         read_huggingface(folder)
     assert read_huggingface(folder, tokenizer="none").tokenizer is None
 
@@ -403,7 +406,7 @@ def test_the_command_says_what_it_does(saved: Save, run_main: Callable[..., Any]
     _, folder = saved("smollm")
     refused = run_main(import_main, "--hf", folder, "--out", tmp_path / "ours")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err.endswith("; --tokenizer none imports the weights alone\n")
+    assert refused.err.endswith("; or import the weights alone with --tokenizer none\n")
     done = run_main(
         import_main, "--hf", folder, "--out", tmp_path / "ours", "--tokenizer", "none", "--context-length", 16
     )

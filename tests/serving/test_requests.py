@@ -102,6 +102,15 @@ def test_neutral_values_change_nothing(client: Client, fields: dict[str, Any]) -
     assert answer.json()["choices"] == expected
 
 
+def test_other_paths_and_methods_are_told_what_there_is(client: Client) -> None:
+    chat = client().post("/v1/chat/completions", json={})
+    assert (chat.status_code, chat.json()["error"]["code"]) == (404, "not_found")
+    assert "this server has /v1/completions, /v1/models, " in chat.json()["error"]["message"]
+    read = client().get("/v1/completions")
+    assert (read.status_code, read.headers["allow"]) == (405, "POST")
+    assert "POST for /v1/completions" in read.json()["error"]["message"]
+
+
 def test_an_unknown_model_is_not_found(client: Client) -> None:
     error = refused(client(), 404, model="gpt-4\n")
     assert (error["param"], error["code"]) == ("model", "model_not_found")

@@ -138,9 +138,14 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(run_folder: Path, tmp_pat
         assert Checkpoint.open(path).path == newest
     renamed = shutil.copytree(newest, tmp_path / "my model")
     assert Checkpoint.open(renamed).step == 12
-    for path in (tmp_path, tmp_path / "none", tmp_path / "step_00000001"):
-        with pytest.raises(CheckpointError, match="holds no checkpoint; make one with transformerlm-train"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; make one with transformerlm-train"):
+        Checkpoint.open(tmp_path)
+    for path in (tmp_path / "none", tmp_path / "step_00000001"):
+        with pytest.raises(CheckpointError, match="there is no such folder; transformerlm-train makes checkpoints"):
             Checkpoint.open(path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(CheckpointError, match=f"is a folder of transformers'.* transformerlm-import --hf {tmp_path}"):
+        Checkpoint.open(tmp_path)
 
 
 def store(folder: Path, keep_last: int = 2) -> CheckpointStore:

@@ -72,7 +72,9 @@ class Predictor:
         chosen = select_device(device)
         checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(Path(path))
         if not all((checkpoint.path / name).exists() for name in TOKENIZER_FILES):
-            raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text")
+            raise CheckpointError(
+                f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text; make it again with one"
+            )
         state = checkpoint.model_state()
         model = with_memory(model_without_memory(checkpoint.model_hparams(), state))
         load_model_state(model, state)

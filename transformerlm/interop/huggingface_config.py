@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from transformerlm.hparams import ModelHparams
+from transformerlm.training.manifest import MANIFEST
 from transformerlm.utils.errors import InteropError
 from transformerlm.utils.json_file import read_json_object
 
@@ -107,6 +108,8 @@ def read_model_config(folder: Path, *, context_length: int | None = None) -> tup
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
+        if (folder / MANIFEST).exists() or (folder / "checkpoints").is_dir():
+            raise InteropError(f"{folder}: is a checkpoint of this project's already; use it as it is")
         raise InteropError(f"{path}: is not there; give the folder of a model as transformers saves it")
     config = _Values(str(path), read_json_object(path, max_bytes=MAX_BYTES, error=InteropError))
     architecture = _architecture(config)

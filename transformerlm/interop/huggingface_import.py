@@ -179,11 +179,11 @@ def _read_tokenizer(folder: Path, hparams: ModelHparams) -> Tokenizer:
     try:
         tokenizer = read_tokenizer(folder)
     except (InteropError, TokenizerError) as error:
-        raise InteropError(f"{error}; --tokenizer none imports the weights alone") from None
+        raise InteropError(f"{error}; or import the weights alone with --tokenizer none") from None
     if tokenizer.vocab_size > hparams.vocab_size:
         raise InteropError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model only {hparams.vocab_size:,}; they do "
-            "not belong together; --tokenizer none imports the weights alone"
+            "not belong together; or import the weights alone with --tokenizer none"
         )
     return tokenizer
 

@@ -164,10 +164,14 @@ async def _answer_api_error(_request: Request, error: Exception) -> Response:
     return error.to_response()
 
 
-async def _answer_http_error(_request: Request, error: Exception) -> Response:
+async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    return ApiError(error.status_code, error.detail, code=code, headers=dict(error.headers or {})).to_response()
+    paths = ", ".join(route.path for route in request.app.routes)
+    code, message = {
+        404: ("not_found", f"there is no such path; this server has {paths}"),
+        405: ("method_not_allowed", "this path has another method: POST for /v1/completions, GET for the others"),
+    }.get(error.status_code, (None, error.detail))
+    return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).to_response()
 
 
 async def _answer_nobody(_request: Request, _error: Exception) -> Response:

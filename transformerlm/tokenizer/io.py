@@ -216,5 +216,5 @@ def write_merges(path: Path | str, merges: Sequence[tuple[bytes, bytes]]) -> Non
 
 
 def _read(path: Path) -> bytes:
-    advice = "train a tokenizer with transformerlm-train-tokenizer"
+    advice = "check the path, or train a tokenizer with transformerlm-train-tokenizer"
     return read_bounded(path, max_bytes=MAX_BYTES, error=TokenizerError, advice=advice)

@@ -95,6 +95,14 @@ def load_model_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
         raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
 
 
+def _why_there_is_none(path: Path) -> str:
+    if not path.exists():
+        return "there is no such folder; transformerlm-train makes checkpoints"
+    if (path / "config.json").exists():
+        return f"is a folder of transformers'; make a checkpoint of it with transformerlm-import --hf {path}"
+    return "holds no checkpoint; make one with transformerlm-train"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder whose manifest has been verified."""
@@ -112,7 +120,7 @@ class Checkpoint:
         if not is_checkpoint and not (path / MANIFEST).exists():
             folders = checkpoint_folders(path / "checkpoints") or checkpoint_folders(path)
             if not folders:
-                raise CheckpointError(f"{path}: holds no checkpoint; make one with transformerlm-train")
+                raise CheckpointError(f"{path}: {_why_there_is_none(path)}")
             path = folders[-1]
         verify_manifest(path)
         return cls(path)

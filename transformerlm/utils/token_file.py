@@ -116,7 +116,9 @@ def read_info(path: Path) -> TokenFileInfo:
     sidecar = sidecar_path(path)
     if not sidecar.exists():
         if path.exists():
-            raise DataError(f"{sidecar}: the sidecar is missing; make the token file again with {MAKE_DATA}")
+            raise DataError(
+                f"{path}: is no token file, or has lost its sidecar, {sidecar.name}; make it (again) with {MAKE_DATA}"
+            )
         raise DataError(f"{path}: there is no such token file; make it with {MAKE_DATA}")
     try:
         content = read_json_object(sidecar, max_bytes=MAX_SIDECAR_BYTES, error=DataError)

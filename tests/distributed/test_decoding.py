@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from transformerlm.distributed import compiling
-from transformerlm.distributed.decoding import CompiledStep, Int8Linear, with_int8_weights
+from transformerlm.distributed.decoding import CompiledStep, FewRowsLinear, Int8Linear, for_few_rows, with_int8_weights
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference import Engine
+from transformerlm.inference import engine as engine_module
 from transformerlm.inference.engine import Request
 from transformerlm.models import Linear, TransformerLM
 from transformerlm.utils.errors import ConfigError
@@ -133,6 +134,34 @@ def test_an_eager_engine_with_int8_weights_follows_the_rounded_model(tied: bool)
         torch.testing.assert_close(torch.stack(rows), expected, atol=0.1, rtol=0)
         torch.testing.assert_close(rows[0], expected[0])  # a prompt goes through the model itself
         assert not torch.allclose(rows[1], expected[1], atol=1e-5), "the weights were not rounded"
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "out_features"), [(1, 8), (3, 7), (32, 12), (33, 8)])
+def test_a_product_for_each_thread_is_the_product(rows: int, out_features: int, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(5, out_features, dtype=torch.float64, bias=with_bias)
+    if layer.bias is not None:
+        torch.nn.init.normal_(layer.bias, generator=generator)
+    x = torch.randn(rows, 1, 5, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(FewRowsLinear(layer.weight, layer.bias)(x), layer(x))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_eager_engine_for_few_rows_shares_the_weights_and_decodes_the_same(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(tied=tied)
+    found = []
+    for is_slow in (False, True):
+        monkeypatch.setattr(engine_module, "eager_is_slow_for_few_rows", lambda is_slow=is_slow: is_slow)
+        engine = Engine(model, max_batch_size=3)
+        assert (engine._stepping_model is not model) == is_slow
+        found.append(decode(engine))
+    assert found[0] == found[1]
+    copied = for_few_rows(model)
+    assert not any(isinstance(module, Linear) for module in copied.modules())
+    assert {*map(id, copied.parameters())} == {*map(id, model.parameters())}
 
 
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

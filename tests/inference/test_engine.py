@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference import Engine, Request, generate
+from transformerlm.inference import engine as engine_module
 from transformerlm.inference.engine import stretches
 from transformerlm.models import TransformerLM
 from transformerlm.utils.errors import ConfigError
@@ -150,7 +151,8 @@ def test_a_freed_slot_is_taken_by_the_next_step() -> None:
     assert seen == [[long, short], [long, short], [long, waits], [long, waits], [long]]
 
 
-def test_one_forward_a_step_and_only_the_needed_logits() -> None:
+def test_one_forward_a_step_and_only_the_needed_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "eager_is_slow_for_few_rows", lambda: False)  # steps of the model with the hook
     model = MODELS["plain"]
     calls: list[tuple[int, ...]] = []
     assert model.lm_head is not None

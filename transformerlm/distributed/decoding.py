@@ -6,10 +6,13 @@ It is compiled once for each of a few batch sizes, at the start, and never again
 and the length that attention looks at is a symbol, so that it may grow.
 
 On a CPU a product of few rows with a matrix of weights takes the time in which the weights are read, or widened. So
-`int8` keeps each weight as a byte and a scale for each output (weight-only quantization, as in LLM.int8's vector-wise
-form, Dettmers et al. 2022, section 3.1). In a compiled step activations stay float32, and the products are written as
-sums, of which the compiler makes one loop over the weights for all rows. In eager mode they are torch's kernel for such
-weights, which takes activations in bfloat16.
+compiled steps write it as sums, of which the compiler makes one loop over the weights for all rows. It reads as fast as
+the machine can; the kernels of torch's library (Intel's MKL) for few rows do so on Intel's processors, and on AMD's
+reach a quarter of it. There eager steps give each thread its share of the outputs, by which MKL takes other kernels.
+
+And `int8` keeps each weight as a byte and a scale for each output (weight-only quantization, as in LLM.int8's
+vector-wise form, Dettmers et al. 2022, section 3.1). In a compiled step activations stay float32. In eager mode the
+products are torch's kernel for such weights, which takes activations in bfloat16.
 
 Shapes: B rows, T tokens, L slots of the cache, V vocabulary.
 """
@@ -18,6 +21,8 @@ import copy
 import math
 import types
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -30,6 +35,7 @@ from transformerlm.models.kv_cache import KVCache
 from transformerlm.utils.dtypes import at_least_float32
 
 _ROWS_TOGETHER = 8  # more running sums than that do not fit the registers
+_FEW_ROWS = 32  # up to which a product for each thread was measured to be faster
 _COLUMNS_TOGETHER = 64  # a multiple of what torch's kernel for bytes reads at a time, whether it is there or not
 _SHORTEST = 2  # the compiler takes a length of 1 for a number of its own
 
@@ -74,10 +80,11 @@ class CompiledStep:
 
 def _prepared(model: TransformerLM, *, int8: bool) -> TransformerLM:
     """Return a copy to compile, which shares its weights but those that are rounded."""
-    copied = with_int8_weights(model) if int8 else _sharing_copy(model)
+    if model.token_embeddings.weight.device.type != "cpu":
+        return with_int8_weights(model) if int8 else _sharing_copy(model)
+    copied = with_int8_weights(model) if int8 else for_few_rows(model)
     for block in blocks_of(copied):
-        if model.token_embeddings.weight.device.type == "cpu":
-            block.attn.attend = attend_from_one
+        block.attn.attend = attend_from_one
     return copied
 
 
@@ -131,6 +138,60 @@ def _sharing_copy(model: TransformerLM) -> TransformerLM:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
+def for_few_rows(model: TransformerLM) -> TransformerLM:
+    """Return a copy of a model on a CPU, with the same weights, that is faster for few rows of one token."""
+    copied = _sharing_copy(model)
+    copied.lm_head = FewRowsLinear(model.output_weight)  # type: ignore[assignment]
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, Linear):
+            copied.set_submodule(name, FewRowsLinear(module.weight, module.bias))
+    return copied
+
+
+@cache
+def eager_is_slow_for_few_rows() -> bool:
+    """Whether this is a processor on which eager steps of `for_few_rows` are faster than those of the model."""
+    processor = Path("/proc/cpuinfo")
+    return torch.backends.mkl.is_available() and processor.exists() and "AuthenticAMD" in processor.read_text()
+
+
+@final
+class FewRowsLinear(nn.Module):
+    """`y = W x + b` for few rows: compiled, as sums; in eager mode, a product for each thread."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Share `weight` (out, in) and `bias` (out,)."""
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        rows_NI = x.flatten(0, -2)
+        is_compiling = torch.compiler.is_compiling()
+        if len(rows_NI) > (_ROWS_TOGETHER if is_compiling else _FEW_ROWS):
+            return nn.functional.linear(x, self.weight, self.bias)
+        if is_compiling:
+            y_NO = _sums(at_least_float32(rows_NI), self.weight).to(x.dtype)
+        else:
+            parts = math.gcd(torch.get_num_threads(), len(self.weight))
+            shares_PSI = self.weight.unflatten(0, (parts, -1))
+            y_NO = torch.bmm(shares_PSI, rows_NI.T.expand(parts, -1, -1)).flatten(0, 1).T
+        if self.bias is not None:
+            y_NO = y_NO + self.bias
+        return y_NO.unflatten(0, x.shape[:-1])
+
+
+def _sums(rows_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return the products (N, O) of rows and weights, written as sums, in the type of the rows."""
+    # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
+    rows_NI = rows_NI.as_strided(rows_NI.shape, (rows_NI.shape[1], 1))
+    products = []
+    for some_NI in rows_NI.split(_ROWS_TOGETHER):
+        wide_OI = weight_OI.to(rows_NI.dtype)
+        products += [(row_I * wide_OI).sum(dim=-1) for row_I in some_NI.unbind(0)]
+    return torch.stack(products)
+
+
 @final
 class Int8Linear(nn.Module):
     """`y = W x + b` with W = diag(scale) · bytes, each scale a 127th of its row's largest weight."""
@@ -158,22 +219,13 @@ class Int8Linear(nn.Module):
         if self._padding:
             rows_NI = nn.functional.pad(rows_NI, (0, self._padding))
         if torch.compiler.is_compiling():
-            products_NO = self._sums(rows_NI.to(torch.float32))
+            products_NO = _sums(rows_NI.to(torch.float32), self.weight)
         else:  # the scales are kept out of it: in bfloat16 each would be wrong by up to 0.2 %, for all rows alike
             products_NO = torch.ops.aten._weight_int8pack_mm(rows_NI.to(torch.bfloat16), self.weight, self._ones)
         y_NO = products_NO * self.scale
         if self.bias is not None:
             y_NO = y_NO + self.bias
         return y_NO.to(x.dtype).unflatten(0, x.shape[:-1])
-
-    def _sums(self, rows_NI: Tensor) -> Tensor:
-        # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
-        rows_NI = rows_NI.as_strided(rows_NI.shape, (rows_NI.shape[1], 1))
-        products = []
-        for some_NI in rows_NI.split(_ROWS_TOGETHER):
-            weight_OI = self.weight.to(torch.float32)
-            products += [(row_I * weight_OI).sum(dim=-1) for row_I in some_NI.unbind(0)]
-        return torch.stack(products)
 
 
 @final

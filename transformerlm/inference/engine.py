@@ -20,7 +20,12 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from transformerlm.distributed.decoding import CompiledStep, with_int8_weights
+from transformerlm.distributed.decoding import (
+    CompiledStep,
+    eager_is_slow_for_few_rows,
+    for_few_rows,
+    with_int8_weights,
+)
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.batch_sampling import BatchSampler
 from transformerlm.inference.logprobs import TokenLogprobs, token_logprobs
@@ -100,6 +105,8 @@ class Engine:
             if self._device.type != "cpu":
                 raise ConfigError(f"int8 weights on {self._device.type} are for compiled steps only; ask for those too")
             self._stepping_model = with_int8_weights(self._model)
+        elif self._device.type == "cpu" and not compiled and eager_is_slow_for_few_rows():
+            self._stepping_model = for_few_rows(self._model)
         if compiled:
             self._compiled_step = CompiledStep(self._model, self._cache, batch_sizes=_COMPILED_SIZES, int8=int8)
 

@@ -37,7 +37,7 @@ class BatchSampler:
         """`rows` are the settings of each row."""
         greedy = [is_greedy(row.temperature, row.top_k, row.top_p) for row in rows]
         drawn = [SamplingHparams(temperature=1, top_p=1) if one else row for one, row in zip(greedy, rows, strict=True)]
-        self._greedy_B1 = _column(greedy, device)
+        self._greedy_B = torch.tensor(greedy, device=device) if any(greedy) else None
         self._are_all_greedy = all(greedy)
         self._temperature_B1 = _column([row.temperature for row in drawn], device)
         self._seeds_B1 = _column([row.seed for row in rows], device)
@@ -63,12 +63,11 @@ class BatchSampler:
         if self.penalizes:
             assert seen_BV is not None
             logits_BV = penalized(logits_BV, seen_BV, self._penalty_B1)
-        highest_B1, likeliest_B1 = logits_BV.max(dim=-1, keepdim=True)
         if self._are_all_greedy:
-            return likeliest_B1.squeeze(1)
-        weights_BV = ((logits_BV - highest_B1) / self._temperature_B1).exp_()
-        drawn_B1 = self._draw_filtered(weights_BV, numbers_B.unsqueeze(1))
-        return torch.where(self._greedy_B1, likeliest_B1, drawn_B1).squeeze(1)
+            return logits_BV.argmax(dim=-1)
+        weights_BV = ((logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / self._temperature_B1).exp_()
+        drawn_B = self._draw_filtered(weights_BV, numbers_B.unsqueeze(1)).squeeze(1)
+        return drawn_B if self._greedy_B is None else torch.where(self._greedy_B, logits_BV.argmax(dim=-1), drawn_B)
 
     def _draw_filtered(self, weights_BV: Tensor, numbers_B1: Tensor) -> Tensor:
         """Return a token (B, 1) for weights of which the largest is 1."""
@@ -87,7 +86,7 @@ class BatchSampler:
         while True:
             weight_B1 = weights_BV.gather(1, drawn_B1)
             is_before_BV = (weights_BV > weight_B1) | ((weights_BV == weight_B1) & (self._ids_V < drawn_B1))
-            before_BV = weights_BV.masked_fill(~is_before_BV, 0)
+            before_BV = torch.where(is_before_BV, weights_BV, 0.0)
             before_B1 = before_BV.sum(dim=-1, keepdim=True)
             # the first one stays even where the limit is too small a number for the type, and rounded to 0
             outside_B1 = (before_B1 >= limit_B1) & (before_B1 > 0)

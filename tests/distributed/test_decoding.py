@@ -154,7 +154,7 @@ def test_an_eager_engine_for_few_rows_shares_the_weights_and_decodes_the_same(
     model = build(tied=tied)
     found = []
     for is_slow in (False, True):
-        monkeypatch.setattr(engine_module, "eager_is_slow_for_few_rows", lambda is_slow=is_slow: is_slow)
+        monkeypatch.setattr(engine_module, "eager_is_slow_for_few_rows", lambda _, is_slow=is_slow: is_slow)
         engine = Engine(model, max_batch_size=3)
         assert (engine._stepping_model is not model) == is_slow
         found.append(decode(engine))

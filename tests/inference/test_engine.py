@@ -152,7 +152,7 @@ def test_a_freed_slot_is_taken_by_the_next_step() -> None:
 
 
 def test_one_forward_a_step_and_only_the_needed_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "eager_is_slow_for_few_rows", lambda: False)  # steps of the model with the hook
+    monkeypatch.setattr(engine_module, "eager_is_slow_for_few_rows", lambda _: False)  # the hook is the model's
     model = MODELS["plain"]
     calls: list[tuple[int, ...]] = []
     assert model.lm_head is not None

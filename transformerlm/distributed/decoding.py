@@ -148,9 +148,13 @@ def for_few_rows(model: TransformerLM) -> TransformerLM:
     return copied
 
 
+def eager_is_slow_for_few_rows(weight: Tensor) -> bool:
+    """Whether eager steps of `for_few_rows` are faster than those of a model with such weights."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _is_mkl_on_amd()
+
+
 @cache
-def eager_is_slow_for_few_rows() -> bool:
-    """Whether this is a processor on which eager steps of `for_few_rows` are faster than those of the model."""
+def _is_mkl_on_amd() -> bool:
     processor = Path("/proc/cpuinfo")
     return torch.backends.mkl.is_available() and processor.exists() and "AuthenticAMD" in processor.read_text()
 

@@ -105,7 +105,7 @@ class Engine:
             if self._device.type != "cpu":
                 raise ConfigError(f"int8 weights on {self._device.type} are for compiled steps only; ask for those too")
             self._stepping_model = with_int8_weights(self._model)
-        elif self._device.type == "cpu" and not compiled and eager_is_slow_for_few_rows():
+        elif not compiled and eager_is_slow_for_few_rows(self._model.token_embeddings.weight):
             self._stepping_model = for_few_rows(self._model)
         if compiled:
             self._compiled_step = CompiledStep(self._model, self._cache, batch_sizes=_COMPILED_SIZES, int8=int8)

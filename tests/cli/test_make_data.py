@@ -55,13 +55,22 @@ def build(run_main: Command, corpus: Path, workspace: Path, tmp_path: Path) -> C
 @contextmanager
 def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """Run the real command in a process of its own, in plain Python, which gives time to stop it."""
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, "-m", "cli.make_data", *arguments]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+def words_of_the_end(process: subprocess.Popen[str]) -> str:
+    """Return what a process says on stderr until it ends; of one that does not, say where its threads are."""
+    try:
+        return process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        pytest.fail(f"it does not end:\n{process.communicate()[1]}")
 
 
 def wait_for(count: int, pattern: str, folder: Path, process: subprocess.Popen[str]) -> bool:
@@ -134,7 +143,7 @@ def test_a_signal_stops_it_and_the_same_command_continues(
     with started(words(corpus, workspace, out)) as process:
         assert wait_for(3, "part-??????", work, process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        err = words_of_the_end(process)
     assert process.returncode == code, err
     assert f"stopped; what is finished is kept in {work}, and the same command continues\n" in err
     assert "Traceback" not in err

@@ -139,7 +139,7 @@ class DecodingSection(ExecutionSection):
 
     compile: bool = Field(
         default=False,
-        description="Compile the decoding steps first: up to a minute once, then seconds; worth it for many tokens.",
+        description="Compile the decoding steps first: a minute or two once, then seconds; worth it for many tokens.",
     )
     int8: bool = Field(
         default=False,

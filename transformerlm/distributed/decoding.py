@@ -45,7 +45,7 @@ class CompiledStep:
     """One token more for rows of a cache."""
 
     def __init__(self, model: TransformerLM, cache: KVCache, *, batch_sizes: Sequence[int], int8: bool = False) -> None:
-        """Compile for these batch sizes, which takes up to some ten seconds each, less when it was done before.
+        """Compile for these batch sizes, which takes up to half a minute each, seconds when it was done before.
 
         The weights are shared with `model`; with `int8` they are rounded copies. Raises `ConfigError` if this machine
         cannot compile.
@@ -155,8 +155,11 @@ def eager_is_slow_for_few_rows(weight: Tensor) -> bool:
 
 @cache
 def _is_mkl_on_amd() -> bool:
-    processor = Path("/proc/cpuinfo")
-    return torch.backends.mkl.is_available() and processor.exists() and "AuthenticAMD" in processor.read_text()
+    try:
+        processor = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux, or not to be read
+        return False
+    return torch.backends.mkl.is_available() and "AuthenticAMD" in processor
 
 
 @final

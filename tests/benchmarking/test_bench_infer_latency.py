@@ -171,7 +171,7 @@ def test_module_prints_the_shipped_configuration_without_torch() -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_and_peers_are_measured_on_the_same_weights(read_summary: Callable[[], dict[str, Any]]) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
     words = ["--benchmark.batch-sizes", "3", "--benchmark.compiled", "true", "--benchmark.peers", "true"]
     assert main([*TINY_MODEL, *TINY_RUN[3:], *words]) == 0
     results = read_summary()["results"]
@@ -186,7 +186,7 @@ def test_compiled_steps_and_peers_are_measured_on_the_same_weights(read_summary:
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1}, {"tie_embeddings": True}, SCALED])
 def test_the_peer_has_the_same_logits(changes: dict[str, Any]) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
     model = build_model(SHAPE.model_copy(update=changes), seed=1).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -72,7 +72,7 @@ def test_without_transformers_ours_are_measured_alone(
 @pytest.mark.parametrize("tool", ["transformerlm_eager", "llama_float32_eager"])
 def test_a_process_trains_a_tiny_model(tool: str) -> None:
     if tool.startswith("llama"):
-        pytest.importorskip("transformers")
+        pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
     size = {
         "vocab_size": 50, "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16,
         "batch_size": 4, "micro_batch_size": 2,

@@ -42,7 +42,7 @@ def little_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def installed(name: str) -> str:
     if name != OURS:
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason=f"needs {name}: uv sync --extra bench")
     return name
 
 

@@ -104,7 +104,7 @@ def test_a_long_document_is_one(tmp_path: Path) -> None:
 
 
 def test_the_harness_by_name(run: Command, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    pytest.importorskip("lm_eval", reason="needs lm-eval: uv sync --group peers")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     rows = [{"text": "The cat sat near the house. " * 3}, {"text": "A big red dog"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
+
+pytest.importorskip("pyarrow", reason="needs pyarrow: uv sync --group data")
+
+import pyarrow
 from pyarrow import parquet
 
 from cli import make_data, train, train_tokenizer

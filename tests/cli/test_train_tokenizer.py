@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from cli import train_tokenizer
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
@@ -43,15 +41,21 @@ def test_any_format_gives_the_same_tokenizer(
     (tmp_path / "a.txt").write_text("\n\n---\n".join(documents), encoding="utf-8", newline="")
     lines = (json.dumps({"body": text, "text": 1}) for text in documents)
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    parquet.write_table(pyarrow.table({"body": documents}), tmp_path / "a.parquet")
-    for name, words in (
-        ("a.txt", ["--input.separator=---"]),
-        ("a.jsonl", ["--input.text-field", "body"]),
-        ("a.parquet", ["--input.text-field", "body"]),
-    ):
+    for name, words in (("a.txt", ["--input.separator=---"]), ("a.jsonl", ["--input.text-field", "body"])):
         done = train(f"{name}.tokenizer", tmp_path / name, *words)
         assert (done.code, done.out) == (0, ""), done.err
         assert files_of(tmp_path / f"{name}.tokenizer") == expected
+
+
+def test_parquet_gives_the_same_tokenizer(
+    train: Callable[..., Any], documents: list[str], tmp_path: Path, expected: tuple[bytes, bytes]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: uv sync --group data")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"body": documents}), tmp_path / "a.parquet")
+    done = train("tokenizer", tmp_path / "a.parquet", "--input.text-field", "body")
+    assert (done.code, done.out) == (0, ""), done.err
+    assert files_of(tmp_path / "tokenizer") == expected
 
 
 @pytest.mark.slow
@@ -59,6 +63,7 @@ def test_any_format_gives_the_same_tokenizer(
 def test_a_cluster_trains_the_same_tokenizer(
     train: Callable[..., Any], workspace: Path, tmp_path: Path, expected: tuple[bytes, bytes]
 ) -> None:
+    pytest.importorskip("distributed", reason="needs distributed: uv sync --group data")
     done = train("cluster", workspace / "corpus.txt", "--tokenizer.engine", "dask", "--tokenizer.workers", 2)
     assert done.code == 0, done.err
     assert files_of(tmp_path / "cluster") == expected

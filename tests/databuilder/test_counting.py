@@ -60,6 +60,7 @@ def test_threads_count_what_the_reference_does(
 @pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_a_cluster_counts_the_same(files: list[SourceFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="needs distributed: uv sync --group data")
     monkeypatch.setattr(counting, "SMALLEST_PART", 50_000)
     found = []
     for engine in ("local", "dask"):

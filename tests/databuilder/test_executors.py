@@ -111,7 +111,7 @@ def test_processes_write_the_same(
 def test_a_dask_cluster_of_two_processes_writes_the_same(
     corpus: list[Path], tokenizer: Tokenizer, expected: Files, tmp_path: Path, oracle: Any
 ) -> None:
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="needs distributed: uv sync --group data")
     environment = dict(os.environ)
     with open_executor("dask", workers=2) as executor:
         assert task_slots(executor) == 2
@@ -130,7 +130,7 @@ def test_a_dask_cluster_of_two_processes_writes_the_same(
 
 @pytest.mark.timeout(60)
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed")
+    pytest.importorskip("distributed", reason="needs distributed: uv sync --group data")
     monkeypatch.setattr("databuilder.engine.CONNECT_SECONDS", 1)
     with pytest.raises(ConfigError, match=r"tcp://127\.0\.0\.1:1: no Dask scheduler answers there"):
         open_executor("dask", scheduler_address="tcp://127.0.0.1:1").__enter__()

@@ -15,7 +15,7 @@ from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.errors import ConfigError, DataError
 
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+pytest.importorskip("lm_eval", reason="needs lm-eval: uv sync --group peers")
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model

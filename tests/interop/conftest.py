@@ -13,7 +13,7 @@ from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
 from transformerlm.training import CheckpointStore
 
-SHARED_DATA = Path(__file__).parents[2] / "../shared/data"
+SAMPLES = Path(__file__).parents[1] / "data"
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320, "context_length": 48, "d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 48,
@@ -75,10 +75,8 @@ def save_checkpoint(workspace: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def shared_texts() -> list[str]:
-    """The texts of the shared data folder, in pieces of a few thousand characters."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("the shared data folder is absent")
-    texts = [path.read_bytes().decode("utf-8") for path in sorted(SHARED_DATA.glob("*.txt"))]
+def sample_texts() -> list[str]:
+    """The texts of `tests/data`, in excerpts of a few thousand characters."""
+    texts = [path.read_bytes().decode("utf-8") for path in sorted(SAMPLES.glob("*.txt"))]
     assert texts
     return [text[start : start + 5000] for text in texts for start in range(0, len(text), 5000)]

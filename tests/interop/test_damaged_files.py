@@ -121,7 +121,7 @@ def only(error: type[TransformerLMError], read: Callable[[], object]) -> bool:
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model as transformers saves it, in two files and an index."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
     config = transformers.LlamaConfig(
         vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=16, tie_word_embeddings=True,

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+pytest.importorskip("gguf", reason="needs gguf: uv sync --group peers")
+pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
+
+import gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint  # from_pretrained asks for accelerate first
 

@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+
+pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
+
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from transformerlm.hparams import ModelHparams, SamplingHparams
@@ -143,13 +146,13 @@ def test_the_tokenizer_gives_the_same_ids(
     same_for()
 
 
-def test_the_tokenizer_gives_the_same_ids_for_the_shared_texts(
-    exported: Callable[..., tuple[Written, TransformerLM]], tokenizer: Tokenizer, shared_texts: list[str]
+def test_the_tokenizer_gives_the_same_ids_for_the_sample_texts(
+    exported: Callable[..., tuple[Written, TransformerLM]], tokenizer: Tokenizer, sample_texts: list[str]
 ) -> None:
     written, _ = exported()
     theirs = AutoTokenizer.from_pretrained(written.path).backend_tokenizer
-    found = theirs.encode_batch_fast(shared_texts)  # without the places of tokens in the text, which take time
-    assert [item.ids for item in found] == [tokenizer.encode(text) for text in shared_texts]
+    found = theirs.encode_batch_fast(sample_texts)  # without the places of tokens in the text, which take time
+    assert [item.ids for item in found] == [tokenizer.encode(text) for text in sample_texts]
 
 
 def test_a_token_that_begins_texts_has_its_role(

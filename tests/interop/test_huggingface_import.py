@@ -21,7 +21,7 @@ from transformerlm.models.build import build_model
 from transformerlm.training.checkpoint import Checkpoint, load_model_state
 from transformerlm.utils.errors import ConfigError, InteropError
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
 
 VOCAB, CONTEXT = 60, 48
 SIZES: dict[str, Any] = {

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers import pre_tokenizers as steps
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from transformerlm.interop.tokenizer_json import read_tokenizer, write_tokenizer
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
@@ -31,6 +30,11 @@ LLAMA3 = (
 BYTES = {byte: bytes([byte]) for byte in range(256)}
 
 Read = Callable[[dict[str, Any]], Tokenizer]
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    return pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def tokenizer_of(trained: tuple[dict[int, bytes], list[tuple[bytes, bytes]]], **
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_what_is_written_is_loaded_by_transformers(
-    trained: tuple, pattern: str, model_type: str, tmp_path: Path
+    transformers: Any, trained: tuple, pattern: str, model_type: str, tmp_path: Path
 ) -> None:
     begins = "<|begin|>" if model_type == "llama" else None
     normalization = "NFC" if pattern == "qwen2" else None
@@ -74,7 +78,7 @@ def test_what_is_written_is_loaded_by_transformers(
     )
     write_tokenizer(ours, tmp_path, context_length=77)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert theirs.is_fast
     assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
     assert theirs(TEXT)["input_ids"] == ([1] if begins else []) + ours.encode(TEXT)
@@ -87,13 +91,13 @@ def test_what_is_written_is_loaded_by_transformers(
     assert read_tokenizer(tmp_path / "again").sha256() == ours.sha256()
 
 
-def test_a_qwen2_tokenizer_is_loaded_by_its_own_class(trained: tuple, tmp_path: Path) -> None:
+def test_a_qwen2_tokenizer_is_loaded_by_its_own_class(transformers: Any, trained: tuple, tmp_path: Path) -> None:
     """Which transformers takes for this kind of model, whatever the folder says."""
     vocab = dict(enumerate([*trained[0].values(), END_OF_TEXT.encode()]))
     ours = Tokenizer(vocab, trained[1], [END_OF_TEXT], pattern="qwen2", normalization="NFC")
     write_tokenizer(ours, tmp_path, context_length=77)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert theirs(TEXT)["input_ids"] == ours.encode(TEXT)
 
 
@@ -162,11 +166,13 @@ def test_a_folder_like_llama_3s_is_read(trained: tuple, tmp_path: Path) -> None:
     assert sorted(ours.special_tokens) == ["\n\n\n", "<tool>", "<|begin_of_text|>", "<|end_of_text|>"]
 
 
-def test_tokens_that_only_the_configuration_adds_are_read(valid: dict, read: Read, tmp_path: Path) -> None:
+def test_tokens_that_only_the_configuration_adds_are_read(
+    transformers: Any, valid: dict, read: Read, tmp_path: Path
+) -> None:
     late = {"256": {"content": END_OF_TEXT, "normalized": False}, "260": {"content": "<late>", "normalized": False}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": late}))
     assert read(valid).special_tokens == {END_OF_TEXT: 256, "<a>": 257, "<late>": 260}
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("b<late>")["input_ids"][-1] == 260
     for damaged in ([], {"x": {}}, {"1": 2}, {"261": {"content": "<b>"}}):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": damaged}))
@@ -174,10 +180,10 @@ def test_tokens_that_only_the_configuration_adds_are_read(valid: dict, read: Rea
             read_tokenizer(tmp_path)
 
 
-def test_what_transformers_saves_is_read(trained: tuple, tmp_path: Path) -> None:
+def test_what_transformers_saves_is_read(transformers: Any, trained: tuple, tmp_path: Path) -> None:
     written = tmp_path / "ours"
     write_tokenizer(tokenizer_of(trained), written, context_length=8)
-    theirs = PreTrainedTokenizerFast(
+    theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(written / "tokenizer.json"), eos_token="<|begin|>", bos_token=END_OF_TEXT
     )
     theirs.save_pretrained(tmp_path)
@@ -185,7 +191,7 @@ def test_what_transformers_saves_is_read(trained: tuple, tmp_path: Path) -> None
     theirs.add_bos_token = True
     theirs.save_pretrained(tmp_path / "adds")
     assert read_tokenizer(tmp_path / "adds").bos_token_id == 0
-    assert AutoTokenizer.from_pretrained(tmp_path / "adds")("a")["input_ids"][0] == 0
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "adds")("a")["input_ids"][0] == 0
 
 
 @pytest.mark.parametrize(

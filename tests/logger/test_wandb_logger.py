@@ -33,7 +33,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def _logger(run_dir: Path | None, mode: WandbMode | None = "offline", **changes: Any) -> WandbLogger:
-    pytest.importorskip("wandb.sdk")
+    pytest.importorskip("wandb.sdk", reason="needs wandb: uv sync --group tracking")
     arguments: dict[str, Any] = {
         "entity": "team",
         "project": "stories",

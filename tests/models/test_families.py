@@ -8,7 +8,7 @@ import torch
 from transformerlm.interop.layout import from_huggingface
 from transformerlm.models import TransformerLM
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")
 
 VOCAB, CONTEXT = 60, 48
 SIZES: dict[str, Any] = {

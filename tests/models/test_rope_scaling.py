@@ -19,8 +19,8 @@ def plain(theta: float, d_k: int) -> torch.Tensor:
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
 @pytest.mark.parametrize("changes", [{}, {"factor": 32.0}, {"original_context": 64, "high_freq_factor": 1.5}])
 def test_llama3_frequencies_are_those_of_transformers(theta: float, changes: dict) -> None:
+    llama = pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers").LlamaConfig
     rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
-    llama = pytest.importorskip("transformers").LlamaConfig
     numbers = {**LLAMA3, **changes}
     theirs = {("original_max_position_embeddings" if k == "original_context" else k): v for k, v in numbers.items()}
     config = llama(

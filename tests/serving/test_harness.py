@@ -23,7 +23,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def tokenizer_folder(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our tokenizer in the form that transformers reads."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    pytest.importorskip("lm_eval", reason="needs lm-eval: uv sync --group peers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

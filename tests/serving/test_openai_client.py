@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
-import openai
 import pytest
+
+pytest.importorskip("openai", reason="needs openai: uv sync --group peers")
+
+import openai
 
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.predictor import Predictor

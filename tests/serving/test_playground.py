@@ -66,7 +66,7 @@ def complete(address: str, settings: dict[str, str] = SETTINGS) -> Any:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: uv sync --group browser")
     if (chromium := shutil.which("chromium")) is None:
         pytest.skip("there is no chromium on the PATH")
     with sync_api.sync_playwright() as playwright:

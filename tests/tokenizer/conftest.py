@@ -1,6 +1,8 @@
-"""GPT-2's tokenizer, ours and tiktoken's, from the files in the shared data folder, and a small one."""
+"""GPT-2's tokenizer, ours and tiktoken's, from the files in `tests/data`, and a small one."""
 
 import json
+import lzma
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,15 +14,32 @@ import tiktoken
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, gpt2_bytes_to_unicode
 
 EVERY_CHARACTER = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
-DATA = Path(__file__).parents[2] / "../shared/data"
+SAMPLES = Path(__file__).parents[1] / "data"
+CORPORA = Path(__file__).parents[2] / "../shared/data"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""  # tiktoken's
 
 
 @pytest.fixture(scope="session")
-def data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip("the shared data folder is absent")
-    return DATA
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the samples of `tests/data`, GPT-2's files uncompressed."""
+    return unpack_samples(tmp_path_factory.mktemp("data"))
+
+
+def unpack_samples(folder: Path) -> Path:
+    for path in SAMPLES.glob("*.txt"):
+        shutil.copy(path, folder)
+    for path in SAMPLES.glob("gpt2/*.xz"):
+        (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+    return folder
+
+
+@pytest.fixture(params=["tinyshakespeare.txt", "udhr_multilingual.txt", "wikitext2_valid.txt"])
+def whole_corpus(request: pytest.FixtureRequest) -> bytes:
+    """A whole corpus of the shared data folder."""
+    path = CORPORA / request.param
+    if not path.is_file():
+        pytest.skip(f"needs the whole corpus {path.name} in ../shared/data")
+    return path.read_bytes()
 
 
 @pytest.fixture(scope="session")

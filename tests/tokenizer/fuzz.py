@@ -3,15 +3,17 @@
     uv run python tests/tokenizer/fuzz.py --strings 1000000
 
 With `--pattern`, pre-tokenization is that of another model, with GPT-2's merges. The test suite does the same for a few
-thousand strings. GPT-2's files are read from the shared data folder. Random bytes, which tiktoken does not take, are
+thousand strings. GPT-2's files are those of `tests/data`. Random bytes, which tiktoken does not take, are
 compared between the two layers only.
 """
 
 import argparse
 import random
 import sys
+import tempfile
 import time
 from itertools import chain
+from pathlib import Path
 
 import conftest  # the one beside this file
 import test_patterns  # and this
@@ -56,11 +58,12 @@ def main() -> int:
     parser.add_argument("--pattern", choices=test_patterns.PUBLISHED, default="gpt2")
     options = parser.parse_args()
     layers.SHORT, choice.TEXT = -1, choice.Threshold(0, 0)  # always the compiled layer
-    folder = conftest.DATA
-    gpt2 = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])
+    with tempfile.TemporaryDirectory() as name:
+        folder = conftest.unpack_samples(Path(name))
+        gpt2 = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])
+        oracle = conftest.tiktoken_from(folder, test_patterns.PUBLISHED[options.pattern])
     tokenizer = Tokenizer(gpt2.vocab, gpt2.merges, [END_OF_TEXT], pattern=options.pattern)
     plain = PlainEncoder(tokenizer.vocab, tokenizer.merges, pattern=options.pattern)
-    oracle = conftest.tiktoken_from(folder, test_patterns.PUBLISHED[options.pattern])
     disputed = conftest.disputed_characters(test_patterns.GROUPS)
     generator = random.Random(options.seed)
     start = time.perf_counter()

@@ -47,7 +47,6 @@ PUBLISHED = {
     "o200k": O200K,
 }
 GROUPS = (r"\p{L}", r"\p{N}", r"\s", r"[\p{Lu}\p{Lt}]", r"\p{Ll}", r"\p{M}")
-TEXTS = ["tinyshakespeare.txt", "wikitext2_valid.txt", "udhr_multilingual.txt"]
 NASTY = [
     *"  ''''''sStTlLvVeErRdDmM", *"aAbZ", "ſ", "é", "É", "ǅ", "ʰ", "你", "か", "\u0301", "\u0308", "\u3099", "\u0903",
     *"0123456789", "½", "٣", *"\r\n\r\n\t", " ", "  ", "\u00a0", "\u3000", "\u0085", "\u2001",
@@ -139,19 +138,15 @@ def settle(text: str) -> str:
 
 
 @pytest.mark.usefixtures("layer")
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "udhr_multilingual.txt"])
 def test_real_text_has_the_ids_of_tokenizers(pair: Pair, name: str, data: Path) -> None:
-    text = (data / name).read_bytes().decode()[:60_000] if name in TEXTS[:2] else _each_language(data / name)
+    text = (data / name).read_bytes().decode()
     if name not in pair.known:  # by the other layer
         pair.known[name] = pair.theirs.encode(text).ids
     ids = pair.ours.encode(text)
     assert ids == pair.known[name]
     assert pair.ours.decode(ids) == (unicodedata.normalize("NFC", text) if pair.pattern == "qwen2" else text)
     assert pair.ours.encode_to_array(text.encode(), num_threads=2).tolist() == ids
-
-
-def _each_language(path: Path) -> str:
-    return END_OF_TEXT.join(text[:4000] for text in path.read_bytes().decode().split(END_OF_TEXT))
 
 
 @pytest.mark.usefixtures("layer")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,20 @@ def test_imports_point_down_the_list_of_rooms(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     assert lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True) == 0, "see the report above"
+
+
+def test_no_package_has_the_name_of_one_of_the_standard_library() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert not sys.stdlib_module_names & set(packages)
+
+
+def test_uv_takes_a_python_that_the_project_supports() -> None:
+    """Without Python 3.15, for which torch has no wheels, and whose standard library has a package `profiling`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11,<3.15"
+    chosen = (ROOT / ".python-version").read_text(encoding="utf-8").split()[0]
+    assert f"Programming Language :: Python :: {chosen}" in project["classifiers"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers import pre_tokenizers as steps
 
 from transformerlm.interop.tokenizer_json import read_tokenizer, write_tokenizer
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, gpt2_bytes_to_unicode, layers, train_bpe
 from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.errors import InteropError
 
@@ -28,6 +28,7 @@ LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 BYTES = {byte: bytes([byte]) for byte in range(256)}
+TOKENIZERS = Path(__file__).parent / "data" / "tokenizers"
 
 Read = Callable[[dict[str, Any]], Tokenizer]
 
@@ -257,14 +258,13 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         ("model/merges/0", ["a", "b", "c"], "is no pair of tokens"),
         ("model/merges/0", "a  b", "is no pair of tokens"),
         ("model/merges/0", "▁ b", "has '▁', which stands for no byte"),
-        ("model/merges/0", "a c", "makes b'ac', which the vocabulary lacks"),
+        ("model/merges/0", "a c", "needs b'ac', which the vocabulary lacks"),
         ("model/merges/0", "a b ", "is no pair of tokens"),
-        ("model/vocab/▁the", 260, "has '▁', which stands for no byte"),
         ("model/vocab/a", 98, "'b' and another have the id 98"),
         ("model/vocab/a", True, "has the id True"),
-        ("model/vocab/a", 10**9, "has the id 1000000000; the ids are 0 to 259"),
+        ("model/vocab/a", 10**9, "has the id 1000000000; ids are 0 to 2,097,151"),
         ("model/vocab/a", -1, "has the id -1"),
-        ("model/vocab/a", "…", "the ids are 0 to 258|has the id 259"),
+        ("model/vocab/a", "…", "needs b'a', which the vocabulary lacks"),
         ("pre_tokenizer", None, "its pre-tokenizer is absent"),
         (
             "pre_tokenizer",
@@ -287,6 +287,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         ("added_tokens/0/id", 3, "or it has two"),
         ("added_tokens/0/content", "x" * 2000, "is longer than 1,000 characters"),
         ("added_tokens/0/content", "a", "and another have the id|or it has two"),
+        ("added_tokens/0/content", "Ġ", "or it has two"),
         ("added_tokens/1/content", END_OF_TEXT, "is listed twice, in two ways"),
         ("added_tokens", {}, "its added_tokens are no list"),
         ("post_processor", {"type": "RobertaProcessing"}, "its post-processor is RobertaProcessing"),
@@ -379,3 +380,155 @@ def test_of_a_damaged_file_only_our_error_comes_out(valid: dict, tmp_path: Path,
         assert "\n" not in str(error)
     else:
         assert tokenizer.decode(tokenizer.encode("abc 12é<a>")) == unicodedata.normalize("NFC", "abc 12é<a>")
+
+
+# Vocabularies and merges as published files have them
+
+
+LETTERS = gpt2_bytes_to_unicode()
+
+
+def published(
+    merges: list[str], added: dict[str, int], entries: dict[str, int] | None = None, missing: str = "", **model: Any
+) -> dict[str, Any]:
+    """The content of a file with these merges, the tokens that they make, and added tokens."""
+    vocab = {letter: byte for byte, letter in LETTERS.items() if letter not in missing}
+    for merge in sorted(merges, key=len):
+        vocab.setdefault(merge.replace(" ", ""), len(vocab) + len(missing))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": token_id, "content": text, **flags} for text, token_id in added.items()],
+        "normalizer": None,
+        "pre_tokenizer": BYTE_LEVEL | {"trim_offsets": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab | (entries or {}), "merges": merges, **model},
+    }
+
+
+PUBLISHED = {
+    "a way to a token that never applies": (
+        published(["ab c", "a b", "a bc", "abc d"], {END_OF_TEXT: 260}, {"bc": 259}),
+        "abcd abc ab",
+        [258, 32, 257, 32, 256],
+    ),
+    "a part that a later merge makes": (
+        published(["ab c", "a b"], {END_OF_TEXT: 258}),
+        "abc ab",
+        [257, 32, 256],
+    ),
+    "a gap in the ids": (
+        published(["a b"], {END_OF_TEXT: 257, "<|endofprompt|>": 276}, {END_OF_TEXT: 257, "<|endofprompt|>": 276}),
+        "ab<|endofprompt|><|endoftext|>",
+        [256, 276, 257],
+    ),
+    "an added token with the bytes of a merged one": (
+        published(["ĉ ĉ"], {"<EOS>": 257, "\t\t": 258}),
+        "a\t\tb",
+        [97, 258, 98],
+    ),
+    "an added token that is an ordinary one": (
+        published(["a b"], {"ab": 256, "<EOS>": 257}),
+        "cab<EOS>",
+        [99, 256, 257],
+    ),
+    "an added token of one byte": (published(["a b"], {"\n": 257}), "ab\nc", [256, 257, 99]),
+    "an added token that is listed twice": (
+        published(["a b"], {"<EOS>": 257}) | {"added_tokens": published(["a b"], {"<x>": 257})["added_tokens"] * 2},
+        "ab<x>",
+        [256, 257],
+    ),
+    "texts in the vocabulary that stand for no bytes": (
+        published(["a b"], {"<EOS>": 259}, {"€x": 257, "a b": 258}),
+        "€x a b",
+        [226, 130, 172, 120, 32, 97, 32, 98],
+    ),
+    "missing bytes": (
+        published(["a b"], {"<EOS>": 257}, {"<EOS>": 257}, missing="x"),
+        "axb x<EOS>",
+        [256, 32, 257],
+    ),
+    "missing bytes and an unknown token": (
+        published(["a b"], {"[UNK]": 300}, {"[UNK]": 300}, missing="x", unk_token="[UNK]"),
+        "axxb[UNK]",
+        [97, 300, 300, 98, 300],
+    ),
+    "an unknown token that is never needed": (
+        published(["a b"], {"[UNK]": 257}, unk_token="[UNK]", fuse_unk=True),
+        "[UNK]ab",
+        [257, 256],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("backend", ["plain", "compiled"])
+def test_vocabularies_as_in_published_files(
+    name: str, backend: str, read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "compiled":
+        monkeypatch.setattr(layers, "SHORT", -1)
+        monkeypatch.setattr(choice, "TEXT", choice.Threshold(0, 0))
+    content, text, expected = PUBLISHED[name]
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
+    assert theirs.encode(text, add_special_tokens=False).ids == expected
+    ours = read(content)
+    ours.save(tmp_path / "saved")
+    for tokenizer in (ours, Tokenizer.load(tmp_path / "saved")):
+        assert tokenizer.encode(text) == expected
+        for token_id in tokenizer.vocab:
+            assert tokenizer.decode([token_id]) == theirs.decode([token_id], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "order_dead_way",
+        "order_live_way",
+        "id_gap",
+        "added_is_merge_product_tab",
+        "added_one_byte",
+        "added_ordinary",
+        "added_dup",
+        "nfc_space_added",
+        "raw_vocab_no_added",
+        "unk_token",
+    ],
+)
+def test_any_text_has_the_ids_of_tokenizers(name: str) -> None:
+    ours = read_tokenizer(TOKENIZERS / name)
+    theirs = tokenizers.Tokenizer.from_file(str(TOKENIZERS / name / "tokenizer.json"))
+
+    @given(
+        st.text("abcd \t\n\u0301é€x", max_size=30) | st.lists(st.sampled_from(list(theirs.get_vocab()))).map("".join)
+    )
+    def check(text: str) -> None:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("order_dead_way", "abcd abc ab", [258, 32, 259, 32, 256]),
+        ("order_live_way", "abc ab", [256, 32, 257]),
+        ("id_gap", "ab<|endofprompt|><|endoftext|>", [256, 276, 257]),
+        ("added_is_merge_product_tab", "a\t\tb", [97, 259, 98]),
+        ("nfc_space_added", "a   b", [97, 258, 32, 98]),
+    ],
+)
+def test_files_that_were_once_refused_have_these_ids(name: str, text: str, expected: list[int]) -> None:
+    assert read_tokenizer(TOKENIZERS / name).encode(text) == expected
+
+
+def test_an_added_token_that_is_written_like_another_byte_is_refused(read: Read) -> None:
+    with pytest.raises(InteropError, match=r"'é' is also how another token is written, b'\\xe9'"):
+        read(published(["a b"], {"é": 233}))
+
+
+def test_unknown_tokens_that_are_fused_are_refused_where_bytes_are_missing(read: Read) -> None:
+    content = published(["a b"], {"[UNK]": 300}, {"[UNK]": 300}, missing="x", unk_token="[UNK]", fuse_unk=True)
+    with pytest.raises(InteropError, match="makes one unknown token of several bytes"):
+        read(content)

@@ -20,6 +20,7 @@ import test_patterns  # and this
 import tiktoken
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, layers
+from transformerlm.tokenizer.checks import TokenIds, ordinary_ids
 from transformerlm.tokenizer.layers import Specials
 from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.utf8 import to_text
@@ -63,7 +64,11 @@ def main() -> int:
         gpt2 = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])
         oracle = conftest.tiktoken_from(folder, test_patterns.PUBLISHED[options.pattern])
     tokenizer = Tokenizer(gpt2.vocab, gpt2.merges, [END_OF_TEXT], pattern=options.pattern)
-    plain = PlainEncoder(tokenizer.vocab, tokenizer.merges, pattern=options.pattern)
+    plain = PlainEncoder(
+        TokenIds(ordinary_ids(tokenizer.vocab, set(tokenizer.special_tokens.values()), "vocab")),
+        tokenizer.merges,
+        pattern=options.pattern,
+    )
     disputed = conftest.disputed_characters(test_patterns.GROUPS)
     generator = random.Random(options.seed)
     start = time.perf_counter()

@@ -31,7 +31,8 @@ def cut_only_document(job: Job) -> CutDocument:
     Without one it is cut between any two ids. One side is empty if there are too few.
     """
     document, text_bytes = _only_document(job)
-    vocab = job.tokenizer.tokenizer.vocab.values()
+    tokenizer = job.tokenizer.tokenizer
+    vocab = [tokenizer.vocab.get(token_id, b"") for token_id in range(tokenizer.vocab_size)]
     ends_line = np.array([token.endswith(b"\n") for token in vocab])
     sizes = np.array([len(token) for token in vocab])
     wanted = cut = round(document.num_ids * (1 - job.valid_fraction))

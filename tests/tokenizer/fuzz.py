@@ -18,6 +18,7 @@ import test_patterns  # and this
 import tiktoken
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, layers
+from transformerlm.tokenizer.checks import TokenIds, ordinary_ids
 from transformerlm.tokenizer.layers import Specials
 from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.utf8 import to_text
@@ -59,7 +60,11 @@ def main() -> int:
     folder = conftest.DATA
     gpt2 = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])
     tokenizer = Tokenizer(gpt2.vocab, gpt2.merges, [END_OF_TEXT], pattern=options.pattern)
-    plain = PlainEncoder(tokenizer.vocab, tokenizer.merges, pattern=options.pattern)
+    plain = PlainEncoder(
+        TokenIds(ordinary_ids(tokenizer.vocab, set(tokenizer.special_tokens.values()), "vocab")),
+        tokenizer.merges,
+        pattern=options.pattern,
+    )
     oracle = conftest.tiktoken_from(folder, test_patterns.PUBLISHED[options.pattern])
     generator = random.Random(options.seed)
     start = time.perf_counter()

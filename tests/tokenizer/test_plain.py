@@ -3,15 +3,16 @@
 import pytest
 
 from transformerlm.tokenizer import plain
+from transformerlm.tokenizer.checks import TokenIds
 from transformerlm.tokenizer.layers import Specials
 from transformerlm.tokenizer.plain import PlainEncoder
 
-BYTES = {byte: bytes([byte]) for byte in range(256)}
+BYTES = {bytes([byte]): byte for byte in range(256)}
 
 
 def test_the_memory_of_pieces_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "MAX_REMEMBERED", 10)
-    encoder = PlainEncoder(BYTES, [])
+    encoder = PlainEncoder(TokenIds(BYTES), [])
     text = " ".join(map(str, range(100))) + " " + "x" * 200
     assert encoder.encode(text, Specials({})) == list(text.encode())
     assert len(encoder._ids_of) <= 10

@@ -53,8 +53,7 @@ def test_no_special_tokens_leave_the_text_whole() -> None:
     [
         ("<e>", "give a list"),
         (["<e>", "<f>", "<e>"], "'<e>' is given twice"),
-        ([""], "shorter than two bytes"),
-        (["\n"], "shorter than two bytes"),
+        ([""], "is empty"),
         (["<\ud800>"], "not valid Unicode"),
     ],
 )

@@ -29,7 +29,7 @@ class TextWriter:
         """Take the next token; return the text that it brings to light."""
         reason = token.finish_reason
         # A model's vocabulary may be padded with ids that mean nothing; the end of text is none either.
-        is_text = token.token_id < self._tokenizer.vocab_size and reason != "end_of_text"
+        is_text = token.token_id in self._tokenizer.vocab and reason != "end_of_text"
         text = self._stop.push(self._decoder.push([token.token_id] if is_text else []))
         if not self._stop.stopped and reason is not None:
             text += self._stop.push(self._decoder.flush()) + self._stop.flush()

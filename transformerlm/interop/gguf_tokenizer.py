@@ -68,20 +68,23 @@ def entries(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
     """
     from gguf import TokenType
 
-    special = {token.encode("utf-8") for token in tokenizer.special_tokens}
     try:
-        ids = vocab_entries(tokenizer.vocab, tokenizer.merges, special, target="a GGUF file")
+        ids = vocab_entries(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, target="a GGUF file")
     except TokenizerError as error:
         raise InteropError(str(error)) from None
     controls = set(tokenizer.special_tokens.values())
-    types: list[int] = [TokenType.CONTROL if number in controls else TokenType.NORMAL for number in ids.values()]
-    for token_id in range(len(ids), vocab_size):
+    text_of = {token_id: text for text, token_id in ids.items()}
+    types: list[int] = []
+    for token_id in range(vocab_size):
+        if token_id in text_of:
+            types.append(TokenType.CONTROL if token_id in controls else TokenType.NORMAL)
+            continue
         text = f"[PAD{token_id}]"
         while text in ids:
             text = f"[{text}]"
-        ids[text] = token_id
+        ids[text], text_of[token_id] = token_id, text
         types.append(TokenType.UNUSED)
-    return list(ids), types
+    return [text_of[token_id] for token_id in range(vocab_size)], types
 
 
 def _notes(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformerlm.interop.pre_tokenizers import pattern_of, pre_tokenizer_of
-from transformerlm.interop.token_roles import Roles, later_tokens, read_roles
-from transformerlm.tokenizer import Tokenizer
+from transformerlm.interop.token_roles import later_tokens, read_roles
+from transformerlm.tokenizer import Tokenizer, gpt2_bytes_to_unicode
+from transformerlm.tokenizer.checks import MAX_IDS, ordinary_tokens
 from transformerlm.tokenizer.io import from_stand_ins, to_stand_ins, vocab_entries
 from transformerlm.tokenizer.normalize import is_inert
-from transformerlm.tokenizer.recover import live_merges
 from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_write_text
 from transformerlm.utils.json_file import read_json_object
@@ -31,6 +31,7 @@ MAX_BYTES = 1 << 27
 
 MAX_ADDED_LENGTH = 1000  # characters
 MAX_PAIRS = 20_000  # of added tokens that are compared
+_BYTE_LETTERS = frozenset(gpt2_bytes_to_unicode().values())
 
 
 class AddedToken(NamedTuple):
@@ -68,15 +69,20 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
     _check_decoder(content.get("decoder"))
     added = _added_tokens([*_list(content, "added_tokens"), *later_tokens(path.parent)], normalization)
     roles = read_roles(path.parent, content.get("post_processor"), {token: added[token].token_id for token in added})
-    vocab = _vocab(model["vocab"], added, roles)
+    missing = roles.named() - added.keys() - model["vocab"].keys()
+    if missing:
+        raise InteropError(f"it has no token {min(missing)!r}, though the folder names that as the one for a role")
+    merges = _merges(model["merges"])
+    vocab = _vocab(model["vocab"], added, {*added, *roles.named()}, merges)
     return Tokenizer(
         vocab,
-        live_merges(_merges(model["merges"])),
-        sorted({*added, *roles.named()}),
+        merges,
+        {text: added[text].token_id if text in added else model["vocab"][text] for text in {*added, *roles.named()}},
         pattern=pattern,
         normalization=normalization,
         whole_words=model.get("ignore_merges") is True,
         beginning_of_text=roles.beginning,
+        unknown_token=_unknown_token(model),
         **({} if roles.end is None else {"end_of_text": roles.end}),
     )
 
@@ -184,25 +190,44 @@ def _overlap(one: str, other: str) -> bool:
     return any(one[-size:] == other[:size] or other[-size:] == one[:size] for size in sizes)
 
 
-def _vocab(entries: dict[str, Any], added: dict[str, AddedToken], roles: Roles) -> dict[int, bytes]:
-    """Return the tokens by id: those of the model, then the added tokens that it does not have."""
+def _vocab(
+    entries: dict[str, Any], added: dict[str, AddedToken], special: set[str], merges: list[tuple[bytes, bytes]]
+) -> dict[int, bytes]:
+    """Return the tokens of the model by id; `special` are those that are looked for in the text itself.
+
+    A text that stands for no bytes, and is not special, is decoded as it is and never encoded to.
+    """
+    ordinary = {to_stand_ins(token): token for token in ordinary_tokens(merges)}
     vocab: dict[int, bytes] = {}
-    special = {*added, *roles.named()}
-    numbered = [*entries.items(), *((text, token.token_id) for text, token in added.items() if text not in entries)]
-    for text, token_id in numbered:
-        if type(token_id) is not int or not 0 <= token_id < len(numbered):
-            raise InteropError(
-                f"its token {text!r} has the id {str(token_id)[:30]}; the ids are 0 to {len(numbered) - 1}"
-            )
+    for text, token_id in entries.items():
+        if type(token_id) is not int or not 0 <= token_id < MAX_IDS:
+            raise InteropError(f"its token {text!r} has the id {str(token_id)[:30]}; ids are 0 to {MAX_IDS - 1:,}")
         if token_id in vocab or (text in added and added[text].token_id != token_id):
             raise InteropError(
                 f"its token {text!r} and another have the id {token_id}, or it has two; restore the file"
             )
-        vocab[token_id] = text.encode("utf-8") if text in special else _bytes(text)
-    missing = roles.named() - added.keys() - entries.keys()
-    if missing:
-        raise InteropError(f"it has no token {min(missing)!r}, though the folder names that as the one for a role")
+        if text in special and ordinary.get(text, text.encode("utf-8")) != text.encode("utf-8"):
+            raise InteropError(f"its added token {text!r} is also how another token is written, {ordinary[text]!r}")
+        is_text = text in special or any(character not in _BYTE_LETTERS for character in text)
+        vocab[token_id] = text.encode("utf-8") if is_text else from_stand_ins(text)
+    for next_id, text in enumerate((text for text in added if text not in entries), start=len(entries)):
+        if added[text].token_id != next_id or next_id in vocab:
+            raise InteropError(
+                f"its added token {text!r} has the id {added[text].token_id}, or it has two; its place gives {next_id}"
+            )
     return vocab
+
+
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    """Return the token for single bytes that the model lacks, or None if it leaves them out or has them all."""
+    unknown = model.get("unk_token")
+    if unknown is None or all(letter in model["vocab"] for letter in _BYTE_LETTERS):
+        return None
+    if not isinstance(unknown, str) or unknown not in model["vocab"]:
+        raise InteropError(f"its model has the unk_token {shown(unknown)}, which is no token; restore the file")
+    if model.get("fuse_unk") is True:
+        raise InteropError("its model makes one unknown token of several bytes (fuse_unk), which is not done here")
+    return unknown
 
 
 def _bytes(text: str) -> bytes:
@@ -253,7 +278,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path | str, *, context_length:
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     settings, special = tokenizer.settings, tokenizer.special_tokens
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    in_bytes = {token.encode("utf-8") for token in special}
     return {
         "version": "1.0",
         "truncation": None,
@@ -272,7 +296,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": settings.whole_words,
-            "vocab": vocab_entries(tokenizer.vocab, tokenizer.merges, in_bytes, target=TOKENIZER_FILE),
+            "vocab": vocab_entries(tokenizer.vocab, tokenizer.merges, special, target=TOKENIZER_FILE),
             "merges": [f"{to_stand_ins(left)} {to_stand_ins(right)}" for left, right in tokenizer.merges],
         },
     }

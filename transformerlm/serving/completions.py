@@ -27,7 +27,7 @@ _NO_CHANCE = -9999.0
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> str:
     """Return a token as text; `bytes:\\xe2\\x80` if its bytes are not UTF-8 by themselves."""
-    if token_id >= tokenizer.vocab_size:  # of a model whose vocabulary is padded
+    if token_id not in tokenizer.vocab:  # of a model whose vocabulary is padded, or in a gap of the ids
         return f"token_id:{token_id}"
     data = tokenizer.vocab[token_id]
     try:
@@ -86,7 +86,7 @@ class LogprobsWriter:
     def _find_offset(self, token_id: int, *, is_text: bool) -> int:
         """Return where in the text the next token begins."""
         before = self._offset
-        if is_text and token_id < self._tokenizer.vocab_size:
+        if is_text and token_id in self._tokenizer.vocab:
             self._offset += len(self._decoder.push([token_id]))
             name = self._name(token_id)
             if not name.startswith(

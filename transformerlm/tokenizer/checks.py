@@ -1,10 +1,11 @@
 """What makes a vocabulary and its merges a tokenizer. Everything else in the package relies on it.
 
-The ids are 0, 1, 2, …; no token has two; every single byte has one. Each merge makes one new token of two
-that are there: single bytes or products of earlier merges. What else is in the vocabulary are special tokens.
+A vocabulary maps ids to bytes. Ids may have gaps, single bytes may be missing, and a special token may have the bytes
+of an ordinary one. Ordinary tokens have bytes of their own; each merge joins two of them to a third.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,58 +13,73 @@ import numpy.typing as npt
 from transformerlm.utils.errors import TokenizerError
 
 SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
+MAX_IDS = 1 << 21
+"""Ids lie below this; the tables of the kernels have 21 bits for a token."""
+
+
+@final
+class TokenIds:
+    """The ids that text is encoded to, special tokens apart: those of ordinary tokens, and of bytes that have none.
+
+    `unknown` is the id of a byte that is no token; None leaves such a byte out, as `tokenizers` does.
+    """
+
+    def __init__(self, id_of: Mapping[bytes, int], unknown: int | None = None) -> None:
+        self.id_of = id_of
+        self.of_byte = [id_of.get(token, unknown) for token in SINGLE_BYTES]
+        self.missing = frozenset(byte for byte, token in enumerate(SINGLE_BYTES) if token not in id_of)
+
+    def of_bytes(self, data: bytes) -> list[int]:
+        """Return the ids of the single bytes of `data`, before any merge."""
+        return [token_id for byte in data if (token_id := self.of_byte[byte]) is not None]
 
 
 def ordinary_tokens(merges: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
-    """Return the tokens that are not special: single bytes and products of merges."""
+    """Return what is an ordinary token wherever it stands in a vocabulary: single bytes and merged tokens."""
     return {*SINGLE_BYTES, *(left + right for left, right in merges)}
 
 
 def check_vocab(vocab: Mapping[int, bytes], source: str) -> None:
-    """Raise `TokenizerError`, beginning with `source`, unless ids and tokens are as the module says."""
-    ids: dict[bytes, int] = {}
+    """Raise `TokenizerError`, beginning with `source`, unless `vocab` maps ids to bytes."""
+    if not vocab:
+        raise TokenizerError(f"{source}: has no tokens; give at least one")
     for token_id, token in vocab.items():
         if type(token_id) is not int or not isinstance(token, bytes):
             raise TokenizerError(f"{source}: {token_id!r}: {token!r} is not an id and its bytes; correct it")
-        if token in ids:
-            raise TokenizerError(f"{source}: ids {ids[token]} and {token_id} are both {token!r}; remove one")
-        ids[token] = token_id
-    for expected, token_id in enumerate(sorted(vocab)):
-        if token_id != expected:
-            raise TokenizerError(f"{source}: the ids have a gap: {expected} is missing; number the tokens 0, 1, 2, …")
-    missing = [token for token in SINGLE_BYTES if token not in ids]
-    if missing:
-        raise TokenizerError(
-            f"{source}: {len(missing)} of the 256 single bytes are missing, the first is {missing[0]!r}; "
-            "a byte-level vocabulary has them all"
-        )
+        if not 0 <= token_id < MAX_IDS:
+            raise TokenizerError(f"{source}: {token!r} has the id {token_id}; give one from 0 to {MAX_IDS - 1:,}")
 
 
-def check_merges(
-    merges: Sequence[tuple[bytes, bytes]], vocab: Mapping[int, bytes], where: Callable[[int], str]
-) -> None:
-    """Raise `TokenizerError` unless each merge makes one new token of the vocabulary from two earlier ones.
+def ordinary_ids(vocab: Mapping[int, bytes], special_ids: Collection[int], source: str) -> dict[bytes, int]:
+    """Return the ids of ordinary tokens by their bytes.
 
-    `where(index)` says where the merge stands, for the message.
+    The id of a special token is among them if no other token has its bytes: it may be both.
+
+    Raises `TokenizerError`, beginning with `source`, if two ordinary tokens have the same bytes.
     """
-    in_vocab = set(vocab.values())
-    known = set(SINGLE_BYTES)
+    id_of: dict[bytes, int] = {}
+    for token_id, token in vocab.items():
+        if token_id in special_ids:
+            continue
+        if token in id_of:
+            raise TokenizerError(f"{source}: ids {id_of[token]} and {token_id} are both {token!r}; remove one")
+        id_of[token] = token_id
+    for token_id in special_ids:
+        id_of.setdefault(vocab[token_id], token_id)
+    return id_of
+
+
+def check_merges(merges: Sequence[tuple[bytes, bytes]], tokens: Collection[bytes], where: Callable[[int], str]) -> None:
+    """Raise `TokenizerError` unless each merge joins two of `tokens` to a third. `where(index)` names its place."""
     for index, (left, right) in enumerate(merges):
-        problem = _merge_problem(left, right, known, in_vocab)
-        if problem:
+        for part in (left, right, left + right):
+            if not part:
+                problem = "joins nothing; remove it"
+            elif part not in tokens:
+                problem = f"needs {part!r}, which the vocabulary lacks; give the vocabulary that belongs to it"
+            else:
+                continue
             raise TokenizerError(f"{where(index)}: the merge of {left!r} and {right!r} {problem}")
-        known.add(left + right)
-
-
-def _merge_problem(left: bytes, right: bytes, known: set[bytes], in_vocab: Collection[bytes]) -> str | None:
-    for part in (left, right):
-        if part not in known:
-            return f"uses {part!r}, which is no byte and no earlier merge makes; restore the file or its order"
-    if left + right in known:
-        return f"makes {left + right!r} a second time; remove it"
-    if left + right not in in_vocab:
-        return f"makes {left + right!r}, which the vocabulary lacks; give the vocabulary that belongs to it"
-    return None
 
 
 def check_id_array(ids: npt.NDArray[np.generic]) -> None:
@@ -74,8 +90,21 @@ def check_id_array(ids: npt.NDArray[np.generic]) -> None:
         )
 
 
+def check_ends(ends: npt.NDArray[np.int64], length: int) -> None:
+    """Raise `TokenizerError` unless `ends` are where texts end that together have `length` bytes."""
+    if ends.ndim != 1 or ends.dtype.kind not in "iu":
+        raise TokenizerError(f"ends is an array of {ends.dtype} in {ends.ndim} dimensions; give integers in one")
+    starts_and_ends = np.concatenate(([0], ends.astype(np.int64, copy=False)))
+    if (np.diff(starts_and_ends) < 0).any() or starts_and_ends[-1] != length:
+        raise TokenizerError(
+            f"ends does not say where texts end in {length} bytes; give places from 0 on, ascending, the last {length}"
+        )
+
+
 def unknown_id(token_id: object, vocab_size: int) -> TokenizerError:
-    """Return the error for an id that is not in the vocabulary."""
+    """Return the error for an id that no token has."""
+    if isinstance(token_id, int) and 0 <= token_id < vocab_size:
+        return TokenizerError(f"{token_id} is the id of no token: the ids of the vocabulary have a gap there")
     return TokenizerError(
         f"{token_id!r} is no id of the vocabulary, whose size is {vocab_size}; "
         "decode with the tokenizer that made the ids"

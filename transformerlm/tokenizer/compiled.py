@@ -6,13 +6,13 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.tokenizer.checks import TokenIds
 from transformerlm.tokenizer.kernels.decoder import decode_array, decode_list, decode_tables
 from transformerlm.tokenizer.kernels.encoder import SLACK, EncodeTables, Memory, encode_texts, new_memory
-from transformerlm.tokenizer.kernels.merger import merge_tables
+from transformerlm.tokenizer.kernels.merger import merge_tables, token_numbers
 from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
 from transformerlm.tokenizer.kernels.walker import rules_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
-from transformerlm.tokenizer.plain import ids_of_numbers
 from transformerlm.utils.token_file import id_dtype
 
 IdArray = npt.NDArray[np.unsignedinteger]
@@ -20,23 +20,29 @@ IdArray = npt.NDArray[np.unsignedinteger]
 
 @final
 class CompiledCodec:
-    """Encodes and decodes bytes with a vocabulary (id to bytes) and merges (the earliest first); see `Codec`."""
+    """Encodes and decodes bytes; see `Codec`."""
 
     def __init__(
         self,
         vocab: Mapping[int, bytes],
+        token_ids: TokenIds,
         merges: Sequence[tuple[bytes, bytes]],
         *,
         pattern: str,
         whole_words: Mapping[bytes, int],
     ) -> None:
+        number_of = token_numbers(token_ids.id_of)
+        left_out = np.array([token_id is None for token_id in token_ids.of_byte])
+        ids = [token_id or 0 for token_id in token_ids.of_byte]
+        ids += [token_ids.id_of[token] for token in number_of if len(token) > 1]
         self._tables = EncodeTables(
-            merges=merge_tables(merges),
-            ids=np.array(ids_of_numbers(vocab, merges), id_dtype(len(vocab))),
+            merges=merge_tables(merges, number_of),
+            ids=np.array(ids, id_dtype(max(vocab) + 1)),
+            left_out=left_out if left_out.any() else left_out[:0],
             rules=rules_of(pattern),
             words=whole_words_of(whole_words),
         )
-        self._decode_tables = decode_tables(list(vocab.values()))
+        self._decode_tables = decode_tables(vocab)
         self._free_memories: list[Memory] = []
 
     def encode(self, texts: Sequence[bytes], special_tokens: SpecialTokens) -> tuple[IdArray, npt.NDArray[np.int64]]:

@@ -1,17 +1,23 @@
 """`vocab.json` and `merges.txt` in GPT-2's form, written atomically and checked when read.
 
 GPT-2 writes a token as text in which every byte has a printable stand-in (a space is `Ġ`). Special tokens
-stand in the vocabulary as plain text. Which entry is which follows from the merges: the single bytes and the
-products of merges are ordinary tokens, every other entry is a special token. Where it is not so simple, a third file
-names the special tokens; see `settings`.
+stand in the vocabulary as plain text. Which entry is which follows from the merges: single bytes and merged tokens
+are ordinary tokens, every other entry is a special token. Where it is not so simple, a third file names the special
+tokens; see `settings`.
 """
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
-from transformerlm.tokenizer.settings import SETTINGS_FILE, TokenizerSettings, read_settings, write_settings
+from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_ids, ordinary_tokens
+from transformerlm.tokenizer.settings import (
+    SETTINGS_FILE,
+    SpecialTokens,
+    TokenizerSettings,
+    read_settings,
+    write_settings,
+)
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_text
 from transformerlm.utils.json_file import parse_json_object, read_bounded
@@ -86,8 +92,7 @@ def read_vocab(
 
     Of what no merge makes, `special_tokens` says which are special; without it, all are.
 
-    Raises `TokenizerError` if it is not a JSON object from distinct tokens to the ids 0, 1, 2, …, or lacks a
-    single byte.
+    Raises `TokenizerError` if it is not a JSON object from distinct tokens to distinct ids.
     """
     path = Path(path)
     ordinary = {to_stand_ins(token): token for token in ordinary_tokens(merges)}
@@ -99,6 +104,7 @@ def read_vocab(
             raise TokenizerError(f"{path}: {text!r} has the id {token_id} of another token; give each its own")
         vocab[token_id] = ordinary[text] if text in ordinary else _other(text, path, special_tokens)
     check_vocab(vocab, source=str(path))
+    ordinary_ids(vocab, (), source=str(path))
     return dict(sorted(vocab.items()))
 
 
@@ -132,11 +138,11 @@ def read_tokenizer_files(
     """Read both files and check that they belong together; see `read_vocab`. Raises `TokenizerError`."""
     merges, first = _numbered_merges(Path(merges_path))
     vocab = read_vocab(vocab_path, merges, special_tokens)
-    check_merges(merges, vocab, where=lambda index: f"{merges_path} (line {first + index})")
+    check_merges(merges, set(vocab.values()), where=lambda index: f"{merges_path} (line {first + index})")
     return vocab, merges
 
 
-def read_folder(folder: Path) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]], list[str], TokenizerSettings]:
+def read_folder(folder: Path) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]], SpecialTokens, TokenizerSettings]:
     """Return vocabulary, merges, special tokens and settings as `write_folder` wrote them. Raises `TokenizerError`."""
     vocab_path, merges_path = folder / VOCAB_FILE, folder / MERGES_FILE
     if not (folder / SETTINGS_FILE).exists():
@@ -147,7 +153,7 @@ def read_folder(folder: Path) -> tuple[dict[int, bytes], list[tuple[bytes, bytes
     settings, special = read_settings(folder / SETTINGS_FILE)
     vocab, merges = read_tokenizer_files(vocab_path, merges_path, set(special))
     present = set(vocab.values())
-    for token in special:
+    for token in special if isinstance(special, list) else ():
         if token.encode("utf-8") not in present:
             raise TokenizerError(f"{vocab_path}: the special token {token!r} is missing; restore the files")
     return vocab, merges, special, settings
@@ -157,21 +163,26 @@ def write_folder(
     folder: Path,
     vocab: Mapping[int, bytes],
     merges: Sequence[tuple[bytes, bytes]],
-    special_tokens: Collection[str],
+    special_tokens: Mapping[str, int],
     settings: TokenizerSettings,
 ) -> None:
     """Write the files of a tokenizer, each atomically; the third only if the first two do not say all."""
-    special = {token.encode("utf-8") for token in special_tokens}
     ordinary = ordinary_tokens(merges)
+    special_ids = set(special_tokens.values())
+    needs_ids = any(token.encode("utf-8") in ordinary for token in special_tokens)
     says_more = (
-        settings.changed()
-        or any(token not in ordinary and token not in special for token in vocab.values())
+        needs_ids
+        or settings.changed()
+        or any(token not in ordinary and token_id not in special_ids for token_id, token in vocab.items())
         or any(token.startswith(_SPACE) for token in special_tokens)
     )
-    write_vocab(folder / VOCAB_FILE, vocab, merges, special if says_more else None)
+    if needs_ids:  # the third file has the special tokens that read like ordinary ones
+        id_of = ordinary_ids(vocab, special_ids, source=str(folder))
+        vocab = {token_id: token for token_id, token in vocab.items() if id_of[token] == token_id}
+    write_vocab(folder / VOCAB_FILE, vocab, merges, special_tokens if says_more else None)
     write_merges(folder / MERGES_FILE, merges)
     if says_more:
-        write_settings(folder / SETTINGS_FILE, settings, special_tokens)
+        write_settings(folder / SETTINGS_FILE, settings, dict(special_tokens) if needs_ids else list(special_tokens))
     else:
         (folder / SETTINGS_FILE).unlink(missing_ok=True)  # of another tokenizer that was there before
 
@@ -180,9 +191,9 @@ def write_vocab(
     path: Path | str,
     vocab: Mapping[int, bytes],
     merges: Sequence[tuple[bytes, bytes]],
-    special_tokens: Collection[bytes] | None = None,
+    special_tokens: Mapping[str, int] | None = None,
 ) -> None:
-    """Write a `vocab.json`, ids ascending; `special_tokens` as in `read_vocab`.
+    """Write a `vocab.json`, ids ascending; without `special_tokens`, all that no merge makes are special.
 
     Raises `TokenizerError` for a special token it cannot express.
     """
@@ -192,14 +203,19 @@ def write_vocab(
 def vocab_entries(
     vocab: Mapping[int, bytes],
     merges: Sequence[tuple[bytes, bytes]],
-    special_tokens: Collection[bytes] | None,
+    special_tokens: Mapping[str, int] | None,
     target: str,
 ) -> dict[str, int]:
     """Return what `write_vocab` writes, `target` being the file that an error names."""
     ordinary = ordinary_tokens(merges)
+    if special_tokens is None:
+        special_ids = {token_id for token_id, token in vocab.items() if token not in ordinary}
+    else:
+        special_ids = {token_id for token_id in special_tokens.values() if token_id in vocab}
+    id_of = ordinary_ids(vocab, special_ids, source=target)
     entries: dict[str, int] = {}
     for token_id, token in sorted(vocab.items()):
-        is_special = token not in ordinary if special_tokens is None else token in special_tokens
+        is_special = token_id in special_ids and (token not in ordinary or id_of[token] != token_id)
         text = token.decode("utf-8") if is_special else to_stand_ins(token)
         if text in entries or (is_special and special_tokens is None and text.startswith(_SPACE)):
             raise TokenizerError(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.tokenizer import choice
-from transformerlm.tokenizer.checks import check_id_array, unknown_id
+from transformerlm.tokenizer.checks import TokenIds, check_id_array, unknown_id
 from transformerlm.tokenizer.normalize import is_normalized, normalized
 from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.pretokenize import GPT2, special_pattern, split_special
@@ -51,7 +51,7 @@ NO_SPECIALS = Specials({})
 
 @final
 class Codec:
-    """Encodes and decodes with a vocabulary (id to bytes) and merges (the earliest first).
+    """Encodes with the ids of tokens and merges (the lowest rank first), and decodes with a vocabulary (id to bytes).
 
     `pattern` is one of `pretokenize.PATTERNS`; `whole_words` are the pre-tokens that have an id without being merged.
     """
@@ -59,6 +59,7 @@ class Codec:
     def __init__(
         self,
         vocab: Mapping[int, bytes],
+        token_ids: TokenIds,
         merges: Sequence[tuple[bytes, bytes]],
         *,
         pattern: str = GPT2,
@@ -66,17 +67,19 @@ class Codec:
         whole_words: Mapping[bytes, int] | None = None,
     ) -> None:
         self._vocab = vocab
+        self._vocab_size = max(vocab) + 1
+        self._token_ids = token_ids
         self._merges = merges
         self._pattern = pattern
         self._normalizes = normalization is not None
         self._whole_words = whole_words or {}
-        self._plain = PlainEncoder(vocab, merges, pattern=pattern, whole_words=self._whole_words)
+        self._plain = PlainEncoder(token_ids, merges, pattern=pattern, whole_words=self._whole_words)
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0
         self._announced = 0  # of what was seen, what is still to come
         self._lock = Lock()
-        self.dtype = np.dtype(id_dtype(len(vocab)))
+        self.dtype = np.dtype(id_dtype(self._vocab_size))
 
     def expect(self, length: int) -> None:
         """Make ready for `length` characters or bytes of text; without this, the text that comes is counted."""
@@ -158,7 +161,7 @@ class Codec:
         try:
             return b"".join(map(self._vocab.__getitem__, ids.tolist() if isinstance(ids, np.ndarray) else ids))
         except KeyError as error:
-            raise unknown_id(error.args[0], len(self._vocab)) from None
+            raise unknown_id(error.args[0], self._vocab_size) from None
 
     def _compiled_for(self, length: int) -> "CompiledCodec | None":
         """Return the compiled layer if it is there or now worth its while, with `length` more to do."""
@@ -175,9 +178,13 @@ class Codec:
         from transformerlm.tokenizer.compiled import CompiledCodec
 
         if self._compiled is None:
-            self._integers = np.arange(len(self._vocab)).astype(object)
+            self._integers = np.arange(self._vocab_size).astype(object)
             self._compiled = CompiledCodec(
-                self._vocab, self._merges, pattern=self._pattern, whole_words=self._whole_words
+                self._vocab,
+                self._token_ids,
+                self._merges,
+                pattern=self._pattern,
+                whole_words=self._whole_words,
             )
 
 

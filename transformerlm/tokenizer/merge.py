@@ -1,87 +1,77 @@
-"""Byte-pair merging of one pre-token, as the definition has it, and without its quadratic cost for long ones.
+"""Byte-pair merging of one pre-token: the definition, and a version without its quadratic cost for long pre-tokens.
 
-Here a token goes by its number: 0 to 255 are the single bytes, 256 + k is the product of merge k. So the
-smallest product among the adjacent pairs belongs to the merge that comes first; and since a merge uses only
-bytes and products of earlier merges, a product has a larger number than its parts.
+Merges are given in order of rank, the first being rank 0. Of all adjacent pairs the one with the lowest rank is merged
+first, and of several with the same rank the leftmost. Nothing is assumed about the order in which tokens are made: a
+merge may use a token that only a later merge makes, and several merges may make the same token.
 
 Source: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (2016),
 section 3.2.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-LONG = 64  # bytes; from about here on the heap is faster than the definition
+LONG = 64  # tokens; from about here on the heap is faster than the definition
 NO_TOKEN = -1
+NEVER = (1 << 62, NO_TOKEN)  # a rank that no merge has
 
-MergeTable = dict[tuple[int, int], int]
-"""From the numbers of two adjacent tokens to the number of their product."""
-
-
-def merge_table(merges: Sequence[tuple[bytes, bytes]]) -> MergeTable:
-    """Return the table of a list of merges, each of single bytes and products of earlier merges."""
-    number_of = {bytes([byte]): byte for byte in range(256)}
-    table: MergeTable = {}
-    for product, (left, right) in enumerate(merges, start=256):
-        table[number_of[left], number_of[right]] = product
-        number_of[left + right] = product
-    return table
+MergeTable = dict[tuple[int, int], tuple[int, int]]
+"""From the ids of two adjacent tokens to the rank of their merge and the id of the merged token."""
 
 
-def merge_bytes(piece: bytes, table: MergeTable) -> list[int]:
-    """Return the token numbers of a pre-token."""
-    tokens = list(piece)
-    return merge_short(tokens, table) if len(tokens) <= LONG else merge_long(tokens, table)
+def merge_table(merges: Iterable[tuple[bytes, bytes]], id_of: Mapping[bytes, int]) -> MergeTable:
+    """Return the table of `merges`, the lowest rank first; a pair that is listed twice has its last rank."""
+    return {(id_of[left], id_of[right]): (rank, id_of[left + right]) for rank, (left, right) in enumerate(merges)}
 
 
-def merge_short(tokens: list[int], table: MergeTable) -> list[int]:
-    """Merge the pair of the earliest merge, the leftmost first, until no pair merges. The definition."""
-    never = len(table) + 256
-    while len(tokens) > 1:
-        products = [table.get(pair, never) for pair in pairwise(tokens)]
-        product = min(products)
-        if product == never:
-            break
-        at = products.index(product)
-        tokens[at : at + 2] = [product]
-    return tokens
+def merge_ids(ids: list[int], table: MergeTable, at_least: int = 1) -> list[int]:
+    """Return the ids of a pre-token whose single bytes have `ids`, which may be changed.
 
-
-def merge_long(tokens: list[int], table: MergeTable) -> list[int]:
-    """Do the same in O(n log n): the places of each product wait in a list, the products in a heap.
-
-    A merge only makes pairs with larger products than its own, so that when a product is at the top of the
-    heap, all its places are known. Places overlap only in a run x x x, and all of x is made in one sweep, so that
-    the left one is listed first. The tokens stay where they are, linked in both directions.
+    Merging stops early when only `at_least` tokens are left.
     """
-    following = list(range(1, len(tokens) + 1))
-    preceding = list(range(-1, len(tokens)))
-    tokens = [*tokens, NO_TOKEN]  # stands after the last token and, as tokens[-1], before the first
-    places: dict[int, list[int]] = {}
-    heap: list[int] = []
+    return merge_short(ids, table, at_least) if len(ids) <= LONG else merge_long(ids, table, at_least)
 
-    def find(at: int) -> None:
-        product = table.get((tokens[at], tokens[following[at]]))
-        if product is None:
-            return
-        if product not in places:
-            places[product] = []
-            heapq.heappush(heap, product)
-        places[product].append(at)
 
-    for at in range(len(tokens) - 1):
-        find(at)
-    while heap:
-        product = heapq.heappop(heap)
-        for at in places.pop(product):
-            after = following[at]
-            if table.get((tokens[at], tokens[after])) != product:
-                continue  # another merge has used one of the two
-            tokens[at], tokens[after] = product, NO_TOKEN
-            following[at] = following[after]
-            preceding[following[at]] = at
-            find(at)
-            if preceding[at] >= 0:
-                find(preceding[at])
+def merge_short(ids: list[int], table: MergeTable, at_least: int = 1) -> list[int]:
+    """Merge the pair with the lowest rank, the leftmost first, until no pair merges. The definition."""
+    while len(ids) > at_least:
+        found = [table.get(pair, NEVER) for pair in pairwise(ids)]
+        best = min(found)
+        if best == NEVER:
+            break
+        at = found.index(best)
+        ids[at : at + 2] = [best[1]]
+    return ids
+
+
+def merge_long(ids: Sequence[int], table: MergeTable, at_least: int = 1) -> list[int]:
+    """Do the same in O(n log n): ranks and places of the pairs wait in a heap.
+
+    The tokens stay where they are, linked in both directions; a merged token takes the place of its left part.
+    """
+    following = list(range(1, len(ids) + 1))
+    preceding = list(range(-1, len(ids)))
+    tokens = [*ids, NO_TOKEN]  # stands after the last token and, as tokens[-1], before the first
+
+    def rank_and_token(at: int) -> tuple[int, int]:
+        return table.get((tokens[at], tokens[following[at]]), NEVER) if tokens[at] != NO_TOKEN else NEVER
+
+    heap = [(rank_and_token(at)[0], at) for at in range(len(ids))]
+    heapq.heapify(heap)
+    left = len(ids)
+    while heap and left > at_least:
+        rank, at = heapq.heappop(heap)
+        found, token = rank_and_token(at)
+        if found != rank or found == NEVER[0]:
+            continue  # another merge has used one of the two, or they do not merge
+        after = following[at]
+        tokens[at], tokens[after] = token, NO_TOKEN
+        left -= 1
+        following[at] = following[after]
+        preceding[following[at]] = at
+        for place in (preceding[at], at):
+            new_rank, _ = rank_and_token(place)
+            if new_rank != NEVER[0]:
+                heapq.heappush(heap, (new_rank, place))
     return [token for token in tokens if token != NO_TOKEN]

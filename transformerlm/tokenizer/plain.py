@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Protocol, final
 
-from transformerlm.tokenizer.merge import merge_bytes, merge_table
+from transformerlm.tokenizer.checks import TokenIds
+from transformerlm.tokenizer.merge import merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
 from transformerlm.tokenizer.utf8 import to_bytes
 
@@ -28,21 +29,21 @@ class SpecialTokens(Protocol):
 
 @final
 class PlainEncoder:
-    """Encodes text with a vocabulary (id to bytes) and merges (the earliest first).
+    """Encodes text with the ids of tokens and merges (the lowest rank first).
 
     `pattern` is one of `pretokenize.PATTERNS`, and `whole_words` the pre-tokens that have an id without being merged.
     """
 
     def __init__(
         self,
-        vocab: Mapping[int, bytes],
+        ids: TokenIds,
         merges: Sequence[tuple[bytes, bytes]],
         *,
         pattern: str = GPT2,
         whole_words: Mapping[bytes, int] | None = None,
     ) -> None:
         self._pattern = pattern
-        self._ids_of = _PieceIds(vocab, merges, whole_words or {})
+        self._ids_of = _PieceIds(ids, merges, whole_words or {})
 
     def encode(self, text: str, specials: SpecialTokens) -> list[int]:
         """Return the ids of `text`.
@@ -69,28 +70,20 @@ class _PieceIds(dict[str, tuple[int, ...]]):
     that was seen before, runs no Python code at all.
     """
 
-    def __init__(
-        self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]], whole_words: Mapping[bytes, int]
-    ) -> None:
+    def __init__(self, ids: TokenIds, merges: Sequence[tuple[bytes, bytes]], whole_words: Mapping[bytes, int]) -> None:
         super().__init__()
         self._whole_words = whole_words
-        self._table = merge_table(merges)
-        self._id_of_number = ids_of_numbers(vocab, merges)
+        self._token_ids = ids
+        self._table = merge_table(merges, ids.id_of)
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
         data = to_bytes(piece)
         if data in self._whole_words:
             ids: tuple[int, ...] = (self._whole_words[data],)
         else:
-            ids = tuple(map(self._id_of_number.__getitem__, merge_bytes(data, self._table)))
+            ids = tuple(merge_ids(self._token_ids.of_bytes(data), self._table))
         if len(piece) <= MAX_REMEMBERED_CHARS:
             if len(self) >= MAX_REMEMBERED:
                 self.clear()
             self[piece] = ids
         return ids
-
-
-def ids_of_numbers(vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> list[int]:
-    """Return the id of every token number of `merge`: of the single bytes, then of the products."""
-    id_of = {token: token_id for token_id, token in vocab.items()}
-    return [id_of[bytes([byte])] for byte in range(256)] + [id_of[left + right] for left, right in merges]

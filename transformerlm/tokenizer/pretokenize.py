@@ -27,7 +27,7 @@ published with it; OpenAI's tiktoken (`tiktoken_ext/openai_public.py`); the `tok
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -124,21 +124,18 @@ def split_special(text: str, pattern: re.Pattern[str] | None) -> list[str]:
     return pattern.split(text) if pattern else [text]
 
 
-def check_special_tokens(special_tokens: Sequence[str]) -> None:
-    """Raise `TokenizerError` unless the special tokens are distinct texts of at least two bytes each.
-
-    Every vocabulary holds all single bytes, so that a special token of one byte would have two ids.
-    """
+def check_special_tokens(special_tokens: Iterable[str]) -> None:
+    """Raise `TokenizerError` unless the special tokens are distinct texts, none of them empty."""
     if isinstance(special_tokens, str):
         raise TokenizerError(f"special_tokens is the text {special_tokens!r}; give a list of texts")
     seen: set[str] = set()
     for token in special_tokens:
         if token in seen:
             raise TokenizerError(f"special token {token!r} is given twice; give it once")
+        if not token:
+            raise TokenizerError("a special token is empty; give it a text")
         seen.add(token)
         try:
-            num_bytes = len(token.encode("utf-8"))
+            token.encode("utf-8")
         except UnicodeEncodeError:
             raise TokenizerError(f"special token {token!r} is not valid Unicode; choose another text") from None
-        if num_bytes < 2:
-            raise TokenizerError(f"special token {token!r} is shorter than two bytes; choose a longer text")

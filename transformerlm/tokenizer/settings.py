@@ -5,7 +5,8 @@
      "special_tokens": ["<|begin_of_text|>", "<|end_of_text|>", …]}
 
 A tokenizer like GPT-2's has no such file. Where there is one, it also names the special tokens, so that an entry of the
-vocabulary that no merge makes need not be one.
+vocabulary that no merge makes need not be one. They are an object, from text to id, where a special token has the bytes
+of an ordinary one; then it need not be in the vocabulary's file. "unknown_token" is there if there is one.
 """
 
 from collections.abc import Collection
@@ -34,6 +35,7 @@ class TokenizerSettings:
     whole_words: bool = False
     end_of_text: str = END_OF_TEXT
     beginning_of_text: str | None = None
+    unknown_token: str | None = None
 
     def check(self, special_tokens: Collection[str]) -> None:
         """Raise `TokenizerError` unless each setting is one that there is, and fits the special tokens."""
@@ -48,31 +50,44 @@ class TokenizerSettings:
                 f"beginning_of_text is {self.beginning_of_text!r}, which is no special token; "
                 "name it among the special tokens, or give None"
             )
+        if not isinstance(self.unknown_token, str | None):
+            raise TokenizerError(f"unknown_token is {self.unknown_token!r}; give the text of a token, or None")
 
     def changed(self) -> dict[str, Any]:
         """Return the settings that are not GPT-2's."""
         return {name: value for name, value in asdict(self).items() if value != asdict(TokenizerSettings())[name]}
 
 
-def write_settings(path: Path, settings: TokenizerSettings, special_tokens: Collection[str]) -> None:
+SpecialTokens = list[str] | dict[str, int]
+
+
+def write_settings(path: Path, settings: TokenizerSettings, special_tokens: SpecialTokens) -> None:
     """Write the file atomically."""
-    write_json(path, {"format_version": FORMAT_VERSION, **asdict(settings), "special_tokens": list(special_tokens)})
+    content = {"format_version": FORMAT_VERSION, **asdict(settings), "special_tokens": special_tokens}
+    if settings.unknown_token is None:
+        del content["unknown_token"]
+    write_json(path, content)
 
 
-def read_settings(path: Path) -> tuple[TokenizerSettings, list[str]]:
+def read_settings(path: Path) -> tuple[TokenizerSettings, SpecialTokens]:
     """Return the settings and the special tokens. Raises `TokenizerError` that names file and key."""
     content = read_json_object(path, max_bytes=MAX_BYTES, error=TokenizerError)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise TokenizerError(f"{path}: format_version is {version!r}, not {FORMAT_VERSION}; use a newer transformerlm")
     expected = {"format_version", *(field.name for field in fields(TokenizerSettings)), "special_tokens"}
-    for key in sorted(expected ^ content.keys()):
+    for key in sorted((expected ^ content.keys()) - {"unknown_token"}):
         problem = "is missing" if key in expected else "is not known"
         raise TokenizerError(f"{path}: {key!r} {problem}; restore the file, or use a newer transformerlm")
     special_tokens = content.pop("special_tokens")
     del content["format_version"]
-    if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
-        raise TokenizerError(f"{path}: special_tokens is no list of texts; restore the file")
+    ids = special_tokens.values() if isinstance(special_tokens, dict) else ()
+    if (
+        not isinstance(special_tokens, list | dict)
+        or not all(isinstance(token, str) for token in special_tokens)
+        or not all(type(token_id) is int for token_id in ids)
+    ):
+        raise TokenizerError(f"{path}: special_tokens is no list of texts, nor texts and ids; restore the file")
     settings = TokenizerSettings(**content)
     try:
         check_special_tokens(special_tokens)

@@ -10,19 +10,19 @@ Special tokens and the pattern are not in the file.
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from transformerlm.tokenizer.checks import SINGLE_BYTES, ordinary_tokens
+from transformerlm.tokenizer.checks import MAX_IDS, SINGLE_BYTES, ordinary_tokens
+from transformerlm.tokenizer.merge import merge_table
 from transformerlm.tokenizer.pretokenize import CL100K, O200K, pretokenize
-from transformerlm.tokenizer.recover import merges_of_ranks
+from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
 from transformerlm.tokenizer.utf8 import to_text
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_bytes
 from transformerlm.utils.json_file import read_bounded
 
 MAX_BYTES = 1 << 26
-MAX_RANK = 1 << 21
 PATTERN_OF_NAME = {"cl100k_base.tiktoken": CL100K, "o200k_base.tiktoken": O200K}
 """OpenAI's files whose pattern is not GPT-2's, `r50k_base.tiktoken`'s and `p50k_base.tiktoken`'s."""
 
@@ -47,41 +47,36 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def _entry(line: bytes, where: str) -> tuple[bytes, int]:
     parts = line.split(b" ")
-    if len(parts) == 2 and parts[1].isdigit() and len(parts[1]) <= len(str(MAX_RANK)):
+    if len(parts) == 2 and parts[1].isdigit() and len(parts[1]) <= len(str(MAX_IDS)):
         try:
             token = base64.b64decode(parts[0], validate=True)
         except binascii.Error:
             token = b""
-        if token and int(parts[1]) < MAX_RANK:
+        if token and int(parts[1]) < MAX_IDS:
             return token, int(parts[1])
     raise TokenizerError(f"{where}: {line[:80]!r} is not a token in base64 and its rank; restore the file")
 
 
 def full_vocab(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> dict[int, bytes]:
-    """Return the vocabulary of a file and special tokens.
+    """Return the vocabulary of a file and special tokens; there may be gaps, as in `cl100k_base` and `o200k_base`.
 
-    Ids that neither has, as there are in `cl100k_base` and `o200k_base`, become entries that no text is encoded to.
-
-    Raises `TokenizerError` for a special token that has the id or the text of another token, or an id too large.
+    Raises `TokenizerError` for a special token that has the id of another token, or an id too large.
     """
     vocab = {rank: token for token, rank in ranks.items()}
     for special, token_id in special_tokens.items():
-        if type(token_id) is not int or not 0 <= token_id < MAX_RANK:
-            raise TokenizerError(f"special token {special!r} has the id {token_id!r}; give one below {MAX_RANK:,}")
+        if type(token_id) is not int or not 0 <= token_id < MAX_IDS:
+            raise TokenizerError(f"special token {special!r} has the id {token_id!r}; give one below {MAX_IDS:,}")
         if token_id in vocab:
             raise TokenizerError(f"special token {special!r} has the id of {vocab[token_id]!r}; give it its own")
         vocab[token_id] = special.encode("utf-8")
-    for token_id in range(max(vocab)):
-        if token_id not in vocab:
-            vocab[token_id] = f"<|unused_{token_id}|>".encode()
     return vocab
 
 
 def write_ranks(
     path: Path,
-    vocab: Mapping[int, bytes],
+    id_of: Mapping[bytes, int],
     merges: Sequence[tuple[bytes, bytes]],
-    special_ids: set[int],
+    special_ids: Collection[int],
     *,
     pattern: str,
     whole_words: bool,
@@ -90,23 +85,26 @@ def write_ranks(
 
     Entries that are no pre-token, and so can never be met, are left out.
 
-    Raises `TokenizerError` if there is no such file: ids take the place of the order of merges there, and a pre-token
-    that is in the vocabulary is never merged.
+    Raises `TokenizerError` if there is no such file: ids take the place of ranks there, all single bytes are needed,
+    and a pre-token that is in the vocabulary is never merged.
     """
+    if not id_of.keys() >= set(SINGLE_BYTES):
+        raise TokenizerError("tiktoken needs a token for each single byte, and some are missing; keep vocab.json")
     ordinary = ordinary_tokens(merges)
     ranks = {
         token: token_id
-        for token_id, token in vocab.items()
+        for token, token_id in id_of.items()
         if token in ordinary
         or (token_id not in special_ids and pretokenize(to_text(token), pattern) == [to_text(token)])
     }
-    if merges_of_ranks(ranks) != list(merges):
-        raise TokenizerError("tiktoken takes ids for the order of merges, and the merges have another; keep vocab.json")
-    for token in ranks:
-        if token not in ordinary and not whole_words:
-            raise TokenizerError(
-                f"tiktoken would use {token!r}, which no merge makes; make the tokenizer with whole_words"
-            )
+    live = live_merges(ranks, merge_table(merges, id_of))
+    if merges_of_ranks(ranks) != live:
+        raise TokenizerError("tiktoken takes ids for the ranks of merges, and the merges have others; keep vocab.json")
+    unmade = ranks.keys() - SINGLE_BYTES - {left + right for left, right in live}
+    if unmade and not whole_words:
+        raise TokenizerError(
+            f"tiktoken would use {min(unmade)!r}, which no merge makes; make the tokenizer with whole_words"
+        )
     lines = [
         b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in sorted(ranks.items(), key=lambda item: item[1])
     ]

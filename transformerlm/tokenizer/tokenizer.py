@@ -19,13 +19,22 @@ import numpy.typing as npt
 
 from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer import io, tiktoken_file
-from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_tokens
+from transformerlm.tokenizer.checks import (
+    TokenIds,
+    check_ends,
+    check_merges,
+    check_vocab,
+    ordinary_ids,
+    ordinary_tokens,
+)
 from transformerlm.tokenizer.corpus import read_bytes
 from transformerlm.tokenizer.layers import Codec, IdArray, Specials, joined
-from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens
+from transformerlm.tokenizer.normalize import normalized
+from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens, split_special
 from transformerlm.tokenizer.recover import merges_of_ranks
 from transformerlm.tokenizer.settings import TokenizerSettings
 from transformerlm.tokenizer.streaming import safe_blocks
+from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.parallel import ordered_thread_map, worker_count
 
@@ -48,24 +57,27 @@ class Tokenizer:
         self,
         vocab: Mapping[int, bytes],
         merges: Sequence[tuple[bytes, bytes]],
-        special_tokens: Sequence[str] | None = None,
+        special_tokens: Sequence[str] | Mapping[str, int] | None = None,
         *,
         pattern: str = GPT2,
         normalization: str | None = None,
         whole_words: bool = False,
         end_of_text: str = END_OF_TEXT,
         beginning_of_text: str | None = None,
+        unknown_token: str | None = None,
     ) -> None:
-        """Build a tokenizer from a vocabulary (id to bytes) and merges (the earliest first).
+        """Build a tokenizer from a vocabulary (id to bytes) and merges (the lowest rank first).
 
         Special tokens that `vocab` lacks are appended with the next free ids. An entry of `vocab` that is not
         a single byte, that no merge makes and that `special_tokens` does not name is decoded but never
         encoded to, unless by `whole_words`.
 
         Args:
-            vocab: the ids 0, 1, 2, … and their bytes.
-            merges: pairs of tokens.
-            special_tokens: texts that are never split, each an id.
+            vocab: ids and their bytes. There may be gaps between the ids, and single bytes may be missing.
+            merges: pairs of tokens. Of all adjacent pairs the one that stands first here is merged first; a pair may
+                be of tokens that later merges make, and several merges may make the same token.
+            special_tokens: texts that are never split, each an id; or texts and their ids, which may be those of
+                ordinary tokens, or others with the bytes of ordinary tokens.
             pattern: how text is cut into pre-tokens: one of `pretokenize.PATTERNS`.
             normalization: None, or "NFC" for text in that form of Unicode (Unicode Standard Annex 15), in which it
                 then comes out of `decode`, too. Special tokens are looked for before.
@@ -73,52 +85,89 @@ class Tokenizer:
             end_of_text: the special token that ends documents, if there is one of this name.
             beginning_of_text: the special token that begins texts for the model; None for none. `encode` does not add
                 it, since it does not know whether a text begins.
+            unknown_token: the token for a byte that is no token itself; None to leave such bytes out, as `tokenizers`
+                does. They are left out before merging.
 
         Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.checks` says, for
-        special tokens that are also ordinary tokens, and for settings that do not exist.
+        special tokens that are also ordinary tokens but have no id given, and for settings that do not exist.
         """
         special_tokens = special_tokens or ()
         check_special_tokens(special_tokens)
         check_vocab(vocab, source="vocab")
-        check_merges(merges, vocab, where=lambda index: f"merges[{index}]")
-        self._vocab = dict(sorted(vocab.items()))
+        self._vocab = dict(vocab)
         self._merges = list(merges)
         self._special_tokens = self._number_specials(special_tokens)
+        self._vocab = dict(sorted(self._vocab.items()))
+        special_ids = set(self._special_tokens.values())
+        id_of = ordinary_ids(self._vocab, special_ids, source="vocab")
+        check_merges(self._merges, id_of, where=lambda index: f"merges[{index}]")
         self._settings = TokenizerSettings(
             pattern=pattern,
             normalization=normalization,
             whole_words=whole_words,
             end_of_text=end_of_text,
             beginning_of_text=beginning_of_text,
+            unknown_token=unknown_token,
         )
         self._settings.check(self._special_tokens)
+        if unknown_token is not None and to_bytes(unknown_token) not in id_of:
+            raise TokenizerError(f"unknown_token is {unknown_token!r}, which is no token; name one of the vocabulary")
         self._all_specials = Specials(self._special_tokens)
-        special_ids = set(self._special_tokens.values())
-        words = {token: token_id for token_id, token in self._vocab.items() if token_id not in special_ids}
+        self._token_ids = TokenIds(id_of, None if unknown_token is None else id_of[to_bytes(unknown_token)])
+        words = {token: token_id for token, token_id in id_of.items() if token_id not in special_ids}
         self._codec = Codec(
             self._vocab,
+            self._token_ids,
             self._merges,
             pattern=pattern,
             normalization=normalization,
             whole_words=words if whole_words else {},
         )
 
-    def _number_specials(self, special_tokens: Sequence[str]) -> dict[str, int]:
+    def _number_specials(self, special_tokens: Sequence[str] | Mapping[str, int]) -> dict[str, int]:
+        """Return the ids of special tokens, ascending, after adding to the vocabulary what it lacks of them."""
+        ids = dict(special_tokens) if isinstance(special_tokens, Mapping) else self._find_specials(special_tokens)
+        for special, token_id in ids.items():
+            token = special.encode("utf-8")
+            if self._vocab.setdefault(token_id, token) != token:
+                raise TokenizerError(
+                    f"special token {special!r} has the id {token_id!r} of {self._vocab[token_id]!r}; give it its own"
+                )
+        check_vocab(self._vocab, source="special_tokens")
+        if len(set(ids.values())) < len(ids):
+            raise TokenizerError("two special tokens have the same id; give each its own")
+        return dict(sorted(ids.items(), key=lambda item: item[1]))
+
+    def _find_specials(self, special_tokens: Sequence[str]) -> dict[str, int]:
+        """Return the ids of special tokens; those that the vocabulary lacks get the next free ones.
+
+        Of two tokens with the same bytes, one is ordinary and the one with the larger id special.
+        """
         ordinary = ordinary_tokens(self._merges)
-        others = {token: token_id for token_id, token in self._vocab.items() if token not in ordinary}
+        found: dict[bytes, list[int]] = {}
+        for token_id in sorted(self._vocab):
+            found.setdefault(self._vocab[token_id], []).append(token_id)
+        next_id = self.vocab_size
+        ids: dict[str, int] = {}
         for special in special_tokens:
             token = special.encode("utf-8")
-            if token in ordinary:
-                raise TokenizerError(f"special token {special!r} is an ordinary token; choose another text")
-            if token not in others:
-                others[token] = len(self._vocab)
-                self._vocab[len(self._vocab)] = token
-        ids = {special: others[special.encode("utf-8")] for special in special_tokens}
-        return dict(sorted(ids.items(), key=lambda item: item[1]))
+            if token in ordinary and len(found.get(token, [])) == 1:
+                raise TokenizerError(
+                    f"special token {special!r} is an ordinary token; choose another text, or give an id with it"
+                )
+            if token in found:
+                ids[special] = found[token][-1]
+            else:
+                ids[special] = next_id
+                next_id += 1
+        return ids
 
     @classmethod
     def from_files(
-        cls, vocab_path: Path | str, merges_path: Path | str, special_tokens: Sequence[str] | None = None
+        cls,
+        vocab_path: Path | str,
+        merges_path: Path | str,
+        special_tokens: Sequence[str] | Mapping[str, int] | None = None,
     ) -> Self:
         """Read GPT-2's two files. Only the `special_tokens` named here are recognised in text.
 
@@ -172,7 +221,7 @@ class Tokenizer:
         return cls(
             vocab,
             merges_of_ranks(ranks),
-            list(special_tokens),
+            special_tokens,
             pattern=pattern,
             normalization=normalization,
             whole_words=True,
@@ -189,7 +238,7 @@ class Tokenizer:
         """
         tiktoken_file.write_ranks(
             Path(path),
-            self._vocab,
+            self._token_ids.id_of,
             self._merges,
             set(self._special_tokens.values()),
             pattern=self._settings.pattern,
@@ -197,7 +246,7 @@ class Tokenizer:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), **asdict(self._settings)), (self._vocab, self._merges, list(self._special_tokens))
+        return partial(type(self), **asdict(self._settings)), (self._vocab, self._merges, self._special_tokens)
 
     @property
     def vocab(self) -> Mapping[int, bytes]:
@@ -206,7 +255,7 @@ class Tokenizer:
 
     @property
     def merges(self) -> Sequence[tuple[bytes, bytes]]:
-        """The merges, the earliest first."""
+        """The merges, the lowest rank first."""
         return self._merges
 
     @property
@@ -217,7 +266,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """The largest id plus one."""
-        return len(self._vocab)
+        return max(self._vocab) + 1
 
     @property
     def settings(self) -> TokenizerSettings:
@@ -239,15 +288,16 @@ class Tokenizer:
         """Return the SHA-256 of what the tokenizer does, whatever file it came from; worked out once.
 
         It is taken of compact JSON, [tokens, merges, special tokens]: all tokens in hexadecimal, ordered by
-        id; the merges as pairs of such; the ids of the special tokens. A fourth item has the settings that are not
-        GPT-2's, if there are any.
+        id, null for an id in a gap; the merges as pairs of such; the ids of the special tokens. A fourth item has the
+        settings that are not GPT-2's, if there are any.
         """
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
         # Put together by hand: a list for each merge would have the garbage collector go over everything there is.
-        tokens = ",".join(f'"{token.hex()}"' for token in self._vocab.values())
+        by_id = map(self._vocab.get, range(self.vocab_size))
+        tokens = ",".join("null" if token is None else f'"{token.hex()}"' for token in by_id)
         merges = ",".join(f'["{left.hex()}","{right.hex()}"]' for left, right in self._merges)
         special_ids = ",".join(map(str, self._special_tokens.values()))
         changed = self._settings.changed()
@@ -255,7 +305,13 @@ class Tokenizer:
         content = f"[[{tokens}],[{merges}],[{special_ids}]{settings}]"
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
-    def encode(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> list[int]:
+    def encode(
+        self,
+        text: str | bytes,
+        *,
+        allowed_special: AllowedSpecial = "all",
+        errors: Literal["ignore", "strict"] = "ignore",
+    ) -> list[int]:
         """Return the ids of `text`.
 
         Special tokens not in `allowed_special` are encoded as the plain text they look like; for untrusted
@@ -263,9 +319,18 @@ class Tokenizer:
         a `str`, surrogates, which UTF-8 cannot express, are joined to their character where they form a pair and
         become U+FFFD where not, as in tiktoken.
 
-        Raises `TokenizerError` if `allowed_special` names an unknown special token.
+        With a vocabulary that lacks single bytes, what it cannot express is left out, or becomes `unknown_token`.
+
+        Raises `TokenizerError` if `allowed_special` names an unknown special token, and with `errors="strict"` for text
+        that the vocabulary cannot express.
         """
+        if errors not in ("ignore", "strict"):
+            raise TokenizerError(f'errors is {errors!r}; give "ignore" or "strict"')
         specials = self._specials(allowed_special)
+        if errors == "strict" and self._token_ids.missing:
+            ids = self.encode(text, allowed_special=allowed_special)
+            self._check_complete(ids, text, specials)
+            return ids
         if len(text) <= BLOCK:
             return self._codec.encode(text, specials)
         self._codec.expect(len(text))
@@ -273,6 +338,19 @@ class Tokenizer:
         for block_ids in self._encode_blocks([text], specials, BLOCK):
             ids += block_ids
         return ids
+
+    def _check_complete(self, ids: list[int], text: str | bytes, specials: Specials) -> None:
+        """Raise `TokenizerError` unless `ids` stand for the whole of `text`."""
+        parts = split_special(valid_unicode(text) if isinstance(text, str) else to_text(text), specials.pattern)
+        if self._settings.normalization is not None:
+            parts = [part if place % 2 else normalized(part) for place, part in enumerate(parts)]
+        whole = to_bytes("".join(parts))
+        if self._codec.decode(ids) != whole:
+            byte = next(byte for byte in whole if byte in self._token_ids.missing)
+            raise TokenizerError(
+                f"the text has the byte {bytes([byte])!r}, which the vocabulary lacks; remove it, or encode without "
+                'errors="strict"'
+            )
 
     def encode_iterable(self, texts: Iterable[str], *, allowed_special: AllowedSpecial = "all") -> Iterator[int]:
         """Yield the ids of the text that `texts` join to, the same however it is divided.
@@ -346,9 +424,10 @@ class Tokenizer:
     ) -> tuple[IdArray, npt.NDArray[np.int64]]:
         """Return the ids of the texts that `data` holds one after another, and where those of each end.
 
-        `ends` says where the texts end, shape (texts,). It is `encode_batch` without any work for a single text. For
-        the rest see `encode_to_array`.
+        `ends` says where the texts end, shape (texts,), ascending, the last at the end of `data`. It is `encode_batch`
+        without any work for a single text. For the rest see `encode_to_array`.
         """
+        check_ends(ends, len(data))
         specials = self._specials(allowed_special)
         threads = worker_count(num_threads)
         if threads == 1:
@@ -400,7 +479,7 @@ class Tokenizer:
     def decode(self, ids: Ids) -> str:
         """Return the text of `ids`, with U+FFFD for bytes that are not UTF-8.
 
-        Raises `TokenizerError` for an id outside the vocabulary.
+        Raises `TokenizerError` for an id that no token has.
         """
         return self._codec.decode(ids).decode("utf-8", errors="replace")
 

@@ -16,7 +16,7 @@ from transformerlm.utils.errors import TokenizerError
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 
 TOKENS = [random.Random(size).randbytes(size) for size in range(1, 301)]
-TABLES = decode_tables(TOKENS)
+TABLES = decode_tables(dict(enumerate(TOKENS)))
 INTEGERS = [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64, ">u2", ">i8"]
 
 vocabularies = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=20)
@@ -25,7 +25,7 @@ vocabularies = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size
 @given(st.data(), vocabularies)
 def test_decoding_joins_the_tokens(data: st.DataObject, tokens: list[bytes]) -> None:
     ids = data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=50))
-    tables = decode_tables(tokens)
+    tables = decode_tables(dict(enumerate(tokens)))
     expected = b"".join(tokens[token_id] for token_id in ids)
     assert decode_list(ids, tables) == expected
     for dtype in (np.uint16, np.uint32, np.int64):
@@ -49,7 +49,7 @@ def test_nothing_is_written_behind_the_output(last: int) -> None:
 
 
 def test_zeros_belong_to_a_token() -> None:
-    tables = decode_tables([b"\0", b"a\0\0", b"\0" * 17])
+    tables = decode_tables({0: b"\0", 1: b"a\0\0", 2: b"\0" * 17})
     assert decode_list([1, 0, 2, 1], tables) == b"a\0\0" + b"\0" * 18 + b"a\0\0"
 
 
@@ -60,7 +60,7 @@ def test_no_ids() -> None:
 
 def test_bytes_are_made_anew_each_time() -> None:
     """They are written to while they are made; no other bytes may change."""
-    single = decode_tables([bytes([byte]) for byte in range(256)])
+    single = decode_tables({byte: bytes([byte]) for byte in range(256)})
     made = [decode_array(np.array([byte]), single) for byte in range(256)]
     assert made == [bytes([byte]) for byte in range(256)]
     assert decode_array(np.array([65]), single) == b"A"

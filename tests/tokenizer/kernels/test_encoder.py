@@ -9,28 +9,33 @@ import pytest
 from transformerlm.tokenizer.kernels import encoder
 from transformerlm.tokenizer.kernels.compiling import available
 from transformerlm.tokenizer.kernels.encoder import ENTRY_WORDS, LINE_WORDS, EncodeTables, Memory
-from transformerlm.tokenizer.kernels.merger import SHORT, merge_tables
+from transformerlm.tokenizer.kernels.merger import SHORT, merge_tables, token_numbers
 from transformerlm.tokenizer.kernels.pieces import piece_key
 from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
 from transformerlm.tokenizer.kernels.walker import rules_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
-from transformerlm.tokenizer.merge import merge_bytes, merge_table
+from transformerlm.tokenizer.merge import merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 
 MERGES = [(b"a", b"b"), (b"c", b"d"), (b"ab", b"cd"), (b"e", b"e"), (b"ee", b"ee")]
+NUMBER_OF = token_numbers(left + right for left, right in MERGES)
 
 
 class Cache:
     """A cache of two lines, next door to each other, to which `encode` sends all pieces."""
 
-    def __init__(self, dtype: type = np.uint16) -> None:
+    def __init__(self, dtype: type = np.uint16, left_out: bytes = b"") -> None:
         self.tables = EncodeTables(
-            merge_tables(MERGES), np.arange(256 + len(MERGES), dtype=dtype), rules_of(GPT2), whole_words_of({})
+            merge_tables(MERGES, NUMBER_OF),
+            np.arange(256 + len(MERGES), dtype=dtype),
+            np.array([byte in left_out for byte in range(256)][: 256 if left_out else 0], np.bool_),
+            rules_of(GPT2),
+            whole_words_of({}),
         )
-        arena, numbers = np.zeros(1000, np.uint32), np.zeros(SHORT, np.int64)
-        self.memory = Memory(np.zeros(2 * LINE_WORDS, np.uint64), arena, np.zeros(1, np.int64), numbers)
+        arena, numbers, rest = np.zeros(1000, np.uint32), np.zeros(SHORT, np.int64), np.zeros(SHORT, np.uint8)
+        self.memory = Memory(np.zeros(2 * LINE_WORDS, np.uint64), arena, np.zeros(1, np.int64), numbers, rest)
 
     def encode(self, pieces: Sequence[bytes], line: int = 0) -> tuple[int, list[int]]:
         """Return at which piece the look-up stopped, and the ids of those before it."""
@@ -52,7 +57,7 @@ class Cache:
 
 
 def expected(pieces: Sequence[bytes]) -> list[int]:
-    return [number for piece in pieces for number in merge_bytes(piece, merge_table(MERGES))]
+    return [number for piece in pieces for number in merge_ids(list(piece), merge_table(MERGES, NUMBER_OF))]
 
 
 def test_a_full_line_sends_its_pieces_next_door() -> None:

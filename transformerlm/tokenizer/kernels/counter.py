@@ -34,6 +34,7 @@ from typing import NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.tokenizer.checks import check_ends
 from transformerlm.tokenizer.kernels.chunks import CHUNK, next_pieces
 from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
 from transformerlm.tokenizer.kernels.machine import prefetch, read_word, write_word
@@ -108,10 +109,11 @@ class PieceCounter:
     def count(self, data: bytes, ends: Sequence[int] | None = None) -> None:
         """Count the pre-tokens of texts that lie in `data` one after another and end at `ends`; by default one text.
 
-        A byte that is not UTF-8 counts as a character of the class "other".
+        A byte that is not UTF-8 counts as a character of the class "other". Raises `TokenizerError` for `ends` that are
+        not ascending, or of which the last is not the end of `data`.
         """
         places = np.array([len(data)] if ends is None else ends, np.int64)
-        assert len(places) == 0 or (places[0] >= 0 and places[-1] <= len(data) and (np.diff(places) >= 0).all())
+        check_ends(places, len(data))
         text = np.frombuffer(data, np.uint8)
         stop, rules = np.zeros(4, np.int64), rules_of(GPT2)
         while not count_texts(text, places, self._special_tokens, self._table, rules, self._room, stop):

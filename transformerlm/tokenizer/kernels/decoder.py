@@ -20,7 +20,7 @@ The ids pass twice: once to look at each and to add up the sizes, so that the ou
 
 import array
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
 from transformerlm.tokenizer.kernels.machine import read_word, write_word
 
 WORD = 8
+NO_TOKEN = -1
 HEAD = 2 * WORD
 """Bytes of a token that stand in the table: 72 of GPT-2's 50,257 are longer."""
 
@@ -53,7 +54,7 @@ class DecodeTables(NamedTuple):
     """The tokens. Only read, so that threads share it."""
 
     sizes: npt.NDArray[np.int32]
-    """(tokens,); bytes of each token."""
+    """(tokens,); bytes of each token, NO_TOKEN for an id in a gap."""
     heads: npt.NDArray[np.uint64]
     """(tokens, 2); its first 16 bytes, with zeros behind a shorter one."""
     begins: npt.NDArray[np.int64]
@@ -62,12 +63,14 @@ class DecodeTables(NamedTuple):
     """All tokens one after another, and a word that may be read behind them."""
 
 
-def decode_tables(tokens: Sequence[bytes]) -> DecodeTables:
-    """Return the tables of the tokens with ids 0, 1, 2, …"""
+def decode_tables(vocab: Mapping[int, bytes]) -> DecodeTables:
+    """Return the tables of tokens by id."""
+    tokens = [vocab.get(token_id, b"") for token_id in range(max(vocab) + 1)]
     sizes = np.fromiter(map(len, tokens), np.int32, len(tokens))
     heads = np.array(tokens, f"S{HEAD}").view(np.uint64).reshape(-1, 2)  # cuts off the rest, fills up with zeros
     begins = np.cumsum(sizes, dtype=np.int64) - sizes
     whole = np.frombuffer(bytearray().join([*tokens, bytes(WORD)]), np.uint8)
+    sizes[[token_id for token_id in range(len(tokens)) if token_id not in vocab]] = NO_TOKEN
     return DecodeTables(sizes, heads, begins, whole)
 
 
@@ -108,7 +111,10 @@ def measure(ids, sizes):
     for at in range(len(ids)):
         if np.uint64(ids[at]) >= num_tokens:  # as is a negative one: without a sign it is large
             return at, size
-        size += sizes[np.int64(ids[at])]
+        token_size = sizes[np.int64(ids[at])]
+        if token_size == NO_TOKEN:
+            return at, size
+        size += token_size
     return len(ids), size
 
 

@@ -59,7 +59,7 @@ MAX_REMEMBERED = 192
 SLACK = 8
 """Items behind the last id that may be written to: two words of ids of 16 bits."""
 
-NO_ENTRY = -1
+NO_ENTRY = NO_NUMBER = -1
 NONE = np.uint64(0)
 IN_ARENA = np.uint64(1 << 63)
 _LINE_SHIFT = np.uint64(64 - LINE_BITS)
@@ -72,7 +72,9 @@ class EncodeTables(NamedTuple):
 
     merges: MergeTables
     ids: npt.NDArray[np.unsignedinteger]
-    """uint16 or uint32, as the output. The id of each token number: first those of the bytes, then of the products."""
+    """uint16 or uint32, as the output. The id of each token number of `merger`."""
+    left_out: npt.NDArray[np.bool_]
+    """(256,) or (0,); the bytes that have no id and are left out before merging, or nothing if there are none."""
     rules: Rules
     """How a text is cut into pre-tokens."""
     words: WholeWords
@@ -88,6 +90,8 @@ class Memory(NamedTuple):
     """A single number: items of the arena that are taken."""
     numbers: npt.NDArray[np.int64]
     """Token numbers of the pre-token that is being merged."""
+    rest: npt.NDArray[np.uint8]
+    """Its bytes without those that are left out."""
 
 
 def new_memory() -> Memory:
@@ -100,6 +104,7 @@ def new_memory() -> Memory:
         np.zeros(ARENA, np.uint32),
         np.zeros(1, np.int64),
         np.zeros(SHORT, np.int64),
+        np.zeros(SHORT, np.uint8),
     )
 
 
@@ -178,7 +183,7 @@ def look_up(chunk, starts, first_piece, pieces, keys, tables, memory, ids, count
             count += np.int64(rest >> (64 - id_bits))
         else:
             number = look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, ids, count)
-            if number == 0:
+            if number == NO_NUMBER:
                 return piece, count
             count += number
     return pieces, count
@@ -186,20 +191,24 @@ def look_up(chunk, starts, first_piece, pieces, keys, tables, memory, ids, count
 
 @borrowing_kernel
 def look_up_rare(chunk, starts, piece, keys, is_known, entry, tables, memory, ids, count):
-    """Write the ids of a piece that is in the arena or not known, and return their number; 0 if it is too long."""
+    """Write the ids of a piece that is in the arena or not known; return their number, NO_NUMBER if it is too long."""
     start, length = starts[piece], starts[piece + 1] - starts[piece]
     if not is_known:
         entry = find_next_door(memory.lines, keys, piece)
     if entry != NO_ENTRY:
         number = recall(chunk, start, length, memory, entry, ids, count)
-        if number > 0:
+        if number != NO_NUMBER:
             return number
     word = find_word(tables.words, chunk, start, length, keys[piece, 0], keys[piece, 1])
     if word != NO_WORD:
         ids[count] = tables.words.ids[word]
         number = 1
     elif length > SHORT:
-        return 0
+        return NO_NUMBER
+    elif len(tables.left_out) > 0:
+        rest = leave_out(chunk, start, length, tables.left_out, memory.rest)
+        number = merge_short(memory.rest, 0, rest, tables.merges, memory.numbers)
+        write_ids(memory.numbers, number, tables.ids, ids, count)
     else:
         number = merge_short(chunk, start, length, tables.merges, memory.numbers)
         write_ids(memory.numbers, number, tables.ids, ids, count)
@@ -213,11 +222,26 @@ def merge_longer(chunk, starts, piece, keys, tables, memory, ids, count):
     """Write the ids of a piece of any length that is not in the cache, and return their number."""
     start, length = starts[piece], starts[piece + 1] - starts[piece]
     numbers = np.empty(length, np.int64)
-    number = merge_long(chunk, start, length, tables.merges, numbers)
+    if len(tables.left_out) > 0:
+        rest = np.empty(length, np.uint8)
+        number = merge_long(rest, 0, leave_out(chunk, start, length, tables.left_out, rest), tables.merges, numbers)
+    else:
+        number = merge_long(chunk, start, length, tables.merges, numbers)
     write_ids(numbers, number, tables.ids, ids, count)
     if length <= MAX_REMEMBERED:
         remember(chunk, start, length, keys, piece, memory, ids, count, number)
     return number
+
+
+@borrowing_kernel
+def leave_out(chunk, start, length, left_out, rest):
+    """Write the bytes of a piece that are not left out into `rest`, and return how many they are."""
+    count = 0
+    for place in range(start, start + length):
+        if not left_out[chunk[place]]:
+            rest[count] = chunk[place]
+            count += 1
+    return count
 
 
 @borrowing_kernel
@@ -241,7 +265,7 @@ def find_next_door(lines, keys, piece):
 
 @borrowing_kernel
 def recall(chunk, start, length, memory, entry, ids, count):
-    """Copy the ids of a piece from its entry and return their number; 0 if that is of another with the same key."""
+    """Copy the ids of a piece from its entry; return their number, NO_NUMBER if it is another with the same key."""
     lines, arena = memory.lines, memory.arena
     rest = lines[entry + 3]
     if rest < IN_ARENA:
@@ -252,10 +276,10 @@ def recall(chunk, start, length, memory, entry, ids, count):
     place, number = np.int64(lines[entry + 2]), np.int64((rest & ~IN_ARENA) >> _HALF)
     if length > MAX_EXACT:
         if np.int64(rest & _LOW_HALF) != length:
-            return 0
+            return NO_NUMBER
         for byte in range(length):
             if arena[place + number + byte] != chunk[start + byte]:
-                return 0
+                return NO_NUMBER
     for item in range(number):
         ids[count + item] = arena[place + item]
     return number

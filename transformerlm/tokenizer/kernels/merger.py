@@ -1,20 +1,19 @@
 r"""The merger: one pre-token → the numbers of its tokens.
 
-Byte-pair encoding starts from single bytes and joins the adjacent pair whose merge comes first in the list of merges,
-until no pair has a merge. As in `transformerlm.tokenizer.merge`, a token goes by its number: 0 to 255 are the single
-bytes, 256 + k is the product of merge k. So the pair to join is the one with the smallest product, and of several
-such the leftmost.
+Byte-pair encoding starts from single bytes and joins the adjacent pair of the lowest rank, the leftmost first, until no
+pair merges; see `transformerlm.tokenizer.merge`. Here a token has a number: 0 to 255 are the single bytes, the other
+tokens follow.
 
-A short piece is merged as the definition says. One array holds each token together with the product of it and
-the next, in the high half, so that the smallest item is the pair to join. (A dot stands for no product.)
+A short piece is merged as the definition says. One array holds each token together with the rank of the merge of it and
+the next, in the high half, so that the smallest item is the pair to join. (A dot stands for no merge.)
 
-    merges       256 = l o    257 = lo w    258 = e r    259 = low er
+    merges       rank 0: l o    rank 1: lo w    rank 2: e r    rank 3: low er
 
-    items        256│l   .│o   .│w   258│e   .│r        l o w e r
-                 257│256   .│w   258│e   .│r            lo w e r
-                 .│257   258│e   .│r                    low e r
-                 259│257   .│258                        low er
-                 .│259                                  lower
+    items        0│l     .│o    .│w    2│e    .│r       l o w e r
+                 1│lo    .│w    2│e    .│r              lo w e r
+                 .│low   2│e    .│r                     low e r
+                 3│low   .│er                           low er
+                 .│lower                                lower
 
 That is quadratic. For a word it is the fastest way, but a pre-token can also be a megabyte of one letter. In a long
 piece each token stays where its bytes lie, and its number stands at its first byte and at its last. So a token that
@@ -22,113 +21,111 @@ starts at `place` ends `sizes[number]` bytes later, where the next one starts; t
 and its number stands there. To join two tokens is to write one number twice. (A dot is inside of a token and says
 nothing.)
 
-    place         0   1   2   3   4   5   6         places where a product can be made
-    tokens        l   o   w   e   r   l   o         256: 0 and 5    258: 3
-    made 256     256 256  w   e   r  256 256        257: 0          258: 3
-    made 257     257  .  257  e   r  256 256        258: 3
-    made 258     257  .  257 258 258 256 256        259: 0
-    made 259     259  .   .   .  259 256 256
+    place         0    1    2    3    4    5    6
+    tokens        l    o    w    e    r    l    o
+    l o           lo   lo   w    e    r    lo   lo
+    lo w          low  .    low  e    r    lo   lo
 
-For each product there is a list of places, and the products are made in ascending order. A merge only makes pairs with
-larger products than its own. So no product has its turn twice, and when it has it, all its places are known. Some
-are out of date, since another merge has used one of the two tokens; they are passed over. A pair is listed when the
-younger of its tokens comes into being, which are at most two pairs a merge; so the work is linear in the length.
-
-The lists must be ascending, because places overlap in a run x x x, where the left one goes first. They are: all places
-of a pair were listed while the younger of its tokens was made, in one sweep through an ascending list.
+A heap holds rank and place of every pair that merges, as one number, the rank in the high bits. Some of them are out of
+date, since another merge has used one of the two tokens; they are passed over. Each merge adds at most two pairs, so
+that the work is O(n log n) in the length.
 
 Source: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (2016), section 3.2.
 """
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from transformerlm.tokenizer.checks import SINGLE_BYTES
 from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import lowest_bit
 from transformerlm.utils.errors import TokenizerError
 
 SHORT = 80
-"""Bytes of the longest piece that is merged as the definition says; from about here on the lists are faster."""
-
-MAX_SMALL_PLACES = 2**31 // 3
-"""Bytes of the longest piece whose cells, three a byte, can be numbered in 32 bits; that is half the memory."""
+"""Bytes of the longest piece that is merged as the definition says; from about here on the heap is faster."""
 
 NEVER = 2**31 - 1
-"""The product of two tokens that no merge joins: larger than any other, so that it is never the smallest of several."""
+"""The rank of two tokens that do not merge: higher than any other, so that it is never the lowest of several."""
 
-NO_PRODUCT = NEVER << 32
-"""The least item of a short piece that has no product."""
+NO_MERGE = NEVER << 32
+"""The least item of a short piece that has no merge."""
 
 TOKEN = 2**32 - 1
 """The half of an item that holds the token."""
 
-NO_TOKEN = NO_CELL = -1
+PLACE_BITS = 42
+"""Bits of a place in the heap of a long piece, below the rank."""
 
-NONE, ONE = np.uint64(0), np.uint64(1)
+NO_TOKEN = -1
+
 FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 """2⁶⁴ divided by the golden ratio, for hashing by multiplication (Knuth, The Art of Computer Programming, 6.4)."""
 
 TOKEN_BITS = 21
-"""Bits of a token number in a slot: three of them fit one word, so that a look-up reads memory once."""
+"""Bits of a number or a rank in a slot: three of them fit one word, so that a look-up reads memory once."""
 
 FREE = np.uint64(2**64 - 1)
 _TOKEN_BITS = np.uint64(TOKEN_BITS)
-_PRODUCT = np.uint64((1 << TOKEN_BITS) - 1)
+_RANK = np.uint64((1 << TOKEN_BITS) - 1)
 _HALF = np.uint64(32)
-_LOW_HALF = np.uint64(2**32 - 1)
 
 
 class MergeTables(NamedTuple):
     """What the merger knows of a list of merges. Only read, so that threads share it."""
 
     byte_pairs: npt.NDArray[np.int32]
-    """(65536,); the product of bytes a and b at 256 a + b, or NEVER."""
+    """(65536,); the rank of the merge of bytes a and b at 256 a + b, or NEVER."""
     slots: npt.NDArray[np.uint64]
-    """(a power of two,); a hash table of all other pairs: left, right and product, 21 bits each, or FREE."""
-    pairs: npt.NDArray[np.uint64]
-    """(tokens,); the two tokens that a product was made of, left in the high half; 0 for single bytes."""
+    """(a power of two,); a hash table of all other pairs: left, right and rank, 21 bits each, or FREE."""
+    pairs: npt.NDArray[np.int32]
+    """(merges, 3); the numbers of the two tokens that a merge joins, and of the one that it makes."""
     sizes: npt.NDArray[np.int32]
     """(tokens,); bytes of each token."""
 
 
-def merge_tables(merges: Sequence[tuple[bytes, bytes]]) -> MergeTables:
-    """Return the tables of a list of merges, each of single bytes and products of earlier merges.
+def token_numbers(tokens: Iterable[bytes]) -> dict[bytes, int]:
+    """Return the numbers of tokens: first those of all single bytes, then of the other `tokens`, as they come."""
+    number_of = {token: number for number, token in enumerate(SINGLE_BYTES)}
+    for token in tokens:
+        if len(token) > 1:
+            number_of.setdefault(token, len(number_of))
+    return number_of
 
-    Raises `TokenizerError` for more than about two million merges.
+
+def merge_tables(merges: Sequence[tuple[bytes, bytes]], number_of: Mapping[bytes, int]) -> MergeTables:
+    """Return the tables of a list of merges, the lowest rank first; `number_of` is that of `token_numbers`.
+
+    A pair that is listed twice has its last rank. Raises `TokenizerError` for more than about two million merges or
+    tokens.
     """
-    count = len(merges)
-    if count + 256 > 1 << TOKEN_BITS:
-        raise TokenizerError(f"there are {count:,} merges; {(1 << TOKEN_BITS) - 256:,} is the most, give fewer")
-    number_of = {left + right: product for product, (left, right) in enumerate(merges, start=256)}
-    sizes = np.ones(256 + count, np.int32)
-    sizes[256:] = np.fromiter(map(len, number_of), np.int32, count)
-    number_of.update((bytes([byte]), byte) for byte in range(256))
-    lefts = np.fromiter((number_of[left] for left, _ in merges), np.uint64, count)
-    rights = np.fromiter((number_of[right] for _, right in merges), np.uint64, count)
-    pairs = np.zeros(256 + count, np.uint64)
-    pairs[256:] = lefts << _HALF | rights
+    count = max(len(merges), len(number_of))
+    if count >= 1 << TOKEN_BITS:
+        raise TokenizerError(f"there are {count:,} merges or tokens; {(1 << TOKEN_BITS) - 1:,} is the most, give fewer")
+    pairs = np.array(
+        [(number_of[left], number_of[right], number_of[left + right]) for left, right in merges], np.int32
+    ).reshape(-1, 3)
     byte_pairs = np.full(256 * 256, NEVER, np.int32)
-    slots = np.full(1 << (2 * count).bit_length(), FREE)  # at least half are free, so that few are tried
-    enter_products(pairs, byte_pairs, slots)
-    return MergeTables(byte_pairs, slots, pairs, sizes)
+    slots = np.full(1 << (2 * len(merges)).bit_length(), FREE)  # at least half are free, so that few are tried
+    enter_merges(pairs, byte_pairs, slots)
+    return MergeTables(byte_pairs, slots, pairs, np.fromiter(map(len, number_of), np.int32, len(number_of)))
 
 
 @borrowing_kernel
-def enter_products(pairs, byte_pairs, slots):
-    """Enter all products into the two tables, which are empty."""
-    for product in range(256, len(pairs)):
-        left, right = np.int64(pairs[product] >> _HALF), np.int64(pairs[product] & _LOW_HALF)
+def enter_merges(pairs, byte_pairs, slots):
+    """Enter all merges into the two tables, which are empty."""
+    for rank in range(len(pairs)):
+        left, right = pairs[rank, 0], pairs[rank, 1]
         if left < 256 and right < 256:
-            byte_pairs[256 * left + right] = product
+            byte_pairs[256 * left + right] = rank
         else:
             pair = np.uint64(left) << _TOKEN_BITS | np.uint64(right)
             slot = first_slot(pair, slots)
-            while slots[slot] != FREE:
+            while slots[slot] != FREE and slots[slot] >> _TOKEN_BITS != pair:
                 slot = (slot + 1) & (len(slots) - 1)
-            slots[slot] = pair << _TOKEN_BITS | np.uint64(product)
+            slots[slot] = pair << _TOKEN_BITS | np.uint64(rank)
 
 
 @borrowing_kernel
@@ -138,13 +135,13 @@ def first_slot(pair, slots):
 
 
 @borrowing_kernel
-def product_of(left, right, slots):
-    """Return the product of two tokens, not both single bytes, or NEVER."""
+def rank_of(left, right, slots):
+    """Return the rank of the merge of two tokens, not both single bytes, or NEVER."""
     pair = np.uint64(left) << _TOKEN_BITS | np.uint64(right)
     slot = first_slot(pair, slots)
     while slots[slot] != FREE:
         if slots[slot] >> _TOKEN_BITS == pair:
-            return np.int64(slots[slot] & _PRODUCT)
+            return np.int64(slots[slot] & _RANK)
         slot = (slot + 1) & (len(slots) - 1)
     return np.int64(NEVER)
 
@@ -160,32 +157,32 @@ def merge_short(buffer, start, length, tables, items):
         tables: `MergeTables`.
         items: int64; room for `length` of them, all of which may be written to.
     """
-    byte_pairs, slots = tables.byte_pairs, tables.slots
+    byte_pairs, slots, pairs = tables.byte_pairs, tables.slots, tables.pairs
     byte = np.int64(buffer[start]) if length > 0 else 0
     for at in range(length - 1):
         next_byte = np.int64(buffer[start + at + 1])
         items[at] = np.int64(byte_pairs[256 * byte + next_byte]) << 32 | byte
         byte = next_byte
     if length > 0:
-        items[length - 1] = NO_PRODUCT | byte
+        items[length - 1] = NO_MERGE | byte
     while True:
-        least, at = NO_PRODUCT, 0
+        least, at = NO_MERGE, 0
         for i in range(length - 1):
             if items[i] < least:
                 least, at = items[i], i
-        if least == NO_PRODUCT:
+        if least == NO_MERGE:
             break
-        token = least >> 32
+        token = np.int64(pairs[least >> 32, 2])
         length -= 1
-        product = NEVER
+        rank = NEVER
         if at + 1 < length:
             for i in range(at + 1, length):
                 items[i] = items[i + 1]
-            product = product_of(token, items[at + 1] & TOKEN, slots)
-        items[at] = product << 32 | token
+            rank = rank_of(token, items[at + 1] & TOKEN, slots)
+        items[at] = rank << 32 | token
         if at > 0:
             before = items[at - 1] & TOKEN
-            items[at - 1] = product_of(before, token, slots) << 32 | before
+            items[at - 1] = rank_of(before, token, slots) << 32 | before
     for i in range(length):
         items[i] &= TOKEN
     return length
@@ -193,75 +190,38 @@ def merge_short(buffer, start, length, tables, items):
 
 @kernel
 def merge_long(buffer, start, length, tables, numbers):
-    """Do what `merge_short` does, by lists of places."""
+    """Do what `merge_short` does, by a heap."""
+    byte_pairs, slots, pairs, sizes = tables
     tokens = np.empty(length, np.int32)
     for place in range(length):
         tokens[place] = buffer[start + place]
-    lists = len(tables.sizes)
-    listed = np.zeros(lists // 64 + 1, np.uint64)
-    if length <= MAX_SMALL_PLACES:
-        ends, cells = np.empty((lists, 2), np.int32), np.empty((3 * length, 2), np.int32)
-        merge_by_places(tokens, tables, listed, ends, cells)
-    else:
-        large_ends, large_cells = np.empty((lists, 2), np.int64), np.empty((3 * length, 2), np.int64)
-        merge_by_places(tokens, tables, listed, large_ends, large_cells)
+    heap = [np.int64(0) for _ in range(0)]  # so that its type is known
+    for place in range(length - 1):
+        rank = np.int64(byte_pairs[256 * np.int64(tokens[place]) + tokens[place + 1]])
+        if rank != NEVER:
+            heap.append(rank << PLACE_BITS | place)
+    heapq.heapify(heap)
+    while len(heap) > 0:
+        first = heapq.heappop(heap)
+        rank, place = first >> PLACE_BITS, first & ((1 << PLACE_BITS) - 1)
+        left, right, token = pairs[rank, 0], pairs[rank, 1], pairs[rank, 2]
+        middle, end = place + sizes[left], place + sizes[token]
+        if tokens[place] != left or middle >= length or tokens[middle] != right:
+            continue
+        tokens[middle - 1] = tokens[middle] = NO_TOKEN
+        tokens[place] = tokens[end - 1] = token
+        if place > 0:
+            before = tokens[place - 1]
+            rank = rank_of(before, token, slots)
+            if rank != NEVER:
+                heapq.heappush(heap, rank << PLACE_BITS | (place - sizes[before]))
+        if end < length:
+            rank = rank_of(token, tokens[end], slots)
+            if rank != NEVER:
+                heapq.heappush(heap, rank << PLACE_BITS | place)
     place = found = 0
     while place < length:
         numbers[found] = tokens[place]
-        place += tables.sizes[tokens[place]]
+        place += sizes[tokens[place]]
         found += 1
     return found
-
-
-@borrowing_kernel
-def merge_by_places(tokens, tables, listed, ends, cells):
-    """Merge the bytes in `tokens`. The other arrays are the lists of places, all empty.
-
-    Args:
-        tokens: int32.
-        tables: `MergeTables`.
-        listed: a bit for each token number: whether its list has a place.
-        ends: (tokens, 2); the first and the last cell of each list that has a place, else anything.
-        cells: (3 * length of `tokens`, 2); a place, and the cell of the next place of its list or NO_CELL.
-    """
-    byte_pairs, slots, pairs, sizes = tables
-    cells_used = 0
-    for place in range(len(tokens) - 1):
-        product = np.int64(byte_pairs[256 * tokens[place] + tokens[place + 1]])
-        cells_used += list_place(product, place, cells_used, listed, ends, cells)
-    for word in range(len(listed)):
-        while listed[word] != NONE:
-            product = 64 * word + lowest_bit(listed[word])
-            left, right = np.int64(pairs[product] >> _HALF), np.int64(pairs[product] & _LOW_HALF)
-            cell = np.int64(ends[product, 0])
-            while cell != NO_CELL:
-                place, cell = np.int64(cells[cell, 0]), np.int64(cells[cell, 1])
-                middle, end = place + sizes[left], place + sizes[product]
-                if tokens[place] != left or middle >= len(tokens) or tokens[middle] != right:
-                    continue
-                tokens[middle - 1] = tokens[middle] = NO_TOKEN
-                tokens[place] = tokens[end - 1] = product
-                if place > 0:
-                    before = tokens[place - 1]
-                    wider = product_of(before, product, slots)
-                    cells_used += list_place(wider, place - sizes[before], cells_used, listed, ends, cells)
-                if end < len(tokens):
-                    wider = product_of(product, tokens[end], slots)
-                    cells_used += list_place(wider, place, cells_used, listed, ends, cells)
-            listed[word] &= listed[word] - ONE  # takes the lowest bit away, which is that of this product
-
-
-@borrowing_kernel
-def list_place(product, place, cell, listed, ends, cells):
-    """Append a place to the list of a product, by a new cell, unless that is NEVER. Return how many cells that took."""
-    if product == NEVER:
-        return 0
-    cells[cell, 0], cells[cell, 1] = place, NO_CELL
-    word, bit = product >> 6, ONE << (product & 63)
-    if listed[word] & bit == NONE:
-        listed[word] |= bit
-        ends[product, 0] = cell
-    else:
-        cells[ends[product, 1], 1] = cell
-    ends[product, 1] = cell
-    return 1

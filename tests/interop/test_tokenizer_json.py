@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers import pre_tokenizers as steps
@@ -227,6 +227,54 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "tokenizer.json").read_bytes())
 
 
+CASES = Path(__file__).parent / "data" / "tokenizers"
+READ = (
+    "added_dup bos_eos_template command_r decoder_sequence dropout_zero iso_inverted minimax nested_sequence "
+    "nfc_space_added norm_seq_nfc roberta_nomask starcoder truncation"
+).split()
+REFUSED = {
+    "bloom": r"its pre-tokenization pattern is none that is known here: ' \?\[\^",
+    "bytelevel_after_split_space": "add_prefix_space",
+    "decoder_null": "it has no decoder",
+    "falcon": "its pre-tokenizer, Punctuation and ByteLevel and Digits and Split, splits further after ByteLevel",
+    "norm_nfkc": "its normalizer is NFKC",
+    "opt_prefix_space": "add_prefix_space",
+    "phi4_rstrip": r"'<\|im_start\|>' is matched with lstrip",
+    "roberta": "'<mask>' is matched with lstrip",
+    "tekken": r"its pre-tokenization pattern is none that is known here: '\[\^",
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_families_write_is_read_as_by_tokenizers(name: str) -> None:
+    ours, theirs = read_tokenizer(CASES / name), tokenizers.Tokenizer.from_file(str(CASES / name / "tokenizer.json"))
+    added = sorted(token.content for token in theirs.get_added_tokens_decoder().values())
+
+    @settings(max_examples=100)
+    @given(st.lists(st.sampled_from([*added, *TEXT, "ab", "  ", "\u0338"]) | st.characters(codec="utf-8")).map("".join))
+    @example(TEXT)
+    @example("ab".join(["", *added, ""]))
+    @example("a   b\u0338  \u0338")
+    def check(text: str) -> None:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+        before = theirs.encode(text).ids[: len(ids) + 1]
+        assert ours.bos_token_id is None or before == [ours.bos_token_id, *ids]
+
+    check()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_families_write_and_is_not_supported_is_named(name: str) -> None:
+    with pytest.raises(InteropError, match=REFUSED[name]):
+        read_tokenizer(CASES / name)
+
+
+def test_every_case_is_tested() -> None:
+    assert sorted(path.name for path in CASES.iterdir()) == sorted([*READ, *REFUSED])
+
+
 def spoilt(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     """Return a copy with another value at a place like "model/type"; "…" as the value removes it."""
     content = copy.deepcopy(content)
@@ -271,7 +319,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
             {"type": "Metaspace", "replacement": "▁"},
             "its pre-tokenizer is SentencePiece's, Metaspace; only byte-level BPE",
         ),
-        ("pre_tokenizer", BYTE_LEVEL | {"add_prefix_space": True}, "puts a space before each text"),
+        ("pre_tokenizer", BYTE_LEVEL | {"add_prefix_space": True}, "adds a space before texts"),
         ("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}, "is none that is known here"),
         ("pre_tokenizer/pretokenizers/0/pattern/Regex", r"\w+", r"is none that is known here: '\\\\w\+'"),
         ("pre_tokenizer/pretokenizers/0/pattern", {"String": " "}, "is none that is known here"),
@@ -279,18 +327,19 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         ("normalizer", {"type": "Lowercase"}, "its normalizer is Lowercase"),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}, "only NFC is done"),
         ("decoder", {"type": "Metaspace"}, "its decoder is not ByteLevel"),
-        ("decoder", None, "its decoder is not ByteLevel"),
+        ("decoder", None, "it has no decoder"),
         ("added_tokens/0/lstrip", True, "matched with lstrip"),
         ("added_tokens/0/rstrip", True, "matched with rstrip"),
         ("added_tokens/0/single_word", True, "matched with single_word"),
-        ("added_tokens/0/normalized", True, "is looked for in normalized text"),
+        ("added_tokens/0", {"id": 256, "content": "e<", "normalized": True}, "is looked for in normalized text"),
         ("added_tokens/0/id", 3, "or it has two"),
         ("added_tokens/0/content", "x" * 2000, "is longer than 1,000 characters"),
         ("added_tokens/0/content", "a", "and another have the id|or it has two"),
         ("added_tokens/0/content", "Ġ", "or it has two"),
         ("added_tokens/1/content", END_OF_TEXT, "is listed twice, in two ways"),
         ("added_tokens", {}, "its added_tokens are no list"),
-        ("post_processor", {"type": "RobertaProcessing"}, "its post-processor is RobertaProcessing"),
+        ("post_processor", {"type": "BertProcessing"}, "its post-processor is BertProcessing"),
+        ("post_processor", {"type": "RobertaProcessing", "cls": ["<a>", 1]}, "cls is .*, which is no added token"),
         ("post_processor/single/0/SpecialToken/id", "<b>", "'<b>' around texts, which is no added token"),
         ("post_processor/special_tokens/<a>/ids", [1], "is no added token of that id"),
         ("post_processor/single", [], "more around a text than"),

@@ -8,12 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import regex
 import tiktoken
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, gpt2_bytes_to_unicode
 
-EVERY_CHARACTER = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 SAMPLES = Path(__file__).parents[1] / "data"
 CORPORA = Path(__file__).parents[2] / "../shared/data"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""  # tiktoken's
@@ -59,22 +57,6 @@ def tiktoken_from(folder: Path, pattern: str = GPT2_PATTERN) -> tiktoken.Encodin
     special = {END_OF_TEXT: entries.pop(END_OF_TEXT)}
     ranks = {bytes(byte_of[character] for character in text): rank for text, rank in entries.items()}
     return tiktoken.Encoding(name="gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-
-@pytest.fixture(scope="session")
-def disputed() -> regex.Pattern[str]:
-    return disputed_characters()
-
-
-def disputed_characters(groups: Sequence[str] = (r"\p{L}", r"\p{N}", r"\s")) -> regex.Pattern[str]:
-    """The characters that tiktoken's Unicode version and that of `regex` do not class alike."""
-    characters: set[str] = set()
-    single_bytes = {bytes([byte]): byte for byte in range(256)}
-    for group in groups:
-        matcher = tiktoken.Encoding(name="class", pat_str=group, mergeable_ranks=single_bytes, special_tokens={})
-        theirs = matcher.decode(matcher.encode_ordinary(EVERY_CHARACTER))
-        characters |= set(theirs) ^ set(regex.findall(group, EVERY_CHARACTER))
-    return regex.compile("[" + "".join(map(regex.escape, sorted(characters))) + "]" if characters else "(?!)")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import regex
 import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -49,13 +48,10 @@ def check_tiktokens_ids(text: str, gpt2: Tokenizer, oracle: tiktoken.Encoding) -
     assert gpt2.decode(ids) == text
 
 
-def test_any_unicode_has_tiktokens_ids(
-    gpt2: Tokenizer, oracle: tiktoken.Encoding, disputed: regex.Pattern[str]
-) -> None:
+def test_any_unicode_has_tiktokens_ids(gpt2: Tokenizer, oracle: tiktoken.Encoding) -> None:
     @given(st.text(max_size=60) | st.text(alphabet="a'slLvetrd1 \n\t\u00a0\u3000.!é你\U0001f600", max_size=60))
     @example(END_OF_TEXT + " x" + END_OF_TEXT)
     def check(text: str) -> None:
-        text = disputed.sub("", text)
         assert gpt2.encode(text) == oracle.encode(text, allowed_special="all")
         assert gpt2.encode(text, allowed_special=set()) == oracle.encode(text, disallowed_special=())
 

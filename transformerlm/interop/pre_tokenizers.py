@@ -53,10 +53,15 @@ def pattern_of(pre_tokenizer: Any) -> str:
     """Return the pattern that the object means; raise `InteropError`, without the file's name, for any other."""
     steps = _steps(pre_tokenizer)
     last = steps[-1]
-    if last.get("type") != "ByteLevel":
+    kinds = [str(step.get("type")) for step in steps]
+    if "ByteLevel" not in kinds:
         raise InteropError(_not_byte_level(last.get("type")))
+    if last.get("type") != "ByteLevel":
+        raise InteropError(
+            f"its pre-tokenizer, {shown(' and '.join(kinds))}, splits further after ByteLevel, which is not supported"
+        )
     if last.get("add_prefix_space", True) is not False:
-        raise InteropError("its pre-tokenizer puts a space before each text (add_prefix_space), which is not done here")
+        raise InteropError("its pre-tokenizer adds a space before texts (add_prefix_space), which is not supported")
     use_regex = last.get("use_regex", True)
     first = steps[0]
     if len(steps) == 1 and use_regex is True:
@@ -70,25 +75,36 @@ def pattern_of(pre_tokenizer: Any) -> str:
         return GPT2_DIGITS
     if len(steps) == 2 and first.get("type") == "Split" and use_regex is False:
         return _pattern_of_split(first)
-    kinds = shown(" and ".join(str(step.get("type")) for step in steps))
-    raise InteropError(f"its pre-tokenizer, {kinds} with use_regex {shown(use_regex)}, is none that is known here")
+    steps_shown = shown(" and ".join(kinds))
+    raise InteropError(
+        f"its pre-tokenizer, {steps_shown} with use_regex {shown(use_regex)}, is none that is known here"
+    )
 
 
 def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """Return the steps of a pre-tokenizer, those of nested sequences in their order."""
     if not isinstance(pre_tokenizer, dict):
         raise InteropError(_not_byte_level(None))
-    steps = [pre_tokenizer]
-    if pre_tokenizer.get("type") == "Sequence":
-        steps = pre_tokenizer.get("pretokenizers")
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
-        raise InteropError("its pre-tokenizer is no sequence of objects; restore the file")
-    return steps
+    found: list[dict[str, Any]] = []
+    waiting: list[Any] = [pre_tokenizer]
+    while waiting:
+        step = waiting.pop(0)
+        inner = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else []
+        if not isinstance(step, dict) or not isinstance(inner, list):
+            raise InteropError("its pre-tokenizer is no sequence of objects; restore the file")
+        waiting[:0] = inner
+        if step.get("type") != "Sequence":
+            found.append(step)
+    if not found:
+        raise InteropError(_not_byte_level(None))
+    return found
 
 
 def _pattern_of_split(split: dict[str, Any]) -> str:
     expression = split.get("pattern")
     expression = expression.get("Regex") if isinstance(expression, dict) else None
-    keeps_all = (split.get("behavior"), split.get("invert", False)) in (("Isolated", False), ("Removed", True))
+    # Every pattern here matches all of a text: whether matches or what is between them is meant makes no difference.
+    keeps_all = split.get("behavior") == "Isolated" or (split.get("behavior"), split.get("invert")) == ("Removed", True)
     if keeps_all and isinstance(expression, str) and expression in _PATTERN_OF:
         return _PATTERN_OF[expression]
     raise InteropError(

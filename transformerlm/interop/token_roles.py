@@ -89,11 +89,21 @@ def _template(post_processor: Any, ids: Mapping[str, int]) -> tuple[str | None, 
         kind = step.get("type")
         if kind == "TemplateProcessing":
             before, after = _tokens_around(step, ids)
+        elif kind == "RobertaProcessing":
+            before, after = (_roberta_token(name, step, ids) for name in ("cls", "sep"))
         elif kind != "ByteLevel":  # which changes only what is said about places in the text
             raise InteropError(
-                f"its post-processor is {shown(kind)}; only TemplateProcessing and ByteLevel can be read"
+                f"its post-processor is {shown(kind)}; "
+                "only TemplateProcessing, RobertaProcessing and ByteLevel can be read"
             )
     return before, after
+
+
+def _roberta_token(name: str, step: dict[str, Any], ids: Mapping[str, int]) -> str:
+    pair = step.get(name)
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or ids.get(pair[0]) != pair[1]:
+        raise InteropError(f"its post-processor's {name} is {str(pair)[:100]}, which is no added token of that id")
+    return pair[0]
 
 
 def _steps(post_processor: Any) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,6 @@ checked before it is used: whatever the files hold, only `InteropError` comes ou
 """
 
 import json
-import string
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from transformerlm.interop.token_roles import later_tokens, read_roles
 from transformerlm.tokenizer import Tokenizer, gpt2_bytes_to_unicode
 from transformerlm.tokenizer.checks import MAX_IDS, ordinary_tokens
 from transformerlm.tokenizer.io import from_stand_ins, to_stand_ins, vocab_entries
+from transformerlm.tokenizer.normalize import is_inert
 from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_write_text
 from transformerlm.utils.json_file import read_json_object
@@ -32,8 +32,6 @@ MAX_BYTES = 1 << 27
 MAX_ADDED_LENGTH = 1000  # characters
 MAX_PAIRS = 20_000  # of added tokens that are compared
 _BYTE_LETTERS = frozenset(gpt2_bytes_to_unicode().values())
-_UNTOUCHED_BY_NFC = frozenset(string.digits + string.punctuation + string.whitespace) - set("<=>;`")
-"""Some of the characters that NFC neither makes, removes nor joins to others."""
 
 
 class AddedToken(NamedTuple):
@@ -68,9 +66,7 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
     model = _checked_model(content)
     pattern = pattern_of(content.get("pre_tokenizer"))
     normalization = _normalization(content.get("normalizer"))
-    decoder = content.get("decoder")
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        raise InteropError("its decoder is not ByteLevel, so its ids mean other bytes than here")
+    _check_decoder(content.get("decoder"))
     added = _added_tokens([*_list(content, "added_tokens"), *later_tokens(path.parent)], normalization)
     roles = read_roles(path.parent, content.get("post_processor"), {token: added[token].token_id for token in added})
     missing = roles.named() - added.keys() - model["vocab"].keys()
@@ -89,6 +85,16 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
         unknown_token=_unknown_token(model),
         **({} if roles.end is None else {"end_of_text": roles.end}),
     )
+
+
+def _check_decoder(decoder: Any) -> None:
+    if isinstance(decoder, dict) and decoder.get("type") == "Sequence":
+        steps = decoder.get("decoders")
+        decoder = steps[0] if isinstance(steps, list) and len(steps) == 1 else decoder
+    if decoder is None:
+        raise InteropError("it has no decoder: tokenizers would show tokens in GPT-2's byte encoding, joined by spaces")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise InteropError("its decoder is not ByteLevel, so its ids mean other bytes than here")
 
 
 def _list(content: dict[str, Any], name: str) -> list[Any]:
@@ -166,9 +172,9 @@ def _check_passes(added: dict[str, AddedToken], normalization: str | None) -> No
     """
     first = [text for text, token in added.items() if not token.normalized]
     later = [text for text, token in added.items() if token.normalized]
-    changing = [text for text in later if not _UNTOUCHED_BY_NFC.issuperset(text)]
-    if changing and normalization:
-        raise InteropError(f"its added token {changing[0]!r} is looked for in normalized text, which is not done here")
+    changed = [text for text in later if normalization and not is_inert(text)]
+    if changed:
+        raise InteropError(f"its added token {changed[0]!r} is looked for in normalized text, which is not done here")
     if len(first) * len(later) > MAX_PAIRS:
         raise InteropError("it has too many added tokens, normalized and not, to see that none overlaps another")
     for one, other in product(first, later):

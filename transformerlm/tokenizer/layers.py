@@ -91,6 +91,9 @@ class Codec:
         """Return the ids of `text`."""
         if self._normalizes and not is_normalized(text):
             return self._encode_parts(text, specials)
+        return self._encode_normalized(text, specials)
+
+    def _encode_normalized(self, text: str | bytes, specials: Specials) -> list[int]:
         compiled = self._compiled_for(len(text)) if len(text) > SHORT else None
         if compiled is None:
             return self._plain.encode(_as_text(text), specials)
@@ -104,7 +107,7 @@ class Codec:
             if place % 2:
                 ids.append(specials.ids[part])
             else:  # what normalizing makes is no special token
-                ids += self.encode(to_bytes(normalized(part)), NO_SPECIALS)
+                ids += self._encode_normalized(to_bytes(normalized(part)), NO_SPECIALS)
         return ids
 
     def encode_to_arrays(self, texts: Sequence[str | bytes], specials: Specials) -> list[IdArray]:

@@ -1,23 +1,41 @@
-"""Unicode's normalization form C: letters and their marks as one character where there is one.
+"""Unicode's normalization form C (NFC): a letter and its marks become one character where there is one.
 
-The tables are those of the Python that runs (`unicodedata.unidata_version`). The form of a text never changes once
-all its characters are in the standard, so that versions differ in characters that were new in one of them only.
+Only the characters in `unicode_ranges.NORMALIZED` are normalized: those that the NFC of `tokenizers` knows, which are
+those of Unicode 9.0. The NFC of a text never changes once all its characters are in the standard, so the result does
+not depend on the Unicode version of the running Python.
 
 Source: Unicode Standard Annex 15.
 """
 
+import re
 import unicodedata
+from functools import cache
 
+from transformerlm.tokenizer.kernels.unicode_ranges import NORMALIZED
+from transformerlm.tokenizer.pretokenize import in_brackets
 from transformerlm.tokenizer.utf8 import to_text
 
 
 def normalized(text: str) -> str:
-    """Return `text` in form C. Surrogates stay as they are."""
-    return unicodedata.normalize("NFC", text)
+    """Return `text` in NFC. Surrogates and characters newer than Unicode 9.0 stay as they are."""
+    return _known().sub(lambda run: unicodedata.normalize("NFC", run[0]), text)
+
+
+@cache
+def _known() -> re.Pattern[str]:
+    return re.compile(f"[{in_brackets(NORMALIZED)}]+")
+
+
+def is_inert(text: str) -> bool:
+    """Return whether NFC neither changes nor makes any character of `text`, whatever stands around it."""
+    return _known().search(text) is None
 
 
 def is_normalized(text: str | bytes) -> bool:
-    """Return whether text, or the text in bytes that need not be UTF-8, is in form C; so is then each part of it."""
+    """Return whether text, or the text in bytes that need not be UTF-8, is certainly in NFC; so is then each part.
+
+    A text with characters newer than Unicode 9.0 may be in NFC and get False.
+    """
     if text.isascii():
         return True
     return unicodedata.is_normalized("NFC", text if isinstance(text, str) else to_text(text))

@@ -19,7 +19,8 @@ stands before them, and know contractions in capitals:
 Special tokens are cut out first and are never split.
 
 What is a letter (`\p{L}`), a number, white space or a mark stands in `kernels.unicode_ranges`, which names the version
-of Unicode: so both layers agree, and no update of a package changes what a tokenizer does.
+of Unicode, that of today's `tokenizers` and tiktoken: so both layers agree, and no update of a package changes what a
+tokenizer does.
 
 Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.2, and the code
 published with it; OpenAI's tiktoken (`tiktoken_ext/openai_public.py`); the `tokenizer.json` of the other models.
@@ -32,7 +33,6 @@ from typing import NamedTuple
 
 from transformerlm.tokenizer.kernels.unicode_ranges import (
     CASELESS,
-    LETTERS,
     LOWER_CASE,
     MARKS,
     NUMBERS,
@@ -73,10 +73,10 @@ def _compiled(pattern: str, is_ascii: bool) -> re.Pattern[str]:
 
 @cache
 def _unicode_brackets() -> _Brackets:
-    letters, numbers, white, upper, lower, caseless, marks = map(
-        _in_brackets, (LETTERS, NUMBERS, WHITE_SPACE, UPPER_CASE, LOWER_CASE, CASELESS, MARKS)
+    numbers, white, upper, lower, caseless, marks = map(
+        in_brackets, (NUMBERS, WHITE_SPACE, UPPER_CASE, LOWER_CASE, CASELESS, MARKS)
     )
-    return _Brackets(letters, numbers, white, upper + caseless + marks, lower + caseless + marks)
+    return _Brackets(upper + lower + caseless, numbers, white, upper + caseless + marks, lower + caseless + marks)
 
 
 def _expression(pattern: str, brackets: _Brackets) -> str:
@@ -108,7 +108,7 @@ def _expression(pattern: str, brackets: _Brackets) -> str:
     return "|".join(alternatives[pattern])
 
 
-def _in_brackets(ranges: str) -> str:
+def in_brackets(ranges: str) -> str:
     """Return ranges like "41-5a aa" as they are written in brackets."""
     return "".join("-".join(rf"\U{int(end, 16):08x}" for end in ends.split("-")) for ends in ranges.split())
 

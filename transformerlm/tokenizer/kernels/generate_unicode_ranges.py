@@ -1,25 +1,24 @@
-r"""Write `unicode_ranges.py`: which characters the `regex` package takes for letters, numbers, white space and marks.
+r"""Write `unicode_ranges.py`: the letters, numbers, white space and marks of `tokenizers`, and what its NFC knows.
 
     python -m transformerlm.tokenizer.kernels.generate_unicode_ranges
 
-Each version of Unicode adds letters and numbers. The ranges are written down once, so that a tokenizer cuts a text the
-same way tomorrow, whatever packages are installed then. To move on to another version, install a `regex` of that
-version, run this, and look at what changed: ranges that begin within 256 code points of one another share a line.
+Each version of Unicode adds characters. The ranges are written down once, so that a tokenizer cuts a text the same way
+tomorrow, whatever packages are installed then. They are read from the installed `tokenizers`, whose ids are to be
+matched; a test checks that tiktoken's are the same.
 """
 
-import importlib.metadata
-import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 
-import regex
+from tokenizers import Regex
+from tokenizers.normalizers import NFD
+from tokenizers.pre_tokenizers import Split
 
 TARGET = Path(__file__).with_name("unicode_ranges.py")
 
 PATTERNS = {
-    "LETTERS": r"\p{L}",
     "NUMBERS": r"\p{N}",
     "WHITE_SPACE": r"\s",
     "UPPER_CASE": r"[\p{Lu}\p{Lt}]",
@@ -27,9 +26,8 @@ PATTERNS = {
     "CASELESS": r"[\p{Lm}\p{Lo}]",
     "MARKS": r"\p{M}",
 }
-"""The letters stand there twice: as one, and as those of upper or title case, of lower case, and of neither."""
 
-# A letter that each version brought, to check the version that the package claims.
+# A letter that each version added, by which the version is recognised.
 FIRST_IN = {
     "15.0": "\U00011f04",  # Kawi
     "15.1": "\U0002ebf0",  # CJK Unified Ideographs Extension I
@@ -40,6 +38,9 @@ FIRST_IN = {
 
 HEADER = '''"""The letters, numbers, white space and marks of Unicode {version}: code points in hexadecimal, first-last.
 
+These are the classes of tokenizers 0.23 and tiktoken 0.14. `NORMALIZED` has the characters that the NFC of tokenizers
+reorders, composes or decomposes; its tables are those of Unicode 9.0.
+
 Written by `python -m transformerlm.tokenizer.kernels.generate_unicode_ranges`; do not edit.
 """
 
@@ -47,38 +48,47 @@ UNICODE_VERSION = "{version}"
 '''
 
 
+def matching(pattern: str, text: str) -> set[str]:
+    """Return the characters of `text` that match `pattern` in `tokenizers`."""
+    runs = Split(Regex(f"(?:{pattern})+"), "removed", invert=True).pre_tokenize_str(text)
+    return set("".join(run for run, _ in runs))
+
+
 def unicode_version() -> str:
-    """Return the version of Unicode that the installed `regex` has, as its description says.
-
-    Raises `ValueError` if it says nothing, or if the letters that it knows are those of another version.
-    """
-    description = importlib.metadata.distribution("regex").read_text("METADATA") or ""
-    claim = re.search(r"supports Unicode (\d+\.\d+)", description)
-    known = [version for version, letter in FIRST_IN.items() if regex.match(r"\p{L}", letter)]
-    if claim is None or not known or known[-1] != claim[1]:
-        claimed = claim[1] if claim else "nothing"
-        raise ValueError(
-            f"regex {regex.__version__} says that it has Unicode {claimed}, and knows letters of {', '.join(known)}; "
-            "if the version is new, add a letter of it to FIRST_IN"
-        )
-    return claim[1]
+    """Return the newest version of `FIRST_IN` whose letter the installed `tokenizers` knows."""
+    return [version for version, letter in FIRST_IN.items() if matching(r"\p{L}", letter)][-1]
 
 
-def ranges_of(pattern: str) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last code point of each range of characters that match `pattern`."""
-    every_character = "".join(map(chr, range(0x110000)))
-    for match in regex.finditer(f"(?:{pattern})+", every_character):
-        yield match.start(), match.end() - 1
+def normalized_characters(characters: str) -> set[str]:
+    """Return the characters that have a combining class or a decomposition, or are part of one, in `tokenizers`."""
+    decomposed = NFD().normalize_str
+    found: set[str] = set()
+    for character in characters:
+        if decomposed(character) != character:
+            found |= {character, *decomposed(character)}
+        # U+0334 has the lowest combining class and U+0345 the highest: every other mark changes places with one.
+        elif any(decomposed(text) != text for text in (f"x{character}\u0334", f"x\u0345{character}")):
+            found.add(character)
+    return found
+
+
+def ranges_of(characters: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last code point of each range of `characters`."""
+    codes = sorted(map(ord, characters))
+    for _, group in groupby(enumerate(codes), lambda pair: pair[1] - pair[0]):
+        run = [code for _, code in group]
+        yield run[0], run[-1]
 
 
 def module_text() -> str:
-    """Return the text of `unicode_ranges.py` for the installed `regex`."""
+    """Return the text of `unicode_ranges.py` for the installed `tokenizers`."""
+    text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    classes = {name: matching(pattern, text) for name, pattern in PATTERNS.items()}
+    classes["NORMALIZED"] = normalized_characters(text)
     parts = [HEADER.format(version=unicode_version())]
-    for name, pattern in PATTERNS.items():
-        lines = []
-        for _, group in groupby(ranges_of(pattern), lambda ends: ends[0] // 256):
-            words = (f"{first:x}-{last:x}" if first < last else f"{first:x}" for first, last in group)
-            lines += textwrap.wrap(" ".join(words), width=120, break_on_hyphens=False)
+    for name, characters in classes.items():
+        words = (f"{first:x}-{last:x}" if first < last else f"{first:x}" for first, last in ranges_of(characters))
+        lines = textwrap.wrap(" ".join(words), width=120, break_on_hyphens=False)
         parts.append("\n".join([f'\n{name} = """', *lines, '"""\n']))
     return "".join(parts)
 

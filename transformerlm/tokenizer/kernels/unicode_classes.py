@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from transformerlm.tokenizer.kernels.unicode_ranges import (
     CASELESS,
-    LETTERS,
     LOWER_CASE,
     MARKS,
     NUMBERS,
@@ -40,7 +39,7 @@ NUM_CODE_POINTS = 0x110000  # the last is U+10FFFF, as far as UTF-16 reaches
 @cache
 def class_table() -> NDArray[np.uint8]:
     """Return the class of every code point, read-only: uint8, shape (0x110000,). Surrogates are `OTHER`."""
-    return _table({LETTER: LETTERS, NUMBER: NUMBERS, WHITE: WHITE_SPACE})
+    return _table({LETTER: f"{UPPER_CASE} {LOWER_CASE} {CASELESS}", NUMBER: NUMBERS, WHITE: WHITE_SPACE})
 
 
 @cache

@@ -51,7 +51,7 @@ def export_gguf(source: Source, out: Path) -> Written:
     writer = gguf.GGUFWriter(None, source.architecture.gguf)
     _add_settings(writer, source, name=out.stem)
     divisors = _add_rope_scaling(writer, source)
-    notes = add_tokenizer(writer, source.tokenizer, source.vocab_size)
+    notes = (*add_tokenizer(writer, source.tokenizer, source.vocab_size), *_add_more_ends(writer, source))
     names = _gguf_names(source)
     for name, theirs in names.items():
         writer.add_tensor_info(theirs, *_kind_of(source.weights[name], source.dtype))
@@ -97,6 +97,16 @@ def _add_settings(writer: "GGUFWriter", source: Source, *, name: str) -> None:
     writer.add_rope_dimension_count(source.d_head)
     writer.add_rope_freq_base(hparams.rope_theta)
     writer.add_vocab_size(source.vocab_size)
+
+
+def _add_more_ends(writer: "GGUFWriter", source: Source) -> tuple[str, ...]:
+    """Say which ids beside the tokenizer's end a text: the format has a place for one."""
+    assert source.tokenizer is not None
+    more = [token_id for token_id in source.eos_token_ids if token_id != source.tokenizer.eos_token_id]
+    if more:
+        writer.add_eot_token_id(more[0])
+    dropped = ", ".join(map(str, more[1:]))
+    return (f"a GGUF file names two ids that end a text; not named: {dropped}",) if dropped else ()
 
 
 def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:

@@ -63,7 +63,6 @@ def export_huggingface(source: Source, out: Path) -> Written:
 def model_config(source: Source) -> dict[str, Any]:
     """Return what `config.json` says."""
     hparams, kind = source.hparams, source.architecture
-    begin, end = special_ids(source)
     scaling = _rope_scaling(hparams)
     config: dict[str, Any] = {
         "architectures": [kind.huggingface],
@@ -86,8 +85,8 @@ def model_config(source: Source) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": begin,
-        "eos_token_id": end,
+        "bos_token_id": begin_id(source),
+        "eos_token_id": _end_ids(source),
         "pad_token_id": None,
         "dtype": dtype_name(source.dtype),
         "torch_dtype": dtype_name(source.dtype),
@@ -113,20 +112,25 @@ def _rope_scaling(hparams: ModelHparams) -> dict[str, Any] | None:
 
 def generation_config(source: Source) -> dict[str, Any]:
     """Return what `generation_config.json` says: the ids, and nothing about sampling."""
-    begin, end = special_ids(source)
-    ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+    padding = source.eos_token_ids[0] if source.eos_token_ids else None
+    ids = {"bos_token_id": begin_id(source), "eos_token_id": _end_ids(source), "pad_token_id": padding}
     return {"_from_model_config": False} | {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
-def special_ids(source: Source) -> tuple[int | None, int | None]:
-    """Return the ids that begin and end a text.
+def begin_id(source: Source) -> int | None:
+    """Return the id that begins a text.
 
     Where no token is for the beginning, the end of one document also begins the next, as in GPT-2.
     """
     if source.tokenizer is None:
-        return None, None
-    begin, end = source.tokenizer.bos_token_id, source.tokenizer.eos_token_id
-    return end if begin is None else begin, end
+        return None
+    begin = source.tokenizer.bos_token_id
+    return source.tokenizer.eos_token_id if begin is None else begin
+
+
+def _end_ids(source: Source) -> int | list[int] | None:
+    ids = list(source.eos_token_ids)
+    return ids if len(ids) > 1 else next(iter(ids), None)
 
 
 def _notes(source: Source) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ class Source:
     hparams: ModelHparams
     weights: dict[str, Tensor]
     tokenizer: Tokenizer | None
+    eos_token_ids: tuple[int, ...]
+    """All ids that end a text, the tokenizer's first."""
     architecture: Architecture
     dtype: torch.dtype
 
@@ -109,7 +111,9 @@ def read_source(checkpoint: Path, dtype: str) -> Source:
     tokenizer = None
     if all((opened.path / name).exists() for name in TOKENIZER_FILES):
         tokenizer = Tokenizer.load(opened.path)
-    source = Source(opened.path, hparams, opened.model_state(), tokenizer, architecture, number_type)
+    end = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    eos_token_ids = tuple(dict.fromkeys((*end, *opened.eos_token_ids)))
+    source = Source(opened.path, hparams, opened.model_state(), tokenizer, eos_token_ids, architecture, number_type)
     _check_weights(source)
     if tokenizer is not None and tokenizer.vocab_size > source.vocab_size:
         raise CheckpointError(

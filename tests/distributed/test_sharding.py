@@ -1,5 +1,6 @@
 """Two processes are as good as one: the same gradients, steps and checkpoints, for DDP and FSDP2."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -165,3 +166,11 @@ def test_a_damaged_piece_is_named(folder: Path, tmp_path: Path) -> None:
     piece.write_bytes(data)
     with pytest.raises(CheckpointError, match=piece.name):
         Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fingerprint_is_that_of_the_whole_model(case: str, folder: Path) -> None:
+    checkpoint = Checkpoint.open(folder / case)
+    saved = json.loads((checkpoint.path / "fingerprint.json").read_text(encoding="utf-8"))
+    assert torch.tensor(saved["logits"]).isfinite().all()
+    checkpoint.require_same_code()

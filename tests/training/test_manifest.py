@@ -33,6 +33,7 @@ FILES = (
     "config.toml",
     "vocab.json",
     "merges.txt",
+    "fingerprint.json",
 )
 
 

@@ -78,7 +78,8 @@ class Predictor:
     ) -> "Predictor":
         """Load a checkpoint, given as its folder, as a run folder (its newest one), or opened already.
 
-        Raises `CheckpointError` if it is missing, damaged, or was saved without a tokenizer.
+        Raises `CheckpointError` if it is missing, damaged, was saved without a tokenizer, or was made by code that
+        computes other logits; warns if they differ little.
         """
         chosen = select_device(device)
         checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(Path(path))
@@ -87,6 +88,7 @@ class Predictor:
                 f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text; make it again with one"
             )
         state = checkpoint.model_state()
+        checkpoint.require_same_code(state)
         model = with_memory(model_without_memory(checkpoint.model_hparams(), state))
         load_model_state(model, state)
         model = model.to(chosen, select_dtype(dtype, chosen))

@@ -5,6 +5,7 @@ For the architecture `llama` it rotates neighbouring pairs, which is our own lay
 which is Hugging Face's. Vectors (norms, biases) are float32 whatever the matrices are, as that converter writes them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.interop.gguf_tokenizer import add_tokenizer
-from transformerlm.interop.layout import huggingface_name
+from transformerlm.interop.layout import huggingface_name, is_rotated, our_name, pairs_to_halves
 from transformerlm.interop.output import check_output
 from transformerlm.interop.source import LLAMA, Source, Written
 from transformerlm.models.rope_scaling import scaled_frequencies
@@ -69,6 +70,7 @@ def export_gguf(source: Source, out: Path) -> Written:
                 writer.write_tensor_data(_numbers(divisors, source.dtype))
         finally:
             writer.close()
+        source.require_same_logits(source.hparams, _read_back(path, source, names), vectors=torch.float32)
     return source.written(out, "gguf", notes)
 
 
@@ -148,6 +150,27 @@ def _gguf_names(source: Source) -> dict[str, str]:
         assert theirs is not None, f"gguf has no name for {name}"
         names[name] = theirs
     return names
+
+
+def _read_back(path: Path, source: Source, names: dict[str, str]) -> Callable[[str], Tensor]:
+    """Return a function that reads weights of the file by Hugging Face's names, in its rotary layout."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    if len(tensors) != len(names) + ("rope_freqs.weight" in tensors):
+        raise InteropError(f"{path}: holds other tensors than the {len(names)} weights of the model")
+
+    def read(name: str) -> Tensor:
+        ours = our_name(name)
+        tensor = tensors[names[ours]]
+        weight = torch.from_numpy(tensor.data.copy())
+        if tensor.tensor_type == GGMLQuantizationType.BF16:
+            weight = weight.view(torch.bfloat16)
+        weight = weight.float().reshape(source.weights[ours].shape)
+        rotates_pairs = source.architecture.gguf == LLAMA.gguf and is_rotated(ours)
+        return pairs_to_halves(weight, source.d_head) if rotates_pairs else weight
+
+    return read
 
 
 def _weight(source: Source, name: str) -> Tensor:

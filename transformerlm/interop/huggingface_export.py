@@ -17,10 +17,13 @@ from typing import Any
 import torch
 
 from transformerlm.hparams import ModelHparams
+from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import huggingface_name
 from transformerlm.interop.output import check_output
+from transformerlm.interop.reference import weight_shapes
 from transformerlm.interop.source import LLAMA, QWEN2, QWEN3, Source, Written
 from transformerlm.interop.tokenizer_json import write_tokenizer
+from transformerlm.interop.weight_files import WeightFiles, require_tensors
 from transformerlm.training.manifest import FolderWriter
 from transformerlm.training.serialization import safetensors_header, tensor_bytes
 from transformerlm.utils.dtypes import dtype_name
@@ -33,8 +36,10 @@ _SMALL_FILES = 10_000_000
 def export_huggingface(source: Source, out: Path) -> Written:
     """Write `source` as the folder `out`, whole or not at all; return what was written.
 
-    Memory: the source's, and one weight. Raises `ConfigError` if something is at `out` already, `DataError` if the
-    disk has no room or refuses, `TokenizerError` for a tokenizer that `tokenizer.json` cannot express.
+    Memory: the source's, and for a narrower type once more that of float32 weights: what was written is read back and
+    compared. Raises `ConfigError` if something is at `out` already, `DataError` if the disk has no room or refuses,
+    `TokenizerError` for a tokenizer that `tokenizer.json` cannot express, `InteropError` if the architecture computes
+    other logits than this project's model.
     """
     check_output(out, source.checkpoint)
     names = {huggingface_name(name): name for name in source.weights}
@@ -57,6 +62,10 @@ def export_huggingface(source: Source, out: Path) -> Written:
         writer.write("generation_config.json", [_json(generation_config(source))])
         if source.tokenizer is not None:
             write_tokenizer(source.tokenizer, folder, context_length=source.hparams.context_length)
+        _, hparams = read_model_config(folder)
+        files = WeightFiles.open(folder)
+        require_tensors(files, {name: torch.Size(shape) for name, shape in weight_shapes(hparams).items()})
+        source.require_same_logits(hparams, lambda name: files.read(name).float(), vectors=source.dtype)
     return source.written(out, "hf", _notes(source))
 
 

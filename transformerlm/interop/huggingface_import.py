@@ -20,6 +20,7 @@ from transformerlm.hparams import ModelHparams
 from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import from_huggingface, huggingface_name
 from transformerlm.interop.output import check_output
+from transformerlm.interop.reference import family_logits, require_family
 from transformerlm.interop.token_roles import CONFIG_FILE as ROLES_FILE
 from transformerlm.interop.token_roles import MAX_BYTES, read_end_ids
 from transformerlm.interop.tokenizer_json import read_tokenizer
@@ -28,6 +29,7 @@ from transformerlm.models.attention import checked_head_size
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import GENERATION_FILE
+from transformerlm.training.fingerprint import FINGERPRINT_FILE, fingerprint
 from transformerlm.training.manifest import FORMAT_VERSION, FolderWriter, to_json
 from transformerlm.training.serialization import tensor_bytes, tensors_header
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
@@ -111,6 +113,7 @@ def read_huggingface(
     files = _without_frequencies(WeightFiles.open(folder))
     hparams, files, notes = _settle_tying(hparams, files)
     shapes = state_shapes(hparams)
+    require_family(hparams, {huggingface_name(name): shape for name, shape in shapes.items()})
     require_tensors(files, {huggingface_name(name): shape for name, shape in shapes.items()})
     found = None if tokenizer == "none" else _read_tokenizer(folder, hparams)
     eos_token_ids, dropped = _end_ids(folder, found, hparams)
@@ -138,7 +141,10 @@ def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
     with atomic_folder(out, num_bytes + _SMALL_FILES) as folder:
         writer = FolderWriter(folder)
         writer.write("model.safetensors", pieces())
-        for name, data in _small_files(model).items():
+        logits = family_logits(
+            model.hparams, lambda theirs: model.files.read(theirs).to(number_type).float()
+        )  # not by this project's model: loading that checks it against the family
+        for name, data in {**_small_files(model), FINGERPRINT_FILE: fingerprint(logits)}.items():
             writer.write(name, [data])
         if model.tokenizer is not None:
             model.tokenizer.save(folder)

@@ -25,6 +25,7 @@ import torch
 from pydantic import ValidationError
 
 from transformerlm.hparams import ModelHparams
+from transformerlm.training.fingerprint import FINGERPRINT_FILE, fingerprint, probe_logits, require_same_code
 from transformerlm.training.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -182,6 +183,14 @@ class Checkpoint:
         """Return the weights, on the CPU; or each laid out as `like` says, and then all processes call this."""
         return self._state("model", like)
 
+    def require_same_code(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Raise `CheckpointError` if this code computes other logits with the weights than the code that made them.
+
+        Warns of a difference that is small, but larger than rounding's. `state` is `model_state()`, if that is loaded.
+        """
+        if (self.path / FINGERPRINT_FILE).exists():
+            require_same_code(self.path, self.model_hparams(), self.model_state() if state is None else state)
+
     def optimizer_state(self, like: Like | None = None) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', likewise."""
         return self._state("optimizer", like)
@@ -209,6 +218,8 @@ class CheckpointStore:
     config_toml: str
     tokenizer: Path | None
     """Folder whose tokenizer files go into every checkpoint; they are read once, by `prepare` or the first `save`."""
+    hparams: ModelHparams | None = None
+    """The model, whose logits are kept in every checkpoint; None for one of another kind."""
 
     def clean(self) -> None:
         """Tidy up what a killed process left in the middle of its work; not while another one may be writing."""
@@ -240,7 +251,12 @@ class CheckpointStore:
         with self.new(state, num_bytes=sum(file.num_bytes for file in files.values())) as folder:
             for name, pieces in files.items():
                 folder.write(name, pieces)
+            folder.write(FINGERPRINT_FILE, [self.fingerprint(model)])
         return self.path(state["step"])
+
+    def fingerprint(self, model: Mapping[str, torch.Tensor]) -> bytes:
+        """Return the content of `fingerprint.json` for these weights."""
+        return fingerprint(None if self.hparams is None else probe_logits(self.hparams, model))
 
     @contextlib.contextmanager
     def new(self, state: Mapping[str, Any], *, num_bytes: int) -> Iterator[FolderWriter]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,10 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 def imported(folder: Path, out: Path, *, dtype: str = "float32", **options: Any) -> TransformerLM:
     written = write_checkpoint(read_huggingface(folder, tokenizer="none", **options), out, dtype)
     checkpoint = Checkpoint.open(written.path)
+    assert '"logits": null' not in (checkpoint.path / "fingerprint.json").read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.require_same_code()
     model = build_model(checkpoint.model_hparams())
     load_model_state(model, checkpoint.model_state())
     return model.eval()

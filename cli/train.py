@@ -214,6 +214,7 @@ def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_sto
                 keep_last=config.checkpoint.keep_last,
                 config_toml=to_toml(config),
                 tokenizer=config.data.tokenizer,
+                hparams=config.model,
             ),
             parallelism,
         ),

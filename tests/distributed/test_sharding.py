@@ -1,5 +1,6 @@
 """Two processes are as good as one: the same gradients, steps and checkpoints, for DDP and FSDP2."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,11 +149,12 @@ def test_a_checkpoint_of_one_continues_in_two(case: str, results: list[Results])
 def test_what_is_sharded_is_saved_in_pieces_and_nothing_is_pickled(case: str, folder: Path) -> None:
     checkpoint = folder / case / "step_00000003"
     names = {path.name for path in checkpoint.iterdir()}
+    common = {"state.json", "config.toml", "fingerprint.json", "manifest.json"}
     if case.startswith("ddp"):
-        assert names == {"model.safetensors", "optimizer.safetensors", "state.json", "config.toml", "manifest.json"}
+        assert names == common | {"model.safetensors", "optimizer.safetensors"}
     else:
         shards = {f"shard-0000{rank}-model-0000{part}-of-00002.safetensors" for rank in (1, 2) for part in (1, 2)}
-        assert names == shards | {"structure.json", "state.json", "config.toml", "manifest.json"}
+        assert names == common | shards | {"structure.json"}
 
 
 def test_a_damaged_piece_is_named(folder: Path, tmp_path: Path) -> None:
@@ -165,3 +167,11 @@ def test_a_damaged_piece_is_named(folder: Path, tmp_path: Path) -> None:
     piece.write_bytes(data)
     with pytest.raises(CheckpointError, match=piece.name):
         Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fingerprint_is_that_of_the_whole_model(case: str, folder: Path) -> None:
+    checkpoint = Checkpoint.open(folder / case)
+    saved = json.loads((checkpoint.path / "fingerprint.json").read_text(encoding="utf-8"))
+    assert torch.tensor(saved["logits"]).isfinite().all()
+    checkpoint.require_same_code()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import tomli_w
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -107,7 +108,8 @@ def agreed(world: World) -> Results:
 def trained(case: Case, world: World, folder: Path) -> Results:
     """Train for six steps with a checkpoint in the middle; then again from that checkpoint."""
     parallelism = Parallelism(world, case.strategy)
-    store = CheckpointStore(folder / case.name, keep_last=2, config_toml="[model]\n", tokenizer=None)
+    config = tomli_w.dumps({"model": MODEL.model_dump(exclude_none=True)})
+    store = CheckpointStore(folder / case.name, keep_last=2, config_toml=config, tokenizer=None, hparams=MODEL)
     trainer = make_trainer(case, parallelism)
     found, sent = gradients(trainer, world)
     results = {f"{case.name}.gradient.{name}": value for name, value in found.items()}

@@ -63,11 +63,22 @@ def save_checkpoint(workspace: Path, tmp_path: Path) -> Callable[..., Path]:
     """Saves a model in a run folder in `tmp_path`, with the workspace's tokenizer, that in a folder, or none."""
 
     def save(
-        model: TransformerLM, *, name: str = "run", tokenizer: Path | None = workspace / "tokenizer", **settings: Any
+        model: TransformerLM,
+        *,
+        name: str = "run",
+        tokenizer: Path | None = workspace / "tokenizer",
+        fits: bool = True,
+        **settings: Any,
     ) -> Path:
         (tmp_path / name).mkdir()
         config = tomli_w.dumps({"model": SIZES | settings})
-        store = CheckpointStore(tmp_path / name / "checkpoints", keep_last=1, config_toml=config, tokenizer=tokenizer)
+        store = CheckpointStore(
+            tmp_path / name / "checkpoints",
+            keep_last=1,
+            config_toml=config,
+            tokenizer=tokenizer,
+            hparams=ModelHparams(**SIZES | settings) if fits else None,
+        )
         store.save(model=model.state_dict(), optimizer={}, state={"step": 7})
         return tmp_path / name
 

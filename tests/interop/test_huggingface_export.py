@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from transformerlm.hparams import ModelHparams, SamplingHparams
 from transformerlm.inference.predictor import Predictor
+from transformerlm.interop.gguf_export import export_gguf
 from transformerlm.interop.huggingface_export import export_huggingface
 from transformerlm.interop.source import Written, choose_architecture, read_source
-from transformerlm.models import TransformerLM
+from transformerlm.models import Linear, SwiGLU, TransformerLM
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.training.manifest import FolderWriter
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError, InteropError
@@ -222,7 +223,7 @@ def test_float16_holds_what_rounds_to_its_largest(random_model: ModelBuilder, sa
 
 
 def test_weights_of_another_model_are_refused(random_model: ModelBuilder, save_checkpoint: Saver) -> None:
-    run = save_checkpoint(random_model(num_layers=1))
+    run = save_checkpoint(random_model(num_layers=1), fits=False)
     with pytest.raises(
         CheckpointError, match=r"the weight layers\.1\.attn\.k_proj\.weight is not as .*config\.toml says"
     ):
@@ -279,3 +280,40 @@ def test_a_damaged_or_missing_checkpoint_is_named(
         read_source(run, "float32")
     with pytest.raises(CheckpointError, match="there is no such folder; transformerlm-train makes checkpoints"):
         read_source(tmp_path / "nowhere", "float32")
+
+
+def _gelu_gate(layer: SwiGLU, x: torch.Tensor) -> torch.Tensor:
+    return layer.w2(torch.nn.functional.gelu(layer.w1(x)) * layer.w3(x))
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_a_changed_block_is_not_exported(
+    format: str, random_model: ModelBuilder, save_checkpoint: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SwiGLU, "forward", _gelu_gate)  # when the model is trained, too
+    folder = save_checkpoint(random_model())
+    export = export_gguf if format == "gguf" else export_huggingface
+    with pytest.raises(InteropError, match=r"not a LlamaForCausalLM: with the same weights its logits differ by"):
+        export(read_source(folder, "float32"), tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_layer_that_the_family_has_not_is_not_exported(
+    save_checkpoint: Saver, random_model: ModelBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ungated(torch.nn.Module):
+        def __init__(self, d_model: int, d_ff: int, device: Any = None, dtype: Any = None) -> None:
+            super().__init__()
+            self.w1 = Linear(d_model, d_ff, device=device, dtype=dtype)
+            self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
+
+        def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
+            pass
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.w2(torch.nn.functional.gelu(self.w1(x)))
+
+    monkeypatch.setattr("transformerlm.models.transformer.SwiGLU", Ungated)
+    folder = save_checkpoint(random_model())
+    with pytest.raises(InteropError, match=r"mlp\.up_proj\.weight is absent, and \(48, 32\) in the family"):
+        read_source(folder, "float32")

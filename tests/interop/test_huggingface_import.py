@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,10 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 def imported(folder: Path, out: Path, *, dtype: str = "float32", **options: Any) -> TransformerLM:
     written = write_checkpoint(read_huggingface(folder, tokenizer="none", **options), out, dtype)
     checkpoint = Checkpoint.open(written.path)
+    assert '"logits": null' not in (checkpoint.path / "fingerprint.json").read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.require_same_code()
     model = build_model(checkpoint.model_hparams())
     load_model_state(model, checkpoint.model_state())
     return model.eval()
@@ -424,3 +429,22 @@ def test_the_command_says_what_it_does(saved: Save, run_main: Callable[..., Any]
     assert checkpoint.model_hparams().tie_embeddings
     again = run_main(import_main, "--hf", folder, "--out", tmp_path / "ours", "--tokenizer", "none")
     assert (again.code, "is there already" in again.err) == (2, True)
+
+
+def test_all_ids_that_end_a_text_are_kept_and_what_is_dropped_is_named(
+    copy: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = copy()
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [3, 0, VOCAB], "temperature": 0.6, "top_p": 0.9}), encoding="utf-8"
+    )
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    model = read_huggingface(folder, tokenizer="none")
+    told = " ".join(model.notes)
+    for words in ("chat_template.jinja", "(temperature, top_p) are dropped", f"eos_token_id names [{VOCAB}]"):
+        assert words in told
+    write_checkpoint(model, tmp_path / "ours", "float32")
+    assert Checkpoint.open(tmp_path / "ours").eos_token_ids == (3, 0)
+    export_huggingface(read_source(tmp_path / "ours", "float32"), tmp_path / "theirs")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "theirs" / name).read_text())["eos_token_id"] == [3, 0]

@@ -14,7 +14,7 @@ from torch import nn
 from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import AdamW, Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
-from transformerlm.training.checkpoint import checkpoint_folders
+from transformerlm.training.checkpoint import checkpoint_folders, read_eos_token_ids
 from transformerlm.training.manifest import DamagedCheckpointError, FolderWriter
 from transformerlm.utils.errors import CheckpointError
 
@@ -340,3 +340,32 @@ def test_a_tied_model_round_trips(make_model: Callable[..., TransformerLM], tmp_
     load_checkpoint(tmp_path / "c", other, AdamW(other.parameters()))
     ids = torch.arange(8).unsqueeze(0)
     assert torch.equal(model(ids), other(ids))
+
+
+def test_the_state_of_an_optimizer_comes_back_with_its_types(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.8, 0.9))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    save_checkpoint(model, optimizer, 1, tmp_path / "c")
+    other = torch.optim.AdamW(model.parameters())
+    assert load_checkpoint(tmp_path / "c", model, other) == 1
+    saved, loaded = optimizer.state_dict(), other.state_dict()
+    assert saved["param_groups"] == loaded["param_groups"]
+    assert type(loaded["param_groups"][0]["betas"]) is tuple
+    kept = store(tmp_path)
+    kept.save(model=model.state_dict(), optimizer={"optimizer": saved}, state={"step": 1})
+    assert Checkpoint.open(kept.folder).optimizer_state()["optimizer"]["param_groups"] == saved["param_groups"]
+
+
+def test_ids_that_end_a_text_come_along(workspace: Path, tmp_path: Path) -> None:
+    tokenizer = Path(shutil.copytree(workspace / "tokenizer", tmp_path / "tokenizer"))
+    kept = CheckpointStore(tmp_path / "run", keep_last=1, config_toml="[model]\n", tokenizer=tokenizer)
+    assert Checkpoint.open(save(kept, 1)).eos_token_ids == ()
+    (tokenizer / "generation_config.json").write_text('{"eos_token_id": [319, 7]}', encoding="utf-8")
+    kept = CheckpointStore(tmp_path / "other", keep_last=1, config_toml="[model]\n", tokenizer=tokenizer)
+    assert Checkpoint.open(save(kept, 1)).eos_token_ids == (319, 7)
+    for damaged in ("[319, 7]", '{"eos_token_id": "7"}', '{"eos_token_id": [true]}'):
+        (tokenizer / "generation_config.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+            read_eos_token_ids(tokenizer)

@@ -1,6 +1,7 @@
 """Damage to a checkpoint folder, of any kind and in any file: it is found and named."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from transformerlm.inference.predictor import Predictor
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import Checkpoint, CheckpointStore
 from transformerlm.training.manifest import DamagedCheckpointError, to_json
@@ -31,6 +33,7 @@ FILES = (
     "config.toml",
     "vocab.json",
     "merges.txt",
+    "fingerprint.json",
 )
 
 
@@ -59,7 +62,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_it_found(name: str, d
         flipped = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x80]) + data[len(data) // 2 + 1 :]
         path.write_bytes({"flip": flipped, "cut": data[:-1], "zero": bytes(len(data)), "empty": b""}[damage])
     with pytest.raises(DamagedCheckpointError, match=name):
-        Checkpoint.open(folder)
+        Checkpoint.open(folder, to_resume=True)
     damaged: list[DamagedCheckpointError] = []
     kept = CheckpointStore(folder.parent, keep_last=2, config_toml="", tokenizer=None)
     assert kept.newest(damaged) == Checkpoint(folder.with_name("step_00000006"))
@@ -82,14 +85,32 @@ def test_a_flipped_bit_anywhere_is_found(name: str, folder: Path) -> None:
 
 def test_a_flipped_bit_in_the_manifests_version_is_damage_and_another_version_is_not(folder: Path) -> None:
     for name, error, message in (
-        ("manifest.json", DamagedCheckpointError, "is damaged: it says format 3, and state.json 1"),
-        ("state.json", CheckpointError, "manifest.json: is of format 3, and this version reads format 1"),
+        ("manifest.json", DamagedCheckpointError, "is damaged: it says format 3, and state.json 2"),
+        ("state.json", CheckpointError, "manifest.json: is of format 3, and this version reads formats up to 2"),
     ):
         file = folder / name
-        file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 3'))
+        file.write_text(file.read_text().replace('"format_version": 2', '"format_version": 3'))
         with pytest.raises(error, match=message) as caught:
             Checkpoint.open(folder)
         assert type(caught.value) is error
+
+
+def test_without_the_optimizers_state_a_checkpoint_serves_but_resumes_no_run(folder: Path) -> None:
+    (folder / "optimizer.safetensors").unlink()
+    assert Predictor.from_checkpoint(folder, device="cpu").model.vocab_size == 320
+    with pytest.raises(DamagedCheckpointError, match=r"optimizer\.safetensors: is missing"):
+        Checkpoint.open(folder, to_resume=True)
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: is missing; without it the checkpoint serves"):
+        Checkpoint.open(folder).optimizer_state()
+
+
+def test_a_folder_of_format_1_is_read(folder: Path) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    state = to_json(json.loads((folder / "state.json").read_text()) | {"format_version": 1})
+    (folder / "state.json").write_bytes(state)
+    content["files"]["state.json"] = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    (folder / "manifest.json").write_bytes(to_json(content | {"format_version": 1}))
+    assert Checkpoint.open(folder, to_resume=True).step == 12
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

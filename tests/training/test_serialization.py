@@ -54,10 +54,10 @@ def test_a_tensor_comes_back_bit_for_bit(tensor: torch.Tensor) -> None:
         assert torch.equal(found.double().nan_to_num(), tensor.double().nan_to_num())
 
 
-def test_integer_keys_stay_integers_and_tuples_become_lists() -> None:
+def test_integer_keys_and_tuples_stay_what_they_are() -> None:
     assert round_trip({"state": {0: {"step": 1}, 1: 2}, "betas": (0.9, 0.95)}) == {
         "state": {0: {"step": 1}, 1: 2},
-        "betas": [0.9, 0.95],
+        "betas": (0.9, 0.95),
     }
 
 

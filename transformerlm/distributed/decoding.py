@@ -33,6 +33,7 @@ from transformerlm.distributed.compiling import require_compiler
 from transformerlm.models import Linear, TransformerLM
 from transformerlm.models.kv_cache import KVCache
 from transformerlm.utils.dtypes import at_least_float32
+from transformerlm.utils.errors import ConfigError
 
 _ROWS_TOGETHER = 8  # more running sums than that do not fit the registers
 _FEW_ROWS = 32  # up to which a product for each thread was measured to be faster
@@ -125,6 +126,11 @@ def with_int8_weights(model: TransformerLM) -> TransformerLM:
             (block.attn, ("q_proj", "k_proj", "v_proj"), "output_proj"),
             (block.ffn, ("w1", "w3"), "w2"),
         ):
+            if not all(isinstance(getattr(part, name, None), Linear) for name in (*joined, other)):
+                raise ConfigError(
+                    f"int8 weights are for the layers of this project, and {type(part).__name__} has not the matrices "
+                    f"{', '.join((*joined, other))}; teach with_int8_weights the layer, or go without int8"
+                )
             part.project = _JoinedInt8([part.get_submodule(name) for name in joined]).forward  # type: ignore[assignment]
             for name in joined:
                 delattr(part, name)

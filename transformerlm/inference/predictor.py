@@ -39,9 +39,17 @@ class Predictor:
     """A model and its tokenizer, ready to continue prompts."""
 
     def __init__(
-        self, model: TransformerLM, tokenizer: Tokenizer, *, compiled: bool = False, int8: bool = False
+        self,
+        model: TransformerLM,
+        tokenizer: Tokenizer,
+        *,
+        eos_token_ids: Sequence[int] = (),
+        compiled: bool = False,
+        int8: bool = False,
     ) -> None:
-        """`compiled` and `int8` are those of `Engine`, one of which is made with the first prompts.
+        """`eos_token_ids` end a text as the tokenizer's end of text does.
+
+        `compiled` and `int8` are those of `Engine`, one of which is made with the first prompts.
 
         Raises `CheckpointError` if the tokenizer has more ids than the model.
         """
@@ -52,6 +60,9 @@ class Predictor:
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
+        end = tokenizer.eos_token_id
+        self.eos_token_ids = tuple(dict.fromkeys([*([] if end is None else [end]), *eos_token_ids]))
+        """All ids that end a text, the tokenizer's first."""
         self._compiled, self._int8 = compiled, int8
         self._engine: Engine | None = None
 
@@ -67,7 +78,8 @@ class Predictor:
     ) -> "Predictor":
         """Load a checkpoint, given as its folder, as a run folder (its newest one), or opened already.
 
-        Raises `CheckpointError` if it is missing, damaged, or was saved without a tokenizer.
+        Raises `CheckpointError` if it is missing, damaged, was saved without a tokenizer, or was made by code that
+        computes other logits; warns if they differ little.
         """
         chosen = select_device(device)
         checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(Path(path))
@@ -76,10 +88,17 @@ class Predictor:
                 f"{checkpoint.path}: holds no tokenizer, so it cannot read or write text; make it again with one"
             )
         state = checkpoint.model_state()
+        checkpoint.require_same_code(state)
         model = with_memory(model_without_memory(checkpoint.model_hparams(), state))
         load_model_state(model, state)
         model = model.to(chosen, select_dtype(dtype, chosen))
-        return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)
+        return cls(
+            model,
+            Tokenizer.load(checkpoint.path),
+            eos_token_ids=checkpoint.eos_token_ids,
+            compiled=compiled,
+            int8=int8,
+        )
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, after the token that begins texts, if the tokenizer has one.

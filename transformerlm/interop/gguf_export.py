@@ -5,6 +5,7 @@ For the architecture `llama` it rotates neighbouring pairs, which is our own lay
 which is Hugging Face's. Vectors (norms, biases) are float32 whatever the matrices are, as that converter writes them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transformerlm.interop.gguf_tokenizer import add_tokenizer
-from transformerlm.interop.layout import huggingface_name
+from transformerlm.interop.layout import huggingface_name, is_rotated, our_name, pairs_to_halves
 from transformerlm.interop.output import check_output
 from transformerlm.interop.source import LLAMA, Source, Written
 from transformerlm.models.rope_scaling import scaled_frequencies
@@ -51,7 +52,7 @@ def export_gguf(source: Source, out: Path) -> Written:
     writer = gguf.GGUFWriter(None, source.architecture.gguf)
     _add_settings(writer, source, name=out.stem)
     divisors = _add_rope_scaling(writer, source)
-    notes = add_tokenizer(writer, source.tokenizer, source.vocab_size)
+    notes = (*add_tokenizer(writer, source.tokenizer, source.vocab_size), *_add_more_ends(writer, source))
     names = _gguf_names(source)
     for name, theirs in names.items():
         writer.add_tensor_info(theirs, *_kind_of(source.weights[name], source.dtype))
@@ -69,6 +70,7 @@ def export_gguf(source: Source, out: Path) -> Written:
                 writer.write_tensor_data(_numbers(divisors, source.dtype))
         finally:
             writer.close()
+        source.require_same_logits(source.hparams, _read_back(path, source, names), vectors=torch.float32)
     return source.written(out, "gguf", notes)
 
 
@@ -97,6 +99,16 @@ def _add_settings(writer: "GGUFWriter", source: Source, *, name: str) -> None:
     writer.add_rope_dimension_count(source.d_head)
     writer.add_rope_freq_base(hparams.rope_theta)
     writer.add_vocab_size(source.vocab_size)
+
+
+def _add_more_ends(writer: "GGUFWriter", source: Source) -> tuple[str, ...]:
+    """Say which ids beside the tokenizer's end a text: the format has a place for one."""
+    assert source.tokenizer is not None
+    more = [token_id for token_id in source.eos_token_ids if token_id != source.tokenizer.eos_token_id]
+    if more:
+        writer.add_eot_token_id(more[0])
+    dropped = ", ".join(map(str, more[1:]))
+    return (f"a GGUF file names two ids that end a text; not named: {dropped}",) if dropped else ()
 
 
 def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
@@ -138,6 +150,27 @@ def _gguf_names(source: Source) -> dict[str, str]:
         assert theirs is not None, f"gguf has no name for {name}"
         names[name] = theirs
     return names
+
+
+def _read_back(path: Path, source: Source, names: dict[str, str]) -> Callable[[str], Tensor]:
+    """Return a function that reads weights of the file by Hugging Face's names, in its rotary layout."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    if len(tensors) != len(names) + ("rope_freqs.weight" in tensors):
+        raise InteropError(f"{path}: holds other tensors than the {len(names)} weights of the model")
+
+    def read(name: str) -> Tensor:
+        ours = our_name(name)
+        tensor = tensors[names[ours]]
+        weight = torch.from_numpy(tensor.data.copy())
+        if tensor.tensor_type == GGMLQuantizationType.BF16:
+            weight = weight.view(torch.bfloat16)
+        weight = weight.float().reshape(source.weights[ours].shape)
+        rotates_pairs = source.architecture.gguf == LLAMA.gguf and is_rotated(ours)
+        return pairs_to_halves(weight, source.d_head) if rotates_pairs else weight
+
+    return read
 
 
 def _weight(source: Source, name: str) -> Tensor:

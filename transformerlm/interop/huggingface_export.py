@@ -17,10 +17,13 @@ from typing import Any
 import torch
 
 from transformerlm.hparams import ModelHparams
+from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import huggingface_name
 from transformerlm.interop.output import check_output
+from transformerlm.interop.reference import weight_shapes
 from transformerlm.interop.source import LLAMA, QWEN2, QWEN3, Source, Written
 from transformerlm.interop.tokenizer_json import write_tokenizer
+from transformerlm.interop.weight_files import WeightFiles, require_tensors
 from transformerlm.training.manifest import FolderWriter
 from transformerlm.training.serialization import safetensors_header, tensor_bytes
 from transformerlm.utils.dtypes import dtype_name
@@ -33,8 +36,10 @@ _SMALL_FILES = 10_000_000
 def export_huggingface(source: Source, out: Path) -> Written:
     """Write `source` as the folder `out`, whole or not at all; return what was written.
 
-    Memory: the source's, and one weight. Raises `ConfigError` if something is at `out` already, `DataError` if the
-    disk has no room or refuses, `TokenizerError` for a tokenizer that `tokenizer.json` cannot express.
+    Memory: the source's, and for a narrower type once more that of float32 weights: what was written is read back and
+    compared. Raises `ConfigError` if something is at `out` already, `DataError` if the disk has no room or refuses,
+    `TokenizerError` for a tokenizer that `tokenizer.json` cannot express, `InteropError` if the architecture computes
+    other logits than this project's model.
     """
     check_output(out, source.checkpoint)
     names = {huggingface_name(name): name for name in source.weights}
@@ -57,13 +62,16 @@ def export_huggingface(source: Source, out: Path) -> Written:
         writer.write("generation_config.json", [_json(generation_config(source))])
         if source.tokenizer is not None:
             write_tokenizer(source.tokenizer, folder, context_length=source.hparams.context_length)
+        _, hparams = read_model_config(folder)
+        files = WeightFiles.open(folder)
+        require_tensors(files, {name: torch.Size(shape) for name, shape in weight_shapes(hparams).items()})
+        source.require_same_logits(hparams, lambda name: files.read(name).float(), vectors=source.dtype)
     return source.written(out, "hf", _notes(source))
 
 
 def model_config(source: Source) -> dict[str, Any]:
     """Return what `config.json` says."""
     hparams, kind = source.hparams, source.architecture
-    begin, end = special_ids(source)
     scaling = _rope_scaling(hparams)
     config: dict[str, Any] = {
         "architectures": [kind.huggingface],
@@ -86,8 +94,8 @@ def model_config(source: Source) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": begin,
-        "eos_token_id": end,
+        "bos_token_id": begin_id(source),
+        "eos_token_id": _end_ids(source),
         "pad_token_id": None,
         "dtype": dtype_name(source.dtype),
         "torch_dtype": dtype_name(source.dtype),
@@ -113,20 +121,25 @@ def _rope_scaling(hparams: ModelHparams) -> dict[str, Any] | None:
 
 def generation_config(source: Source) -> dict[str, Any]:
     """Return what `generation_config.json` says: the ids, and nothing about sampling."""
-    begin, end = special_ids(source)
-    ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+    padding = source.eos_token_ids[0] if source.eos_token_ids else None
+    ids = {"bos_token_id": begin_id(source), "eos_token_id": _end_ids(source), "pad_token_id": padding}
     return {"_from_model_config": False} | {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
-def special_ids(source: Source) -> tuple[int | None, int | None]:
-    """Return the ids that begin and end a text.
+def begin_id(source: Source) -> int | None:
+    """Return the id that begins a text.
 
     Where no token is for the beginning, the end of one document also begins the next, as in GPT-2.
     """
     if source.tokenizer is None:
-        return None, None
-    begin, end = source.tokenizer.bos_token_id, source.tokenizer.eos_token_id
-    return end if begin is None else begin, end
+        return None
+    begin = source.tokenizer.bos_token_id
+    return source.tokenizer.eos_token_id if begin is None else begin
+
+
+def _end_ids(source: Source) -> int | list[int] | None:
+    ids = list(source.eos_token_ids)
+    return ids if len(ids) > 1 else next(iter(ids), None)
 
 
 def _notes(source: Source) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ Everything is checked before anything is written. Memory: one tensor at a time.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tomli_w
 import torch
@@ -20,19 +20,26 @@ from transformerlm.hparams import ModelHparams
 from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import from_huggingface, huggingface_name
 from transformerlm.interop.output import check_output
+from transformerlm.interop.reference import family_logits, require_family
+from transformerlm.interop.token_roles import CONFIG_FILE as ROLES_FILE
+from transformerlm.interop.token_roles import MAX_BYTES, read_end_ids
 from transformerlm.interop.tokenizer_json import read_tokenizer
 from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_tensors
 from transformerlm.models.attention import checked_head_size
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.training.checkpoint import GENERATION_FILE
+from transformerlm.training.fingerprint import FINGERPRINT_FILE, fingerprint
 from transformerlm.training.manifest import FORMAT_VERSION, FolderWriter, to_json
 from transformerlm.training.serialization import tensor_bytes, tensors_header
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
-from transformerlm.utils.errors import InteropError, TokenizerError
+from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_folder
+from transformerlm.utils.json_file import read_json_object
 
 _HEAD = "lm_head.weight"
 _FREQUENCIES = "rotary_emb.inv_freq"
+_NOT_SAMPLING = {"bos_token_id", "eos_token_id", "pad_token_id", "_from_model_config", "transformers_version"}
 _SMALL_FILES = 20_000_000
 """More bytes than tokenizer and settings take."""
 
@@ -48,6 +55,8 @@ class ForeignModel:
     shapes: dict[str, torch.Size]
     """Of our tensors, by our names."""
     tokenizer: Tokenizer | None
+    eos_token_ids: tuple[int, ...]
+    """All ids that end a text, the tokenizer's first."""
     notes: tuple[str, ...]
     """What people should know, a sentence each."""
 
@@ -104,10 +113,12 @@ def read_huggingface(
     files = _without_frequencies(WeightFiles.open(folder))
     hparams, files, notes = _settle_tying(hparams, files)
     shapes = state_shapes(hparams)
+    require_family(hparams, {huggingface_name(name): shape for name, shape in shapes.items()})
     require_tensors(files, {huggingface_name(name): shape for name, shape in shapes.items()})
     found = None if tokenizer == "none" else _read_tokenizer(folder, hparams)
-    notes += _tokenizer_notes(found, hparams)
-    return ForeignModel(folder, architecture, hparams, files, shapes, found, notes)
+    eos_token_ids, dropped = _end_ids(folder, found, hparams)
+    notes += (*_tokenizer_notes(found, hparams), *dropped, *_dropped_notes(folder))
+    return ForeignModel(folder, architecture, hparams, files, shapes, found, eos_token_ids, notes)
 
 
 def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
@@ -130,7 +141,10 @@ def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
     with atomic_folder(out, num_bytes + _SMALL_FILES) as folder:
         writer = FolderWriter(folder)
         writer.write("model.safetensors", pieces())
-        for name, data in _small_files(model).items():
+        logits = family_logits(
+            model.hparams, lambda theirs: model.files.read(theirs).to(number_type).float()
+        )  # not by this project's model: loading that checks it against the family
+        for name, data in {**_small_files(model), FINGERPRINT_FILE: fingerprint(logits)}.items():
             writer.write(name, [data])
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
@@ -196,6 +210,39 @@ def _tokenizer_notes(tokenizer: Tokenizer | None, hparams: ModelHparams) -> tupl
     return (f"the model has {more:,} more ids than the tokenizer; they have no text",) if more else ()
 
 
+def _end_ids(
+    folder: Path, tokenizer: Tokenizer | None, hparams: ModelHparams
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the ids that end a text, the tokenizer's first, and a note if some are not ids of the model."""
+    assert hparams.vocab_size is not None
+    first = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    ids = tuple(dict.fromkeys((*first, *read_end_ids(folder))))
+    outside = [token_id for token_id in ids if not 0 <= token_id < hparams.vocab_size]
+    note = (f"eos_token_id names {shown(outside)}, which are not ids of the model: dropped",) if outside else ()
+    return tuple(token_id for token_id in ids if token_id not in outside), note
+
+
+def _dropped_notes(folder: Path) -> tuple[str, ...]:
+    """Name what the folder says beside weights and tokenizer, and what a checkpoint has no place for."""
+    notes = []
+    templates = [path.name for path in sorted(folder.glob("chat_template*"))]
+    if "chat_template" in _settings(folder / ROLES_FILE):
+        templates.append(ROLES_FILE)
+    if templates:
+        notes.append(f"the chat template ({', '.join(templates)}) is dropped: prompts are continued as plain text")
+    defaults = _settings(folder / GENERATION_FILE).keys() - _NOT_SAMPLING
+    if defaults:
+        notes.append(
+            f"the sampling defaults of {GENERATION_FILE} ({shown(', '.join(sorted(defaults)))}) are dropped; "
+            "set them under [sampling]"
+        )
+    return tuple(notes)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return read_json_object(path, max_bytes=MAX_BYTES, error=InteropError) if path.exists() else {}
+
+
 def _small_files(model: ForeignModel) -> dict[str, bytes]:
     shape = {key: value for key, value in model.hparams.model_dump().items() if value is not None}
     state = {
@@ -204,4 +251,7 @@ def _small_files(model: ForeignModel) -> dict[str, bytes]:
         "best_step": None,
         "imported": {"architecture": model.architecture, "folder": model.folder.resolve().name},
     }
-    return {"state.json": to_json(state), "config.toml": tomli_w.dumps({"model": shape}).encode("utf-8")}
+    files = {"state.json": to_json(state), "config.toml": tomli_w.dumps({"model": shape}).encode("utf-8")}
+    if model.eos_token_ids and (model.tokenizer is None or len(model.eos_token_ids) > 1):
+        files[GENERATION_FILE] = to_json({"eos_token_id": list(model.eos_token_ids)})
+    return files

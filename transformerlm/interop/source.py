@@ -13,9 +13,11 @@ from torch import Tensor
 
 from transformerlm.hparams import ModelHparams
 from transformerlm.interop.layout import huggingface_name, is_rotated, pairs_to_halves
+from transformerlm.interop.reference import Weights, family_logits, require_family, require_same_logits
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint
+from transformerlm.training.fingerprint import probe_logits
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
 from transformerlm.utils.errors import CheckpointError, InteropError
 
@@ -58,6 +60,8 @@ class Source:
     hparams: ModelHparams
     weights: dict[str, Tensor]
     tokenizer: Tokenizer | None
+    eos_token_ids: tuple[int, ...]
+    """All ids that end a text, the tokenizer's first."""
     architecture: Architecture
     dtype: torch.dtype
 
@@ -87,6 +91,17 @@ class Source:
         weight = self.weights[name]
         return pairs_to_halves(weight, self.d_head) if is_rotated(name) else weight
 
+    def require_same_logits(self, hparams: ModelHparams, written: Weights, *, vectors: torch.dtype) -> None:
+        """Raise `InteropError` unless what was written is this model, settings and weights, as others compute it.
+
+        `vectors` is the type in which norms and biases were written. Memory: the weights as float32.
+        """
+        rounded = {
+            name: weight.to(vectors if weight.ndim < 2 else self.dtype).float() for name, weight in self.weights.items()
+        }
+        expected = probe_logits(self.hparams, rounded)
+        require_same_logits(expected, family_logits(hparams, written), architecture=self.architecture.huggingface)
+
     def written(self, path: Path, format: str, notes: tuple[str, ...]) -> Written:
         """Return what is to be said of an export of this model to `path`, a file or a folder."""
         files = path.iterdir() if path.is_dir() else [path]
@@ -109,7 +124,11 @@ def read_source(checkpoint: Path, dtype: str) -> Source:
     tokenizer = None
     if all((opened.path / name).exists() for name in TOKENIZER_FILES):
         tokenizer = Tokenizer.load(opened.path)
-    source = Source(opened.path, hparams, opened.model_state(), tokenizer, architecture, number_type)
+    end = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    eos_token_ids = tuple(dict.fromkeys((*end, *opened.eos_token_ids)))
+    weights = opened.model_state()
+    opened.require_same_code(weights)
+    source = Source(opened.path, hparams, weights, tokenizer, eos_token_ids, architecture, number_type)
     _check_weights(source)
     if tokenizer is not None and tokenizer.vocab_size > source.vocab_size:
         raise CheckpointError(
@@ -148,8 +167,8 @@ def _check_weights(source: Source) -> None:
                 f"{source.checkpoint}: the weight {name} is not as the checkpoint's config.toml says; "
                 "its files are not of one checkpoint"
             )
-        huggingface_name(name)
         _check_range(name, ours, source.dtype)
+    require_family(source.hparams, {huggingface_name(name): weight.shape for name, weight in source.weights.items()})
 
 
 def _check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:

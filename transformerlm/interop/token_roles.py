@@ -70,16 +70,27 @@ def _named(role: str, config: dict[str, Any], folder: Path) -> str | None:
 
 
 def _by_id(folder: Path, ids: Mapping[str, int]) -> str | None:
-    """Return the token of the end-of-text id that the model's files name; the first of several."""
+    """Return the token of the first end-of-text id that the model's files name and that is an added token."""
+    by_id = {token_id: token for token, token_id in ids.items()}
+    return next((by_id[token_id] for token_id in read_end_ids(folder) if token_id in by_id), None)
+
+
+def read_end_ids(folder: Path) -> tuple[int, ...]:
+    """Return the end-of-text ids that the model's files name, `generation_config.json` before `config.json`.
+
+    As in transformers, the first of these files that names any counts. Raises `InteropError` for what is no id.
+    """
     for name in ID_FILES:
         found = _read(folder / name).get("eos_token_id")
-        if isinstance(found, list) and found:
-            found = found[0]
-        if type(found) is int:
-            token = next((token for token, token_id in ids.items() if token_id == found), None)
-            if token is not None:
-                return token
-    return None
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(token_id) is int for token_id in ids):
+            raise InteropError(
+                f"{folder / name}: eos_token_id must be a token id or a list of them (got {shown(found)}); "
+                "restore the file"
+            )
+        if ids:
+            return tuple(dict.fromkeys(ids))
+    return ()
 
 
 def _template(post_processor: Any, ids: Mapping[str, int]) -> tuple[str | None, str | None]:

@@ -25,6 +25,7 @@ import torch
 from pydantic import ValidationError
 
 from transformerlm.hparams import ModelHparams
+from transformerlm.training.fingerprint import FINGERPRINT_FILE, fingerprint, probe_logits, require_same_code
 from transformerlm.training.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -42,6 +43,8 @@ from transformerlm.utils.json_file import read_json_object
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 TOKENIZER_SETTINGS_FILE = "tokenizer_settings.json"
 """The third file of a tokenizer, for which there may be no need."""
+GENERATION_FILE = "generation_config.json"
+"""Names the ids that end a text, as in a Hugging Face folder, where there are more than the tokenizer's one."""
 
 MAX_STATE_BYTES = 1 << 24
 
@@ -103,6 +106,21 @@ def _why_there_is_none(path: Path) -> str:
     return "holds no checkpoint; make one with transformerlm-train"
 
 
+def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids that `generation_config.json` in `folder` says end a text, empty if there are none.
+
+    Raises `CheckpointError` if the file is damaged.
+    """
+    file = folder / GENERATION_FILE
+    if not file.exists():
+        return ()
+    found = read_json_object(file, max_bytes=MAX_STATE_BYTES, error=CheckpointError).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise CheckpointError(f"{file}: eos_token_id must be a token id or a list of them; restore the file")
+    return tuple(dict.fromkeys(ids))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder whose manifest has been verified."""
@@ -110,9 +128,10 @@ class Checkpoint:
     path: Path
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
+    def open(cls, path: Path, *, to_resume: bool = False) -> "Checkpoint":
         """Verify `path`, a checkpoint folder or a run folder (its newest checkpoint).
 
+        The optimizer's state may be missing unless the checkpoint is `to_resume` a run.
         Raises `CheckpointError` that names the damaged or missing file.
         """
         path = Path(path)
@@ -122,7 +141,7 @@ class Checkpoint:
             if not folders:
                 raise CheckpointError(f"{path}: {_why_there_is_none(path)}")
             path = folders[-1]
-        verify_manifest(path)
+        verify_manifest(path, to_resume=to_resume)
         return cls(path)
 
     @property
@@ -155,17 +174,37 @@ class Checkpoint:
             problem = f"{misfit.key}: {misfit.message} (got {misfit.got})"
         raise CheckpointError(f"{file}: has no valid [model] table: {problem}")
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids that end a text, if the checkpoint names them beside its tokenizer; the tokenizer's comes first."""
+        return read_eos_token_ids(self.path)
+
     def model_state(self, like: Like | None = None) -> dict[str, torch.Tensor]:
         """Return the weights, on the CPU; or each laid out as `like` says, and then all processes call this."""
         return self._state("model", like)
+
+    def require_same_code(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Raise `CheckpointError` if this code computes other logits with the weights than the code that made them.
+
+        Warns of a difference that is small, but larger than rounding's. `state` is `model_state()`, if that is loaded.
+        """
+        if (self.path / FINGERPRINT_FILE).exists():
+            require_same_code(self.path, self.model_hparams(), self.model_state() if state is None else state)
 
     def optimizer_state(self, like: Like | None = None) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', likewise."""
         return self._state("optimizer", like)
 
     def _state(self, part: Part, like: Like | None) -> Any:
+        file = self.path / f"{part}.safetensors"
+        if not holds_pieces(self.path) and not file.exists():
+            raise CheckpointError(
+                f"{file}: is missing; without it the checkpoint serves for inference and as training.init_from only"
+                if part == "optimizer"
+                else f"{file}: is missing; restore the checkpoint"
+            )
         if like is None and not holds_pieces(self.path):
-            return read_state(self.path / f"{part}.safetensors")
+            return read_state(file)
         return read_pieces(self.path, part, like)
 
 
@@ -179,6 +218,8 @@ class CheckpointStore:
     config_toml: str
     tokenizer: Path | None
     """Folder whose tokenizer files go into every checkpoint; they are read once, by `prepare` or the first `save`."""
+    hparams: ModelHparams | None = None
+    """The model, whose logits are kept in every checkpoint; None for one of another kind."""
 
     def clean(self) -> None:
         """Tidy up what a killed process left in the middle of its work; not while another one may be writing."""
@@ -210,7 +251,12 @@ class CheckpointStore:
         with self.new(state, num_bytes=sum(file.num_bytes for file in files.values())) as folder:
             for name, pieces in files.items():
                 folder.write(name, pieces)
+            folder.write(FINGERPRINT_FILE, [self.fingerprint(model)])
         return self.path(state["step"])
+
+    def fingerprint(self, model: Mapping[str, torch.Tensor]) -> bytes:
+        """Return the content of `fingerprint.json` for these weights."""
+        return fingerprint(None if self.hparams is None else probe_logits(self.hparams, model))
 
     @contextlib.contextmanager
     def new(self, state: Mapping[str, Any], *, num_bytes: int) -> Iterator[FolderWriter]:
@@ -252,7 +298,7 @@ class CheckpointStore:
         problems: list[str] = []
         for folder in reversed(checkpoint_folders(self.folder)):
             try:
-                return Checkpoint.open(folder)
+                return Checkpoint.open(folder, to_resume=True)
             except DamagedCheckpointError as error:
                 if damaged is None:
                     raise
@@ -281,8 +327,8 @@ class CheckpointStore:
     def _tokenizer_files(self) -> dict[str, bytes]:
         if self.tokenizer is None:
             return {}
-        has_settings = (self.tokenizer / TOKENIZER_SETTINGS_FILE).exists()
-        names = (*TOKENIZER_FILES, TOKENIZER_SETTINGS_FILE) if has_settings else TOKENIZER_FILES
+        optional = (TOKENIZER_SETTINGS_FILE, GENERATION_FILE)
+        names = (*TOKENIZER_FILES, *(name for name in optional if (self.tokenizer / name).exists()))
         return {name: (self.tokenizer / name).read_bytes() for name in names}
 
     def _small_files(self, state: Mapping[str, Any]) -> dict[str, bytes]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformerlm.distributed.sharding import Parallelism
 from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
+from transformerlm.training.fingerprint import FINGERPRINT_FILE
 from transformerlm.training.manifest import DamagedCheckpointError, FolderWriter
 from transformerlm.training.serialization import split
-from transformerlm.training.sharded import STRUCTURE_FILE, missing_pieces, write_pieces
+from transformerlm.training.sharded import STRUCTURE_FILE, missing_pieces, read_pieces, write_pieces
 from transformerlm.utils.errors import DataError
 
 
@@ -73,6 +74,9 @@ class GroupCheckpointStore:
                         "set training.runs_dir to a folder on a file system that all machines share"
                     )
                 writers[0].write(STRUCTURE_FILE, [structure])
+                if self.store.hparams is not None:  # by one process, from the files: the others have only pieces
+                    whole = read_pieces(writers[0].folder, "model")
+                    writers[0].write(FINGERPRINT_FILE, [self.store.fingerprint(whole)])
                 stack.close()  # hashes the files, gives the folder its name
                 return self.store.path(state["step"])
 

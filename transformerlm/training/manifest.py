@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 from transformerlm.utils.errors import CheckpointError
 from transformerlm.utils.files import sha256_file, sync_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of what is written. Format 1, which is still read, differs in that tuples of the optimizer became lists."""
 MANIFEST = "manifest.json"
 REQUIRED_FILES = ("state.json", "config.toml")
 
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
+_OPTIMIZER_FILE = re.compile(r"optimizer\.safetensors|shard-\d+-model-00002-of-00002\.safetensors")
 _REMEDY = "name another checkpoint, or remove this one's folder to go on from the one before it"
 _UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG}
 """What the system says of a file that is gone or whose place on the disk is broken. A missing permission is neither."""
@@ -68,8 +72,10 @@ class FolderWriter:
         sync_folder(self.folder)
 
 
-def verify_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+def verify_manifest(folder: Path, *, to_resume: bool = False) -> dict[str, tuple[int, str]]:
     """Check every file of a checkpoint folder; return their sizes and hashes.
+
+    The optimizer's files may be missing unless the checkpoint is `to_resume` a run.
 
     Raises `DamagedCheckpointError` that names the file, `CheckpointError` for a format of another version.
     """
@@ -84,7 +90,7 @@ def verify_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         raise _damage(manifest, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(manifest, f"is damaged ({error})") from None
-    if version != FORMAT_VERSION:
+    if version not in _READABLE_VERSIONS:
         raise _other_version(manifest, version)
     if data != as_written:
         raise DamagedCheckpointError(manifest, "is damaged: it is not as it was written")
@@ -94,7 +100,8 @@ def verify_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     for name, (size, digest) in expected.items():
         if Path(name).name != name or "\0" in name:
             raise DamagedCheckpointError(manifest, f"is damaged: it names {name!r}, which is outside the folder")
-        _verify_file(folder / name, size, digest)
+        if to_resume or not _OPTIMIZER_FILE.fullmatch(name) or (folder / name).exists():
+            _verify_file(folder / name, size, digest)
     return expected
 
 
@@ -121,9 +128,9 @@ def _other_version(manifest: Path, version: Any) -> CheckpointError:
         in_state = json.loads(manifest.with_name("state.json").read_text(encoding="utf-8"))["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         in_state = None
-    if in_state == FORMAT_VERSION:
+    if in_state in _READABLE_VERSIONS:
         return DamagedCheckpointError(manifest, f"is damaged: it says format {version!r}, and state.json {in_state}")
-    return CheckpointError(f"{manifest}: is of format {version}, and this version reads format {FORMAT_VERSION}")
+    return CheckpointError(f"{manifest}: is of format {version}, and this version reads formats up to {FORMAT_VERSION}")
 
 
 def to_json(value: Any) -> bytes:

@@ -23,6 +23,7 @@ from transformerlm.utils.errors import CheckpointError
 
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"
+_TUPLE = "__tuple__"
 _METADATA_KEY = "transformerlm"
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -144,19 +145,20 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[
             tensors[path] = value.detach()
         return {_TENSOR: names[memory]}
     if isinstance(value, dict):
-        if all(isinstance(key, str) and key not in (_TENSOR, _PAIRS) for key in value):
+        if all(isinstance(key, str) and key not in (_TENSOR, _PAIRS, _TUPLE) for key in value):
             return {key: _strip(item, _join(path, key), tensors, names) for key, item in value.items()}
         # JSON keys are strings; an optimizer's are integers.
         return {_PAIRS: [[key, _strip(item, _join(path, key), tensors, names)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [_strip(item, _join(path, index), tensors, names) for index, item in enumerate(value)]
+        items = [_strip(item, _join(path, index), tensors, names) for index, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise CheckpointError(f"{path}: a {type(value).__name__} cannot be saved, only tensors and plain values")
 
 
 def fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `split`, but for tuples, which come back as lists."""
+    """The inverse of `split`. Files of format 1 hold lists where there were tuples."""
     if isinstance(value, list):
         return [fill(item, tensors) for item in value]
     if isinstance(value, dict):
@@ -164,6 +166,8 @@ def fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
             return tensors[value[_TENSOR]]
         if _PAIRS in value:
             return {key: fill(item, tensors) for key, item in value[_PAIRS]}
+        if _TUPLE in value:
+            return tuple(fill(item, tensors) for item in value[_TUPLE])
         return {key: fill(item, tensors) for key, item in value.items()}
     return value
 

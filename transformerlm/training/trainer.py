@@ -165,9 +165,14 @@ class Trainer:
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take over the weights of a checkpoint, in whatever type they are stored, and nothing else.
 
-        Raises `CheckpointError` if they do not fit the model.
+        Raises `CheckpointError` if they do not fit the model, or if this code computes other logits with them than the
+        code that made them.
         """
-        load_model_state(self.model, checkpoint.model_state(self._like()))
+        like = self._like()
+        state = checkpoint.model_state(like)
+        # Of pieces, the first process reads the whole; what it raises, all do.
+        self.parallelism.world.from_first(lambda: checkpoint.require_same_code(state if like is None else None))
+        load_model_state(self.model, state)
 
     def _like(self) -> Like | None:
         return self._layout() if self.parallelism.sharded else None

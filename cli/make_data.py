@@ -80,6 +80,7 @@ def _build(
             separator=config.input.separator,
             text_field=config.input.text_field,
             errors=config.input.errors,
+            skip_null=config.input.skip_null,
             shuffle=settings.shuffle,
             seed=settings.seed,
             shard_tokens=settings.shard_tokens,

@@ -31,7 +31,7 @@ class InputSection(Section):
 
     sources: Strings = Field(
         min_length=1,
-        description="Files, globs, folders or URLs (https://, s3://, hf://datasets/…), also .gz, .xz, .zst; "
+        description="Files, globs, folders or URLs (https://, s3://, hf://datasets/…), also .gz, .bz2, .xz, .zst; "
         f"'{BUILTIN_STORIES}' is the built-in corpus.",
     )
     format: Literal["auto", "text", "jsonl", "parquet"] = Field(
@@ -46,6 +46,9 @@ class InputSection(Section):
         default="strict",
         description="strict | replace | skip: text that is not UTF-8 is an error, becomes U+FFFD, or its document is "
         "left out.",
+    )
+    skip_null: bool = Field(
+        default=False, description="jsonl, parquet: leave out records whose text is null (false: they are an error)."
     )
 
 

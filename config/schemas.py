@@ -109,7 +109,7 @@ class DatasetInputSection(InputSection):
 class DatasetOutputSection(WorkSection):
     """The token files."""
 
-    tokenizer: PathSetting = Field(description="Folder of the tokenizer (made by transformerlm-train-tokenizer).")
+    tokenizer: PathSetting = Field(description="Folder of the tokenizer, or a run or checkpoint that holds one.")
     train: PathSetting = Field(description="Token file for training; its sidecar is this name with .json added.")
     valid: PathSetting | None = Field(default=None, description="Token file for validation.")
     shuffle: bool = Field(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -431,3 +432,22 @@ def test_progress_ends_at_everything_in_both_phases(
 
 def test_the_folder_of_the_work_is_beside_the_output(tmp_path: Path) -> None:
     assert work_folder(tmp_path / "x/t.dat") == tmp_path / "x/t.dat.build"
+
+
+def test_a_file_system_may_give_less_than_it_is_asked_for(
+    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As file systems of the network do; only an end of the file is damage."""
+    source = write("a.txt", END_OF_TEXT.join(documents))
+    expected = build_dataset([source], tokenizer, tmp_path / "t.dat").train.data_sha256
+    preadv = os.preadv
+
+    def read_less(file: int, buffers: list[memoryview], offset: int) -> int:
+        first = next(buffer for buffer in buffers if len(buffer))
+        return preadv(file, [first[: 1 + offset % 7]], offset)
+
+    monkeypatch.setattr(os, "preadv", read_less)
+    assert build_dataset([source], tokenizer, tmp_path / "t.dat").train.data_sha256 == expected
+    monkeypatch.setattr(os, "preadv", lambda *_arguments: 0)
+    with pytest.raises(DataError, match="ends early; remove its folder"):
+        build_dataset([source], tokenizer, tmp_path / "t.dat")

@@ -115,10 +115,10 @@ class Build:
         self._report.finish_part(number, work)
 
     def _valid_below(self, summaries: Sequence[Summary]) -> int:
-        """Return the hash below which documents go to validation: that of the fraction, if both sides get some.
+        """Return the hash below which documents go to validation: `valid_fraction` of all, if no side is empty.
 
-        Else the document whose hash is nearest goes to the side that would be empty, and with it those with the same
-        text. Only the hashes of all documents count, so that a build that was interrupted comes to the same.
+        Otherwise the document whose hash is nearest changes sides, together with its duplicates. The result depends
+        only on the hashes of all documents, so an interrupted build arrives at the same split.
         """
         wanted = math.ceil(self._plan.valid_fraction * 2.0**64)
         smallest = min((summary.hashes[0] for summary in summaries if summary.hashes), default=0)
@@ -127,8 +127,8 @@ class Build:
             return wanted
         side = "validation" if wanted <= smallest else "training"
         self._say(
-            f"the hash of no document falls to {side} at a fraction of {self._plan.valid_fraction}; "
-            "the document with the nearest hash is taken"
+            f"no document's hash falls to {side} at a valid_fraction of {self._plan.valid_fraction}; "
+            "the document whose hash is nearest goes there"
         )
         return smallest + 1 if wanted <= smallest else largest
 

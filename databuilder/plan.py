@@ -31,7 +31,7 @@ Source = Path | str | SourceFile
 
 
 def as_files(sources: Iterable[Source]) -> list[SourceFile]:
-    """Return what there is to know of each source. Raises `DataError` if one is missing or empty."""
+    """Return what there is to know of each source. Raises `DataError` if one is missing."""
     return [source if isinstance(source, SourceFile) else describe_source(source) for source in sources]
 
 

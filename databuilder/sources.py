@@ -55,8 +55,8 @@ def resolve_sources(
 
     A name is a file, a glob or a folder, here or as a URL of fsspec (a glob or a folder where the other side can list
     its files), or `builtin:stories`, which is `builtin_corpus_path()` and must have been written. A `format` of "auto"
-    goes by each file's name. `say` is told what a folder holds besides, and which files are others under a second name.
-    Raises `DataError` if a name matches nothing, is a pipe, or is a folder of several formats.
+    goes by each file's name. `say` gets one line per folder with what it leaves out, and one about files
+    that have a second name. Raises `DataError` if a name matches nothing, is a pipe, or is a folder of several formats.
     """
     say = say or (lambda _line: None)
     files: dict[Hashable, SourceFile] = {}
@@ -140,7 +140,7 @@ def _matching(name: str, format: FormatSetting, say: Say) -> list[str]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield what lies in a folder and those below it, links to folders followed, each folder once."""
+    """Yield the files in a folder and its subfolders; links are followed, and each folder is visited once."""
 
     def fail(error: OSError) -> None:
         raise error

@@ -133,7 +133,7 @@ def test_neither_side_of_a_small_corpus_is_empty(
         assert not taken
     else:
         assert len(taken) == 1
-        assert any("the document with the nearest hash is taken" in line for line in said)
+        assert any("the document whose hash is nearest goes there" in line for line in said)
     more_train, more_valid = sides([*sources, write("more.txt", END_OF_TEXT.join(f"more {n}" for n in range(30)))])
     assert in_train - taken <= more_train
     assert in_valid - taken <= more_valid

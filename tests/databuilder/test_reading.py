@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from databuilder.parts import Part, cut_into_parts
 from databuilder.reading import End, Piece, Reading, TextCounts, read_part
-from databuilder.sources import describe_source
+from databuilder.sources import describe_source, resolve_sources
 from transformerlm.tokenizer import corpus
 from transformerlm.utils.errors import DataError
 
@@ -225,6 +225,12 @@ def test_what_is_no_text_is_refused_whatever_the_policy(name: str, message: str)
     for errors in ("strict", "replace", "skip"):
         with pytest.raises(DataError, match=message):
             read_whole(DATA / name, errors=errors)
+
+
+def test_the_members_of_an_archive_are_sources() -> None:
+    members = resolve_sources([f"tar://*.txt::file://{DATA / 'arch.tar.gz'}"])
+    assert [file.name.partition("::")[0] for file in members] == ["tar://a.txt", "tar://b.txt"]
+    assert len(read(cut_into_parts(members))) == 80
 
 
 def test_capitals_in_a_suffix_change_nothing() -> None:

@@ -6,7 +6,7 @@ A source is a file on this machine or, if its name has a `://` in it, anywhere t
 
     name ──▶ stored bytes ──decompression──▶ bytes of the text ──read_text──▶ text
 
-What a file holds is decided by its first bytes, not by its name; see `file_content`.
+The first bytes of a file, not its name, decide how it is read; see `file_content`.
 """
 
 import codecs
@@ -37,7 +37,7 @@ def read_text(path: TextPath, on_read: OnRead | None = None) -> Iterator[str]:
 
     Files of gzip, bzip2, xz and zstd are decompressed.
 
-    Raises `DataError` if the file cannot be read, is damaged, or is no text (an archive, an image, UTF-16, …),
+    Raises `DataError` if the file cannot be read, is damaged, or is not text (an archive, an image, UTF-16, …),
     `MissingDependencyError` if fsspec needs another package for the URL, and `TokenizerError` with the byte offset
     (after decompression) if it is not UTF-8.
     """

@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes: text, compressed text, or something that is no text.
+"""Recognise a file by its first bytes: text, compressed text, or something that is not text.
 
 A compressed file is a sequence of members (gzip's word; streams in bzip2 and xz, frames in zstd), each with a header
 and a checksum of its own. All members are read, and what is neither a member nor legal padding is damage.
@@ -38,7 +38,7 @@ class Compression(NamedTuple):
     new: Callable[[], Any]
     """Makes a decompressor of one member, with `decompress`, `eof` and `unused_data`."""
     padding: int
-    """Zero bytes may follow a member, a multiple of so many; 0: none may."""
+    """Zero bytes may follow a member if their number is a multiple of this; 0: none may."""
 
 
 COMPRESSIONS = (
@@ -129,7 +129,7 @@ def decompress(blocks: Iterable[bytes], compression: Compression) -> Iterator[by
 
 
 def check_text(name: str, head: bytes) -> None:
-    """Raise `DataError` with advice if a file that begins with `head`, after decompression, is no text of UTF-8."""
+    """Raise `DataError` with advice if a file that begins with `head`, after decompression, is not UTF-8 text."""
     for magic, what in _NOT_TEXT:
         if magic.match(head):
             raise DataError(f"{name}: is {what}")

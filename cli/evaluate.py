@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.progress import progress_bar
+from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, Invocation, run_command
 from config.evaluate import EvaluateConfig, TextSection
 from logger.records import json_line
@@ -96,7 +96,7 @@ def _on_texts(evaluator: "Evaluator", settings: TextSection) -> "HeldOut":
             nonlocal words
             words = f"{done:,} tokens"
 
-        texts = read_texts(sources, reading_of(settings), counts, lambda read: update(read / total, words))
+        texts = read_texts(sources, reading_of(settings), counts, lambda read: update(read / total, words), say)
         found = evaluator.texts(texts, on_scored)
     say_left_out(counts.to_json())
     return found

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.progress import Update, progress_bar, say
@@ -40,7 +41,7 @@ def make_data(config: MakeDataConfig) -> int:
     from transformerlm.utils.token_file import sidecar_path
 
     settings = config.output
-    tokenizer = Tokenizer.load(settings.tokenizer)
+    tokenizer = Tokenizer.load(_tokenizer_folder(settings.tokenizer))
     sources = find_sources(config.input.sources, format=config.input.format)
     valid_sources = find_sources(config.input.valid_sources, format=config.input.format)
     for path in (settings.train, settings.valid):
@@ -56,6 +57,15 @@ def make_data(config: MakeDataConfig) -> int:
         raise
     _tell(settings, report, time.perf_counter() - start)
     return EXIT_OK
+
+
+def _tokenizer_folder(path: Path) -> Path:
+    """Return `path`, or if it is a run folder or its folder of checkpoints, the newest checkpoint in it."""
+    if "checkpoints" in (path.name, *(file.name for file in path.glob("*"))):
+        from transformerlm.training import Checkpoint
+
+        return Checkpoint.open(path).path
+    return path
 
 
 def _build(
@@ -80,6 +90,7 @@ def _build(
             separator=config.input.separator,
             text_field=config.input.text_field,
             errors=config.input.errors,
+            skip_null=config.input.skip_null,
             shuffle=settings.shuffle,
             seed=settings.seed,
             shard_tokens=settings.shard_tokens,

@@ -4,6 +4,7 @@ Each stage is the command of the same name with a shipped configuration. A stage
 outputs are as its last run left them is skipped; an interrupted training is continued.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig, QuickstartSection
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
-from transformerlm.utils.errors import ConfigError
+from transformerlm.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cli.stages import Stage
@@ -85,10 +86,11 @@ def _tokenizer_stage(config: TrainTokenizerConfig) -> "Stage":
     from cli.train_tokenizer import train_tokenizer
 
     folder = config.tokenizer.output
+    input_files = find_sources(config.input.sources, format=config.input.format)
     return Stage(
         title="train a tokenizer",
         config=config,
-        inputs=[Path(file.name) for file in find_sources(config.input.sources)],
+        inputs=lambda: input_files,
         outputs=lambda: _tokenizer_files(folder),
         stamp=folder / "stage.json",
         run=lambda: train_tokenizer(config),
@@ -99,15 +101,14 @@ def _data_stage(config: MakeDataConfig) -> "Stage":
     from cli.make_data import make_data
     from cli.sources import find_sources
     from cli.stages import Stage
-    from transformerlm.utils.token_file import sidecar_path
 
-    input_files = find_sources((*config.input.sources, *config.input.valid_sources))
+    input_files = find_sources((*config.input.sources, *config.input.valid_sources), format=config.input.format)
     token_files = [path for path in (config.output.train, config.output.valid) if path is not None]
     return Stage(
         title="build the token files",
         config=config,
-        inputs=[*(Path(file.name) for file in input_files), *_tokenizer_files(config.output.tokenizer)],
-        outputs=lambda: [*token_files, *map(sidecar_path, token_files)],
+        inputs=lambda: [*input_files, *_tokenizer_files(config.output.tokenizer)],
+        outputs=lambda: _files_of(token_files),
         stamp=config.output.train.with_name(config.output.train.name + ".stage.json"),
         run=lambda: make_data(config),
     )
@@ -117,7 +118,6 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     from cli.stages import Stage
     from cli.train import train
     from transformerlm.training.checkpoint import checkpoint_folders
-    from transformerlm.utils.token_file import sidecar_path
 
     run_dir = config.training.runs_dir / config.logging.run_name
     token_files = [*config.data.train, config.data.valid]
@@ -133,7 +133,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     stage = Stage(
         title="train a model",
         config=config,
-        inputs=[*token_files, *map(sidecar_path, token_files), *_tokenizer_files(config.data.tokenizer)],
+        inputs=lambda: [*_files_of(token_files), *_tokenizer_files(config.data.tokenizer)],
         outputs=lambda: [path / "manifest.json" for path in checkpoint_folders(run_dir / "checkpoints")],
         stamp=run_dir / "stage.json",
         run=run,
@@ -141,10 +141,24 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     return stage
 
 
+def _files_of(token_files: Sequence[Path]) -> list[Path]:
+    """Return the sidecars and shards of token files; of one that is not there or not whole, the sidecar alone."""
+    from transformerlm.utils.token_file import read_info, shard_paths, sidecar_path
+
+    files: list[Path] = []
+    for path in token_files:
+        files.append(sidecar_path(path))
+        with contextlib.suppress(DataError):
+            files += shard_paths(path, read_info(path))
+    return files
+
+
 def _tokenizer_files(folder: Path) -> list[Path]:
     from transformerlm.tokenizer.io import MERGES_FILE, VOCAB_FILE
+    from transformerlm.tokenizer.settings import SETTINGS_FILE
 
-    return [folder / VOCAB_FILE, folder / MERGES_FILE]
+    settings = folder / SETTINGS_FILE  # only where a tokenizer differs from GPT-2's
+    return [folder / VOCAB_FILE, folder / MERGES_FILE, *([settings] if settings.exists() else [])]
 
 
 def _move_aside(run_dir: Path) -> None:

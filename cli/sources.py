@@ -17,12 +17,12 @@ def find_sources(names: Sequence[str], *, format: FormatSetting = "auto") -> lis
         say(f"writing the built-in stories to {builtin_corpus_path()}")
         with progress_bar("stories") as update:
             write_builtin_corpus(lambda done, total: update(done / total, f"{done:,} of {total:,}"))
-    return resolve_sources(names, format=format)
+    return resolve_sources(names, format=format, say=say)
 
 
 def reading_of(settings: InputSection) -> Reading:
     """Return how the sources of a configuration are read."""
-    return Reading(settings.separator, settings.text_field, settings.errors)
+    return Reading(settings.separator, settings.text_field, settings.errors, settings.skip_null)
 
 
 def say_left_out(text: Mapping[str, int]) -> None:
@@ -30,6 +30,7 @@ def say_left_out(text: Mapping[str, int]) -> None:
     numbers = (
         (text["documents_not_utf8"], f"documents ({text['bytes_not_utf8'] / 1e6:,.1f} MB) that are not UTF-8"),
         (text["documents_empty"], "empty documents"),
+        (text["documents_null"], "records without a text (null)"),
     )
     left_out = [f"{number:,} {what}" for number, what in numbers if number]
     if left_out:

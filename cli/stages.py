@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config.schemas import Config
 from transformerlm.utils.files import sha256_file, write_json
+
+if TYPE_CHECKING:
+    from databuilder.sources import SourceFile
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Stage:
 
     title: str
     config: Config
-    inputs: Sequence[Path]
+    inputs: "Callable[[], Sequence[Path | SourceFile]]"
+    """Files, when the stages before have run; a remote one counts by what its server says of it."""
     outputs: Callable[[], Sequence[Path]]
     stamp: Path
     run: Callable[[], int]
@@ -45,8 +49,15 @@ class Stage:
             return None
 
     def _given(self) -> dict[str, Any]:
-        return {"config": self.config.model_dump(mode="json"), "inputs": _checksums(self.inputs)}
+        return {"config": self.config.model_dump(mode="json"), "inputs": _checksums(self.inputs())}
 
 
-def _checksums(paths: Sequence[Path]) -> dict[str, str | None]:
-    return {str(path): sha256_file(path) if path.exists() else None for path in paths}
+def _checksums(files: "Sequence[Path | SourceFile]") -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for file in files:
+        path = file if isinstance(file, Path) else Path(file.name)
+        if not isinstance(file, Path) and "://" in file.name:
+            found[file.name] = f"{file.num_bytes} bytes, version {file.version}"
+        else:
+            found[str(path)] = sha256_file(path) if path.exists() else None
+    return found

@@ -31,7 +31,7 @@ class InputSection(Section):
 
     sources: Strings = Field(
         min_length=1,
-        description="Files, globs, folders or URLs (https://, s3://, hf://datasets/…), also .gz, .xz, .zst; "
+        description="Files, globs, folders or URLs (https://, s3://, hf://datasets/…), also .gz, .bz2, .xz, .zst; "
         f"'{BUILTIN_STORIES}' is the built-in corpus.",
     )
     format: Literal["auto", "text", "jsonl", "parquet"] = Field(
@@ -46,6 +46,9 @@ class InputSection(Section):
         default="strict",
         description="strict | replace | skip: text that is not UTF-8 is an error, becomes U+FFFD, or its document is "
         "left out.",
+    )
+    skip_null: bool = Field(
+        default=False, description="jsonl, parquet: leave out records whose text is null (false: they are an error)."
     )
 
 
@@ -106,7 +109,7 @@ class DatasetInputSection(InputSection):
 class DatasetOutputSection(WorkSection):
     """The token files."""
 
-    tokenizer: PathSetting = Field(description="Folder of the tokenizer (made by transformerlm-train-tokenizer).")
+    tokenizer: PathSetting = Field(description="Folder of the tokenizer, or a run or checkpoint that holds one.")
     train: PathSetting = Field(description="Token file for training; its sidecar is this name with .json added.")
     valid: PathSetting | None = Field(default=None, description="Token file for validation.")
     shuffle: bool = Field(

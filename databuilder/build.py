@@ -1,6 +1,7 @@
 """A build at work: its two phases, one after the other, by the tasks of an executor."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -18,7 +19,7 @@ from databuilder.plan import Plan
 from databuilder.progress import OnProgress, Report
 from databuilder.shards import ShardTask, WrittenShard, cut_into_shards, finished_shard, ids_by_bucket, write_shard
 from databuilder.single import CutDocument, cut_only_document
-from databuilder.sources import SourceFile, describe_source
+from databuilder.sources import SourceFile, describe_source, say_empty
 from databuilder.spool import TRAIN, VALID, Summary
 from databuilder.workplace import Workplace
 from transformerlm.tokenizer.corpus import is_url
@@ -33,11 +34,13 @@ class Build:
 
     def __init__(self, plan: Plan, workplace: Workplace, on_progress: OnProgress | None) -> None:
         self._plan = plan
+        self._say = workplace.say
         self._folders = {side: folder.absolute() for side, folder in workplace.folders.items()}
         self._parts = plan.parts()
+        self._names = [part.source.name for part in self._parts]
         self._report = Report(self._parts, on_progress)
         train_names = {file.name for file in plan.files}
-        self._num_train_parts = sum(part.source.name in train_names for part in self._parts)
+        self._num_train_parts = sum(name in train_names for name in self._names)
         self._is_hopeless = False
 
     def name_sources_absolutely(self) -> None:
@@ -57,10 +60,19 @@ class Build:
         job = self._make_job()
         summaries = self._encode(job, executor, slots)
         self._check_sources()
+        valid_below = self._valid_below(summaries)
+        if valid_below != job.valid_below:
+            job = replace(job, valid_below=valid_below)
+            for number, summary in enumerate(summaries):
+                if _sides_differ(summary, valid_below):
+                    job.spool(number).unlink()
+            summaries = self._encode(job, executor, slots)
+            self._check_sources()
         cut = None
         if self._plan.valid_fraction and sum(sum(summary.num_documents) for summary in summaries) == 1:
             cut = cut_only_document(job)
         self._check_sides(summaries, cut)
+        self._say_empty(summaries)
         shards = self._write(job, cut, executor, slots)
         return {side: self._describe(side, summaries, shards, cut) for side in self._folders}
 
@@ -77,6 +89,7 @@ class Build:
             order=Order(plan.shuffle, plan.seed, len(self._parts)),
             first_valid_part=self._num_train_parts,
             valid_fraction=plan.valid_fraction,
+            valid_below=math.ceil(plan.valid_fraction * 2.0**64),
             threads=1,
             meter=self._report.meter,
         )
@@ -101,6 +114,24 @@ class Build:
         work = Work(self._parts[number].num_bytes, sum(summary.num_documents), sum(summary.num_ids))
         self._report.finish_part(number, work)
 
+    def _valid_below(self, summaries: Sequence[Summary]) -> int:
+        """Return the hash below which documents go to validation: `valid_fraction` of all, if no side is empty.
+
+        Otherwise the document whose hash is nearest changes sides, together with its duplicates. The result depends
+        only on the hashes of all documents, so an interrupted build arrives at the same split.
+        """
+        wanted = math.ceil(self._plan.valid_fraction * 2.0**64)
+        smallest = min((summary.hashes[0] for summary in summaries if summary.hashes), default=0)
+        largest = max((summary.hashes[1] for summary in summaries if summary.hashes), default=0)
+        if not wanted or smallest == largest or smallest < wanted <= largest:
+            return wanted
+        side = "validation" if wanted <= smallest else "training"
+        self._say(
+            f"no document's hash falls to {side} at a valid_fraction of {self._plan.valid_fraction}; "
+            "the document whose hash is nearest goes there"
+        )
+        return smallest + 1 if wanted <= smallest else largest
+
     def _check_sources(self) -> None:
         """Raise `DataError` if a file is not what it was when the build began."""
         for file in self._plan.all_files:
@@ -108,23 +139,32 @@ class Build:
                 self._is_hopeless = True
                 raise DataError(f"{file.name}: was changed while it was read; start again")
 
+    def _say_empty(self, summaries: Sequence[Summary]) -> None:
+        num_documents = Counter[str]()
+        for name, summary in zip(self._names, summaries, strict=True):
+            num_documents[name] += sum(summary.num_documents)
+        say_empty(self._plan.all_files, num_documents, self._say)
+
     def _check_sides(self, summaries: Sequence[Summary], cut: CutDocument | None) -> None:
         """Raise `DataError` if a side would be empty."""
         plan = self._plan
         documents = [sum(summary.num_documents[side] for summary in summaries) for side in (TRAIN, VALID)]
-        if cut is not None:
-            documents = [min(1, cut.train.num_ids), min(1, cut.valid.num_ids)]
-        self._is_hopeless = 0 in documents[: len(plan.outputs)]
-        if not documents[TRAIN]:
+        self._is_hopeless = True
+        if plan.valid_files and not documents[VALID]:
+            raise DataError(f"{_named(plan.valid_files)}: holds no document for validation; is the text empty?")
+        if not (documents[TRAIN] if plan.valid_files else sum(documents)):
             raise DataError(f"{_named(plan.files)}: no document is left for training; is the text empty?")
-        if VALID in plan.outputs and not documents[VALID]:
-            if plan.valid_files:
-                raise DataError(f"{_named(plan.valid_files)}: holds no document for validation; is the text empty?")
+        if cut is not None and not (cut.train.num_ids and cut.valid.num_ids):
             raise DataError(
-                f"{_named(plan.files)}: none of {documents[TRAIN]} documents fell to validation, "
-                f"which goes by a hash of their text, at input.valid_fraction = {plan.valid_fraction}; "
-                f"{_likely_fraction(documents[TRAIN])}name other files as input.valid_sources"
+                f"{_named(plan.files)}: the only document is too short to cut its end off for validation; "
+                "give more text, or name other files as input.valid_sources"
             )
+        if cut is None and plan.valid_fraction and 0 in documents:
+            raise DataError(
+                f"{_named(plan.files)}: all {sum(documents):,} documents are duplicates of one, and equal documents "
+                "stay on one side; leave the duplicates out, or name other files as input.valid_sources"
+            )
+        self._is_hopeless = False
 
     def _write(self, job: Job, cut: CutDocument | None, executor: Executor, slots: int) -> list[WrittenShard]:
         """Write the shards that are not there; return all of them in order."""
@@ -199,13 +239,10 @@ def _with_absolute_name(part: Part) -> Part:
     return replace(part, source=replace(part.source, name=str(Path(part.source.name).absolute())))
 
 
-def _likely_fraction(num_documents: int) -> str:
-    """Return the advice to take a fraction at which one of so many documents falls to validation in 999 of 1,000 cases.
-
-    For few documents that would be nearly all of them.
-    """
-    fraction = math.ceil(100 * (1 - 0.001 ** (1 / num_documents))) / 100
-    return f"raise it to {fraction}, or " if fraction <= 0.5 else ""
+def _sides_differ(summary: Summary, valid_below: int) -> bool:
+    """Return whether another limit that `_valid_below` returned moves documents of a spool across."""
+    low, high = sorted((summary.valid_below, valid_below))
+    return any(low <= limit < high for limit in summary.hashes)
 
 
 def _named(files: Sequence[SourceFile]) -> str:

@@ -18,7 +18,8 @@ from databuilder.job import Meter, Work
 from databuilder.parts import PART_BYTES, Part, cut_into_parts
 from databuilder.pieces import Batch, End, Piece, Reading, TextCounts
 from databuilder.reading import read_part
-from databuilder.sources import SourceFile
+from databuilder.sources import SourceFile, say_empty
+from databuilder.workplace import Say
 from transformerlm.tokenizer import bpe_reference
 from transformerlm.tokenizer.blocks import BLOCK_BYTES, Block
 from transformerlm.tokenizer.bpe_trainer import count_compiled, counting_is_compiled
@@ -62,11 +63,12 @@ def count_sources(
     executor: Executor,
     workers: int = 0,
     progress: Callable[[float], None] | None = None,
+    say: Say | None = None,
 ) -> "tuple[Counter[bytes] | Words, TextCounts]":
     """Count the distinct pre-tokens of the documents of `files`, special tokens left out, by tasks of `executor`.
 
-    `workers` is how many tasks it works on at a time (0: as many as it has); `progress` is told the share that is done.
-    Raises the errors of `read_part`.
+    `workers` is how many tasks it works on at a time (0: as many as it has); `progress` is told the share that is done,
+    `say` which files hold no document. Raises the errors of `read_part`.
     """
     slots = task_slots(executor, workers)
     num_bytes = sum(file.num_bytes or PART_BYTES for file in files)
@@ -81,6 +83,7 @@ def count_sources(
 
     total = _Total(counting.compiled)
     text = TextCounts()
+    num_documents = Counter[str]()
     try:
         for part, counts in finished_tasks(
             executor, partial(_count_numbered, counting), parts, slots=slots, on_tick=report
@@ -88,8 +91,11 @@ def count_sources(
             meter.tell(part.number, Work(part.num_bytes))
             total.add(counts)
             text.add(counts.text)
+            num_documents[part.source.name] += counts.text.documents_used
     finally:
         meter.stopped = True  # after an error or Ctrl-C, for the tasks that are still at work
+    if say is not None:
+        say_empty(files, num_documents, say)
     return total.pretokens(), text
 
 

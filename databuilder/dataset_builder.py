@@ -48,6 +48,7 @@ def build_dataset(
     separator: str = END_OF_TEXT,
     text_field: str = "text",
     errors: ErrorPolicy = "strict",
+    skip_null: bool = False,
     shuffle: bool = True,
     seed: int = 0,
     shard_tokens: int = SHARD_TOKENS,
@@ -58,8 +59,9 @@ def build_dataset(
 ) -> BuildReport:
     """Encode `sources` into the token file `train`, and validation documents into `valid` if it is given.
 
-    Validation is `valid_sources` if there are any, else `valid_fraction` of the documents, chosen by a hash of
-    their text; of a single document, its end. Documents are shuffled by `seed`, or stay in the order of the sources.
+    Validation is `valid_sources` if there are any, else `valid_fraction` (at least 0, below 1) of the documents, chosen
+    by a hash of their text; at least one distinct text goes to either side, and of a single document, its end goes to
+    validation. Documents are shuffled by `seed`, or stay in the order of the sources.
     Files have `shard_tokens` ids; of one, it is `train`, of more, `train` with numbers.
 
     `workers` threads do it (0: one a core), or the tasks of `executor`, of which `workers` are worked on at a time.
@@ -67,7 +69,8 @@ def build_dataset(
     call after any interruption goes on from there. `progress` is told how far it is, and `say` lines for people.
 
     Raises `DataError`, and leaves old files as they are, if a source cannot be used, the tokenizer has no end-of-text
-    token, an output is a source or another process builds it, the disk is too full, or one side would be empty.
+    token, an output is a source or another process builds it, the disk is too full, or one side would be
+    empty (there is no text, or all documents are copies of one).
     """
     assert valid is not None or not valid_sources, "valid_sources need a file to go to"
     plan = Plan(
@@ -76,7 +79,7 @@ def build_dataset(
         tokenizer=tokenizer,
         outputs={TRAIN: Path(train)} if valid is None else {TRAIN: Path(train), VALID: Path(valid)},
         valid_fraction=0.0 if valid is None or valid_sources else valid_fraction,
-        reading=Reading(separator, text_field, errors),
+        reading=Reading(separator, text_field, errors, skip_null),
         shuffle=shuffle,
         seed=seed,
         shard_tokens=shard_tokens,

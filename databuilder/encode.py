@@ -61,8 +61,7 @@ class _PartEncoder:
         self._counts = TextCounts()
         self._read_bytes = 0
         self._num_documents = 0
-        # h < fraction * 2^64, for whole h
-        self._threshold = np.uint64(np.ceil(job.valid_fraction * 2.0**64))
+        self._smallest_hash, self._largest_hash = 1 << 64, -1
 
     def run(self) -> Summary:
         job = self._job
@@ -73,7 +72,8 @@ class _PartEncoder:
                 self._encode_long(group)
             else:
                 self._encode(group)
-        return self._spool.finish(self._counts.to_json())
+        hashes = (self._smallest_hash, self._largest_hash) if self._largest_hash >= 0 else ()
+        return self._spool.finish(self._counts.to_json(), hashes, job.valid_below)
 
     def _encode(self, documents: Documents) -> None:
         data, text_ends = documents.data, documents.ends
@@ -108,7 +108,9 @@ class _PartEncoder:
         """Say which documents go to validation: by their text alone, so that no other file moves them across."""
         if self._part.number >= self._job.first_valid_part:
             return np.ones(len(hashes), np.bool_)
-        return hashes < self._threshold
+        self._smallest_hash = min(self._smallest_hash, int(hashes.min()))
+        self._largest_hash = max(self._largest_hash, int(hashes.max()))
+        return hashes < np.uint64(self._job.valid_below)
 
     def _note_read(self, num_bytes: int) -> None:
         self._read_bytes = num_bytes

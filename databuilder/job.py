@@ -132,7 +132,9 @@ class Job:
     first_valid_part: int
     """Parts from this on are of validation sources."""
     valid_fraction: float
-    """Of the documents of the other parts, the share that goes to validation by its hash."""
+    """Of the documents of the other parts, the share that is to go to validation."""
+    valid_below: int
+    """Of the documents of the other parts, those with a smaller hash than this go to validation."""
     threads: int
     """That work on a task together: more than one if there are few tasks."""
     meter: Meter

@@ -24,8 +24,6 @@ def cut_row_groups(file: "SourceFile", part_bytes: int) -> list[tuple[int, int, 
     with _opened(file.name) as parquet:
         metadata = parquet.metadata
         sizes = [_stored_bytes(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
-        if metadata.num_rows == 0:
-            raise DataError(f"{file.name}: holds no rows; leave it out, or fetch it again")
     ranges: list[tuple[int, int, int]] = []
     begin = 0
     for number in range(len(sizes)):
@@ -54,10 +52,10 @@ def read_row_groups(
             columns=[reading.text_field],
             use_threads=False,
         ):
-            texts = _texts(batch.column(0), name, row, utf8, counts)
+            texts = _texts(batch.column(0), name, row, utf8, counts, skip_null=reading.skip_null)
             row += batch.num_rows
             if on_read is not None:
-                on_read(round(part.num_bytes * (1 - (last_row - row) / num_rows)))
+                on_read(round(part.num_bytes * (1 - (last_row - row) / max(1, num_rows))))
             yield document_pieces(texts, counts)
 
 
@@ -82,16 +80,19 @@ def _stored_bytes(group: Any) -> int:
 
 
 def _column_index(parquet: Any, name: str, field: str) -> int:
-    """Return which column of the file is the text. Raises `DataError` if there is none, or it is no text."""
+    """Return which column of the file is the text. Raises `DataError` if there is none or several, or it is no text."""
     import pyarrow
 
     schema = parquet.schema_arrow
     if field not in schema.names:
         raise DataError(f"{name}: the table {missing_field(field, schema.names)}")
+    if schema.names.count(field) > 1:
+        raise DataError(f"{name}: the table has several columns named {field!r}; rename all but one")
     kind = schema.field(field).type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
-    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary()):
+    strings = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
+    if kind not in (*strings, pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view()):
         raise DataError(
             f"{name}: the field {field!r} is of type {kind}, not string; set input.text_field to one that is"
         )
@@ -106,7 +107,7 @@ def _rows_together(groups: list[Any], column: int) -> int:
     return max(1, min(MAX_ROWS, pieces.PIECE_BYTES * num_rows // max(1, num_bytes)))
 
 
-def _texts(column: Any, name: str, row: int, utf8: Utf8, counts: TextCounts) -> list[bytes]:
+def _texts(column: Any, name: str, row: int, utf8: Utf8, counts: TextCounts, *, skip_null: bool) -> list[bytes]:
     """Return the texts of rows, the first of which is `row` of the file."""
     import pyarrow
 
@@ -116,7 +117,12 @@ def _texts(column: Any, name: str, row: int, utf8: Utf8, counts: TextCounts) -> 
     valid: list[bytes] = []
     for number, text in enumerate(texts, row):
         if text is None:
-            raise DataError(f"{name}: row {number} has no text (null); leave such rows out")
+            if not skip_null:
+                raise DataError(
+                    f"{name}: row {number} has no text (null); set input.skip_null = true to leave such rows out"
+                )
+            counts.documents_null += 1
+            continue
         if is_valid(text):
             valid.append(text)
             continue

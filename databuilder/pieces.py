@@ -27,6 +27,8 @@ class Reading:
     text_field: str = "text"
     """Holds a document's text in JSON lines and Parquet."""
     errors: ErrorPolicy = "strict"
+    skip_null: bool = False
+    """Leave out records whose text is null; else they are an error."""
 
 
 class End(Enum):
@@ -84,6 +86,8 @@ class TextCounts:
     documents_empty: int = 0
     documents_not_utf8: int = 0
     characters_replaced: int = 0
+    documents_null: int = 0
+    """Records left out because their text is null."""
 
     def add(self, other: "TextCounts") -> None:
         """Add `other` to this."""

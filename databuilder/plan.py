@@ -8,11 +8,12 @@ from typing import Any
 from databuilder.job import expected_id_bytes
 from databuilder.parts import PART_BYTES, Part, cut_into_parts
 from databuilder.pieces import Reading
-from databuilder.sources import SourceFile, describe_source
+from databuilder.sources import SourceFile, describe_source, identity
 from databuilder.spool import SPOOL_VERSION, TRAIN, VALID
 from databuilder.workplace import work_folder
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.tokenizer.corpus import is_compressed, is_url
+from transformerlm.tokenizer.corpus import is_url
+from transformerlm.tokenizer.file_content import is_compressed_name
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.files import require_free_space
 from transformerlm.utils.token_file import FORMAT_VERSION
@@ -30,7 +31,7 @@ Source = Path | str | SourceFile
 
 
 def as_files(sources: Iterable[Source]) -> list[SourceFile]:
-    """Return what there is to know of each source. Raises `DataError` if one is missing or empty."""
+    """Return what there is to know of each source. Raises `DataError` if one is missing."""
     return [source if isinstance(source, SourceFile) else describe_source(source) for source in sources]
 
 
@@ -95,9 +96,12 @@ class Plan:
                 raise DataError(f"{output}: is a folder; name a file in it, {output / 'train.dat'} for example")
             if output.resolve() in inputs:
                 raise DataError(f"{output}: is one of the sources, and would be overwritten; choose another output")
-        both = {file.name for file in self.files} & {file.name for file in self.valid_files}
-        if both:
-            raise DataError(f"{min(both)}: is given both for training and for validation; leave it out of one")
+        train_files = {identity(file.name) for file in self.files}
+        for file in self.valid_files:
+            if identity(file.name) in train_files:
+                raise DataError(f"{file.name}: is given both for training and for validation; leave it out of one")
+        if not 0 <= self.valid_fraction < 1:
+            raise DataError(f"valid_fraction must be at least 0 and below 1 (got {self.valid_fraction})")
         needed = 2 * expected_id_bytes(self.text_bytes(), self.tokenizer.vocab_size)  # once in spools, once in shards
         folder = work_folder(self.outputs[TRAIN])
         there = sum(file.stat().st_size for file in folder.iterdir()) if folder.exists() else 0
@@ -105,4 +109,4 @@ class Plan:
 
 
 def _is_packed(file: SourceFile) -> bool:
-    return file.format == "parquet" or is_compressed(file.name)
+    return file.format == "parquet" or is_compressed_name(file.name)

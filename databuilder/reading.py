@@ -5,6 +5,7 @@
 The documents of all parts, one part after the other, are those of the sources, whatever the size of the parts.
 """
 
+import codecs
 from collections.abc import Callable, Iterator
 from itertools import chain
 
@@ -28,8 +29,9 @@ def read_part(
     """Yield the documents that begin in `part`, in order, some at a time, and add to `counts` what becomes of the text.
 
     Of a text a document is what stands between two separators, without the line breaks at both ends, and memory is
-    bounded whatever its size. Records of JSON lines and Parquet are parsed whole, and their text is taken as it is.
-    Empty documents are left out. If `compiled`, a kernel cuts plain text, to the same documents.
+    bounded whatever its size. A byte-order mark is no part of the text. Records of JSON lines and Parquet are parsed
+    whole, and their text is taken as it is. Empty documents are left out. If `compiled`, a kernel cuts plain text, to
+    the same documents.
 
     Raises `DataError` with name and place if a source is missing or cut off, is not UTF-8 (policy "strict"), or a
     record lacks the text field; `MissingDependencyError` if a package is missing.
@@ -49,6 +51,13 @@ def read_part(
             return
         begin, rest = first
         blocks = chain([rest], blocks)
+    elif head := next(blocks, b""):
+        text = head.removeprefix(codecs.BOM_UTF8)
+        begin = len(head) - len(text)
+        blocks = chain([text] if text else [], blocks)
+        if part.source.format == "text":
+            counts.bytes_read += begin
+            counts.bytes_separators += begin
     batches: Iterator[Batch]
     if part.source.format == "jsonl":
         batches = read_json_lines(blocks, part.source.name, reading, counts, begin=begin, end=part.end)
@@ -61,7 +70,7 @@ def read_part(
 def _blocks(part: Part, start: int, on_read: OnRead | None) -> Iterator[bytes]:
     """Yield the text of a part's source from `start` on in blocks of `corpus.READ_BYTES`, about; the caller stops.
 
-    Raises `DataError` if the source turns out to be empty, or of another size than it was.
+    Raises `DataError` if the source turns out to be of another size than it was.
     """
     name, num_bytes = part.source.name, part.source.num_bytes
     place = start
@@ -73,9 +82,8 @@ def _blocks(part: Part, start: int, on_read: OnRead | None) -> Iterator[bytes]:
             on_read(min(max(0, place - part.begin), part.num_bytes or place))
 
     waiting: list[bytes] = []
-    size, is_empty = 0, True
-    for block in read_bytes(name, report, begin=start):
-        is_empty = False
+    size = 0
+    for block in read_bytes(name, report, begin=start, keep_mark=True):
         waiting.append(block)
         size += len(block)
         if size >= corpus.READ_BYTES:
@@ -83,7 +91,5 @@ def _blocks(part: Part, start: int, on_read: OnRead | None) -> Iterator[bytes]:
             waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
-    if is_empty and start == 0:
-        raise DataError(f"{name}: is empty; leave it out, or fetch it again")
     if num_bytes and place != num_bytes:
         raise DataError(f"{name}: ends at byte {place} and not at {num_bytes}; it was cut off or changed: fetch it")

@@ -84,6 +84,7 @@ class _LineReader:
         self._name = name
         self._field = reading.text_field
         self._errors = reading.errors
+        self._skip_null = reading.skip_null
         self._counts = counts
 
     def texts(self, lines: list[bytes], place: int) -> list[bytes]:
@@ -107,10 +108,13 @@ class _LineReader:
         return self._text_of_odd_line(line, place)
 
     def _text_of_odd_line(self, line: bytes, place: int) -> bytes | None:
-        """Do the same for a line that is blank, not UTF-8, has half a surrogate pair, or is plainly wrong."""
+        """Do the same for a line that is blank, not UTF-8, has half a surrogate pair, a null, or is plainly wrong."""
         if not line.strip():
             return None
         text = self._field_of(line.decode("utf-8", "surrogateescape"), place)
+        if text is None:
+            self._counts.documents_null += 1
+            return None
         try:
             return text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -122,11 +126,12 @@ class _LineReader:
             self._counts.bytes_not_utf8 += num_bytes
             self._counts.documents_not_utf8 += 1
             return None
-        replaced = valid_unicode(self._field_of(line.decode("utf-8", "replace"), place))
+        replaced = valid_unicode(self._field_of(line.decode("utf-8", "replace"), place) or "")
         self._counts.characters_replaced += replaced.count("\ufffd") - text.count("\ufffd")
         return replaced.encode("utf-8")
 
-    def _field_of(self, line: str, place: int) -> str:
+    def _field_of(self, line: str, place: int) -> str | None:
+        """Return the text of a record; None if it is null and such are to be skipped."""
         where = f"{self._name}: the record at byte {place}"
         try:
             record: Any = json.loads(line)
@@ -137,9 +142,10 @@ class _LineReader:
         if self._field not in record:
             raise DataError(f"{where} {missing_field(self._field, record)}")
         text = record[self._field]
-        if not isinstance(text, str):
-            raise DataError(f"{where} has in its field {self._field!r} no text but {json.dumps(text)[:40]}")
-        return text
+        if isinstance(text, str) or (text is None and self._skip_null):
+            return text
+        advice = "; set input.skip_null = true to leave such records out" if text is None else ""
+        raise DataError(f"{where} has in its field {self._field!r} no text but {json.dumps(text)[:40]}{advice}")
 
 
 def missing_field(field: str, known: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.token_file import little_endian
 
-SPOOL_VERSION = 1
+SPOOL_VERSION = 2
 
 RUN_IDS = 1 << 23
 """Ids of a run, and so of the only long array that a writer has."""
@@ -60,6 +60,10 @@ class Summary:
     num_text_bytes: tuple[int, int]
     counts: dict[str, int]
     """Of the text that was read; see `databuilder.pieces`."""
+    hashes: tuple[int, ...]
+    """The smallest and the largest hash of its documents; none if it has none, or they are all for validation."""
+    valid_below: int
+    """Documents with a smaller hash than this went to validation."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -72,6 +76,7 @@ class Summary:
         return cls(
             tuple(Segment(*segment) for segment in values.pop("segments")),
             counts=values.pop("counts"),
+            valid_below=values.pop("valid_below"),
             **{name: tuple(of_sides) for name, of_sides in values.items()},
         )
 
@@ -146,7 +151,7 @@ class SpoolWriter:
             self._begin_run()
         self._used = self._complete
 
-    def finish(self, counts: dict[str, int]) -> Summary:
+    def finish(self, counts: dict[str, int], hashes: tuple[int, ...], valid_below: int) -> Summary:
         """Write what is left, and the summary; `counts` are those of the text."""
         assert self._used == self._complete, "a document is open"
         self._write_run()
@@ -160,6 +165,8 @@ class SpoolWriter:
             (train_ids, valid_ids),
             (train_bytes, valid_bytes),
             counts,
+            hashes,
+            valid_below,
         )
         data = json.dumps(asdict(summary)).encode("ascii")
         self._write([data, len(data).to_bytes(WIDTH, "little")])
@@ -244,10 +251,15 @@ def write_vectors(file: int, buffers: Iterable[bytes | memoryview]) -> int:
 def read_vectors(file: int, buffers: Iterable[memoryview], offset: int, path: Path) -> None:
     """Fill `buffers`, one after another, with what lies at `offset`. Raises `DataError` if the file ends before."""
     for group in _groups(buffers):
-        wanted = sum(map(len, group))
-        if os.preadv(file, group, offset) != wanted:
-            raise DataError(f"{path}: ends early; remove its folder, and make the data again")
-        offset += wanted
+        while group:
+            done = os.preadv(file, group, offset)  # file systems of the network may give a part
+            if not done and any(map(len, group)):
+                raise DataError(f"{path}: ends early; remove its folder, and make the data again")
+            offset += done
+            while group and done >= len(group[0]):
+                done -= len(group.pop(0))
+            if group:
+                group[0] = group[0][done:]
 
 
 def _groups(buffers: Iterable[Buffer]) -> Iterator[list[Buffer]]:

@@ -37,7 +37,7 @@ class Workplace:
         """`outputs` are the token files of the sides."""
         self.folders = {side: work_folder(output) for side, output in outputs.items()}
         self._outputs = outputs
-        self._say = say
+        self.say = say
         self.main = next(iter(self.folders.values()))
         """The folder of spools."""
 
@@ -51,11 +51,11 @@ class Workplace:
         if self._finish_publishing() and before == plan:
             return True
         if before == plan:
-            self._say(f"going on with what is finished in {self.main}")
+            self.say(f"going on with what is finished in {self.main}")
             return False
         if before is not None:
             changed = ", ".join(key for key in plan if plan[key] != before.get(key))
-            self._say(f"what is in {self.main} is of another build (not the same: {changed}); beginning afresh")
+            self.say(f"what is in {self.main} is of another build (not the same: {changed}); beginning afresh")
         for folder in self.folders.values():
             _clear(folder)
         write_json(path, plan, durable=False)

@@ -360,3 +360,20 @@ def test_a_document_of_200_megabytes_takes_hardly_more_memory_than_a_small_corpu
     size = (tmp_path / "large.txt").stat().st_size
     assert 0 <= size - train.num_text_bytes - valid.num_text_bytes <= 1  # the last line break
     assert large < small + 400, f"{small:.0f} MB and {large:.0f} MB"
+
+
+def test_the_tokenizer_of_a_run_or_checkpoint_may_be_named(
+    run_main: Command, corpus: Path, workspace: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    sums = set()
+    for folder in (workspace / "tokenizer", run_folder, run_folder / "checkpoints", *run_folder.glob("checkpoints/*")):
+        done = run_main(make_data.main, *words(corpus, workspace, tmp_path), "--output.tokenizer", str(folder))
+        assert done.code == 0, done.err
+        sums.add(read_info(tmp_path / "t.dat").tokenizer_sha256)
+    assert len(sums) == 1
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    done = run_main(
+        make_data.main, *words(corpus, workspace, tmp_path / "out"), "--output.tokenizer", str(tmp_path / "run")
+    )
+    assert (done.code, (tmp_path / "out").exists()) == (2, False)
+    assert "run: holds no checkpoint; make one with transformerlm-train" in done.err

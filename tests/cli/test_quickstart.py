@@ -23,7 +23,7 @@ def run_quickstart(
     made = tmp_path / "made"
     source = str(workspace / "corpus.txt")
     tokenizer = {"input": {"sources": [source]}, "tokenizer": {"vocab_size": 320, "output": str(made / "tok")}}
-    data = {
+    data: dict[str, dict[str, Any]] = {
         "input": {"sources": [source], "valid_fraction": 0.1},
         "output": {"tokenizer": str(made / "tok"), "train": str(made / "t.dat"), "valid": str(made / "v.dat")},
     }
@@ -37,8 +37,11 @@ def run_quickstart(
         "tokenizer": str(made / "tok"),
     }
 
-    def run(*arguments: str, **training: Any) -> Any:
+    def run(*arguments: str, shard_tokens: int = 10**8, inputs: Tables | None = None, **training: Any) -> Any:
         train_tables["training"] |= training
+        data["output"]["shard_tokens"] = shard_tokens
+        for table in (tokenizer, data):
+            table["input"] = table["input"] | (inputs or {})
         tables = {"tokenizer": tokenizer, "data": data, "train": train_tables, "infer": infer}
         files = [(f"--quickstart.{name}", str(write_toml(value, f"{name}.toml"))) for name, value in tables.items()]
         return run_main(quickstart.main, *(word for pair in files for word in pair), *arguments)
@@ -78,3 +81,26 @@ def test_force_runs_all_stages(run_quickstart: Callable[..., Any], tmp_path: Pat
     assert done.code == 0, done.err
     assert "up to date" not in done.err
     assert (tmp_path / "runs/tiny.old1").is_dir()
+
+
+def test_a_change_of_any_shard_is_seen(run_quickstart: Callable[..., Any], tmp_path: Path) -> None:
+    run_quickstart(shard_tokens=700)
+    done = run_quickstart(shard_tokens=700)
+    assert done.err.count("up to date") == 3
+    shard = tmp_path / "made/t.00001.dat"
+    for change in (lambda: shard.write_bytes(bytes(shard.stat().st_size)), shard.unlink):
+        change()
+        done = run_quickstart(shard_tokens=700)
+        assert done.code == 0, done.err
+        assert "[2/4] build the token files\n" in done.err
+
+
+def test_the_format_of_the_sources_is_that_of_the_settings(
+    run_quickstart: Callable[..., Any], workspace: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes((workspace / "corpus.txt").read_bytes())
+    (folder / "b.jsonl").write_text("no JSON")
+    done = run_quickstart(inputs={"sources": [str(folder)], "format": "text"})
+    assert done.code == 0, done.err

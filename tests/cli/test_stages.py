@@ -1,6 +1,6 @@
 """A stage is skipped exactly while nothing that it reads, is told or has made changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from cli.stages import Stage
 from config.make_data import MakeDataConfig
 from config.schemas import DatasetInputSection, DatasetOutputSection
+from databuilder.sources import SourceFile
 
 
 def _config(fraction: float = 0.1) -> MakeDataConfig:
@@ -17,11 +18,11 @@ def _config(fraction: float = 0.1) -> MakeDataConfig:
     )
 
 
-def _stage(folder: Path, fraction: float = 0.1) -> Stage:
+def _stage(folder: Path, fraction: float = 0.1, remote: Sequence[SourceFile] = ()) -> Stage:
     return Stage(
         title="copy",
         config=_config(fraction),
-        inputs=[folder / "input"],
+        inputs=lambda: [folder / "input", *remote],
         outputs=lambda: [folder / "output"],
         stamp=folder / "stage.json",
         run=lambda: 0,
@@ -59,6 +60,16 @@ def test_any_change_of_files_is_seen(finished: Path, change: Callable[[Path], ob
 def test_a_change_of_settings_is_seen(finished: Path) -> None:
     assert not _stage(finished, fraction=0.2).is_up_to_date()
     assert not _stage(finished, fraction=0.2).is_same_work()
+
+
+def test_a_change_of_a_remote_input_is_seen(finished: Path) -> None:
+    def stage(num_bytes: int, version: str) -> Stage:
+        return _stage(finished, remote=[SourceFile("https://host/a.txt", num_bytes, "text", version)])
+
+    stage(10, "one").stamp_finished()
+    assert stage(10, "one").is_up_to_date()
+    assert not stage(10, "two").is_up_to_date()
+    assert not stage(11, "one").is_same_work()
 
 
 def test_work_that_was_begun_is_the_same_but_not_up_to_date(finished: Path) -> None:

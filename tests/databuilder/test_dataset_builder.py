@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from databuilder import build_dataset, count_total_tokens, encode, pieces, shards, spool
 from databuilder.progress import Progress
@@ -19,6 +22,8 @@ from databuilder.workplace import work_folder
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, corpus
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.token_file import read_info
+
+DATA = Path(__file__).parent / "data"
 
 Writer = Callable[[str, str], Path]
 
@@ -38,8 +43,8 @@ def test_documents_come_back_from_the_file_each_with_its_end(
     assert info.tokenizer_sha256 == tokenizer.sha256()
     assert info.sources == [{"path": str(source), "bytes": source.stat().st_size}]
     assert info.split == {
-        "separator": END_OF_TEXT, "text_field": "text", "errors": "strict", "valid_fraction": 0.0,
-        "shuffle": True, "seed": 0, "part": "train",
+        "separator": END_OF_TEXT, "text_field": "text", "errors": "strict", "skip_null": False,
+        "valid_fraction": 0.0, "shuffle": True, "seed": 0, "part": "train",
     }  # fmt: skip
     assert count_total_tokens([source], tokenizer) == info.num_tokens
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -102,6 +107,91 @@ def test_more_sources_move_no_document_across_nor_change_the_order_of_others(
     more_train, more_valid = sides(documents[200:], documents[:200])
     assert [document for document in more_train if document in train] == train
     assert [document for document in more_valid if document in valid] == valid
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("fraction", [1e-9, 0.05, 0.999999, 1 - 2**-53])
+@pytest.mark.parametrize("number", [2, 8, 20])
+def test_neither_side_of_a_small_corpus_is_empty(
+    write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any, number: int, fraction: float, shuffle: bool
+) -> None:
+    """The document whose hash is nearest changes sides, with its copies, and no other does."""
+    texts = [f"text {n}" for n in range(number)]
+    sources = [write(f"{n}.txt", END_OF_TEXT.join([text] * (1 + n % 3))) for n, text in enumerate(texts)]
+    train, valid, said = tmp_path / "t.dat", tmp_path / "v.dat", []
+
+    def sides(sources: list[Path]) -> tuple[set[str], set[str]]:
+        build_dataset(sources, tokenizer, train, valid=valid, valid_fraction=fraction, shuffle=shuffle, say=said.append)
+        return set(oracle.documents_of(train, tokenizer)), set(oracle.documents_of(valid, tokenizer))
+
+    in_train, in_valid = sides(sources)
+    assert not in_train & in_valid
+    assert in_train | in_valid == set(texts)
+    by_hash = {text for text in texts if oracle.is_validation(text, fraction)}
+    taken = in_valid ^ by_hash
+    if by_hash and len(by_hash) < number:
+        assert not taken
+    else:
+        assert len(taken) == 1
+        assert any("the document whose hash is nearest goes there" in line for line in said)
+    more_train, more_valid = sides([*sources, write("more.txt", END_OF_TEXT.join(f"more {n}" for n in range(30)))])
+    assert in_train - taken <= more_train
+    assert in_valid - taken <= more_valid
+
+
+def test_a_small_corpus_is_split_the_same_after_any_interruption(
+    write: Writer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it stops while the parts with the nearest document are encoded anew."""
+    texts = [f"text {n % 4}" for n in range(8)]  # of each document a copy in another part
+    sources = [write(f"{n}.txt", text) for n, text in enumerate(texts)]
+    encode_part, calls = encode.encode_part, 0
+
+    def build() -> str:
+        report = build_dataset(
+            sources, tokenizer, tmp_path / "t.dat", valid=tmp_path / "v.dat", valid_fraction=1e-9, workers=1
+        )
+        assert report.valid is not None
+        assert (report.train.num_documents, report.valid.num_documents) == (6, 2)
+        return report.train.data_sha256 + report.valid.data_sha256
+
+    whole = build()
+    for stop_at in range(1, 11):  # eight parts, and two of them once more
+        calls = 0
+
+        def stop(job: Any, part: Any, stop_at: int = stop_at) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            return encode_part(job, part)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("databuilder.build.encode_part", stop)
+            with pytest.raises(KeyboardInterrupt):
+                build()
+        assert build() == whole
+
+
+def test_files_without_documents_are_read_and_named(
+    write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any
+) -> None:
+    sources = [write("a.txt", "one"), write("empty.txt", ""), write("blank.jsonl", "\n\n"), write("z.txt", "two")]
+    (tmp_path / "none.txt.gz").write_bytes(gzip.compress(b""))
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
+    sources += [tmp_path / "none.txt.gz", tmp_path / "none.parquet"]
+    said: list[str] = []
+    build_dataset(sources, tokenizer, tmp_path / "t.dat", shuffle=False, say=said.append)
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == ["one", "two"]
+    assert said == [f"without any document: {sources[1]}, {sources[2]}, {sources[4]}, and 1 more"]
+
+
+def test_a_byte_order_mark_is_no_text(tokenizer: Tokenizer, tmp_path: Path, oracle: Any) -> None:
+    report = build_dataset([DATA / "bom.txt", DATA / "bom.jsonl"], tokenizer, tmp_path / "t.dat", shuffle=False)
+    assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == ["one", "two", "one"]
+    text = report.train.text
+    assert text["bytes_read"] == (DATA / "bom.txt").stat().st_size + 3
+    assert text["bytes_used"] + text["bytes_separators"] == text["bytes_read"]
 
 
 def test_equal_documents_stay_on_one_side(write: Writer, tokenizer: Tokenizer, tmp_path: Path, oracle: Any) -> None:
@@ -242,10 +332,11 @@ def test_files_of_an_older_build_go_when_the_new_ones_are_there(
     ("text", "valid_text", "fraction", "message"),
     [
         (f"\n{END_OF_TEXT}\n", None, 0.0, r"a\.txt: no document is left for training"),
-        (f"a{END_OF_TEXT}b", None, 1e-9, r"none of 2 documents fell .* = 1e-09; name other files as"),
-        (END_OF_TEXT.join("abcdefghijk"), None, 1e-9, r"none of 11 .* raise it to 0\.47, or name other files as"),
+        (END_OF_TEXT.join(["same"] * 400), None, 0.3, r"all 400 documents are duplicates of one, .* leave the dup"),
         ("a", "\n", 0.0, r"b\.txt: holds no document for validation"),
-        ("a", None, 0.5, "no document is left for training|none of 1 documents fell to validation"),
+        ("a", None, 0.5, "the only document is too short to cut its end off for validation"),
+        ("", None, 0.5, r"a\.txt: no document is left for training; is the text empty"),
+        ("a", None, 1.0, r"valid_fraction must be at least 0 and below 1 \(got 1\.0\)"),
     ],
 )
 def test_an_empty_side_is_an_error_and_nothing_is_written(
@@ -268,7 +359,7 @@ def test_an_empty_side_is_an_error_and_nothing_is_written(
             valid_sources=valid_sources,
             valid_fraction=fraction,
         )
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_source_that_breaks_off_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -341,3 +432,22 @@ def test_progress_ends_at_everything_in_both_phases(
 
 def test_the_folder_of_the_work_is_beside_the_output(tmp_path: Path) -> None:
     assert work_folder(tmp_path / "x/t.dat") == tmp_path / "x/t.dat.build"
+
+
+def test_a_file_system_may_give_less_than_it_is_asked_for(
+    write: Writer, documents: list[str], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As file systems of the network do; only an end of the file is damage."""
+    source = write("a.txt", END_OF_TEXT.join(documents))
+    expected = build_dataset([source], tokenizer, tmp_path / "t.dat").train.data_sha256
+    preadv = os.preadv
+
+    def read_less(file: int, buffers: list[memoryview], offset: int) -> int:
+        first = next(buffer for buffer in buffers if len(buffer))
+        return preadv(file, [first[: 1 + offset % 7]], offset)
+
+    monkeypatch.setattr(os, "preadv", read_less)
+    assert build_dataset([source], tokenizer, tmp_path / "t.dat").train.data_sha256 == expected
+    monkeypatch.setattr(os, "preadv", lambda *_arguments: 0)
+    with pytest.raises(DataError, match="ends early; remove its folder"):
+        build_dataset([source], tokenizer, tmp_path / "t.dat")

@@ -19,6 +19,7 @@ from databuilder.reading import read_part
 from databuilder.sources import describe_source
 from transformerlm.utils.errors import DataError, MissingDependencyError
 
+DATA = Path(__file__).parent / "data"
 TEXTS = [f"\nStory {number} é你 " + "word " * (number % 40) for number in range(500)]
 
 
@@ -60,7 +61,14 @@ def test_the_rows_of_the_parts_are_those_of_the_file(tmp_path: Path, part_bytes:
 
 @pytest.mark.parametrize(
     "kind",
-    [pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())],
+    [
+        pyarrow.string(),
+        pyarrow.large_string(),
+        pyarrow.string_view(),
+        pyarrow.binary(),
+        pyarrow.binary_view(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    ],
     ids=str,
 )
 def test_text_has_many_types(tmp_path: Path, kind: Any) -> None:
@@ -88,8 +96,32 @@ def test_a_column_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         read(path, text_field="body")
     with pytest.raises(DataError, match="the field 'id' is of type int64, not string"):
         read(path, text_field="id")
-    with pytest.raises(DataError, match=r"row 1 has no text \(null\)"):
+    with pytest.raises(DataError, match=r"row 1 has no text \(null\); set input\.skip_null = true"):
         read(path)
+    with pytest.raises(DataError, match=r"two_text\.parquet: the table has several columns named 'text'; rename"):
+        read(DATA / "two_text.parquet")
+
+
+def test_rows_without_text_may_be_skipped_and_are_counted() -> None:
+    counts = TextCounts()
+    texts = read(DATA / "pandas_null.parquet", skip_null=True, counts=counts)
+    assert (len(texts) + counts.documents_null, len(texts)) == (50, counts.documents_used)
+    assert counts.documents_null == 1
+    with pytest.raises(DataError, match=r"pandas_null\.parquet: row \d+ has no text \(null\)"):
+        read(DATA / "pandas_null.parquet")
+
+
+def test_columns_of_string_views_are_read() -> None:
+    texts = read(DATA / "string_view.parquet")
+    assert (len(texts), texts[0]) == (50, "Row 0 text äö日")
+
+
+@pytest.mark.parametrize("group", [[], ["a"]])
+def test_a_file_without_rows_holds_no_document(tmp_path: Path, group: list[str]) -> None:
+    with parquet.ParquetWriter(tmp_path / "none.parquet", pyarrow.schema({"text": pyarrow.string()})) as writer:
+        for texts in ([], group, []):
+            writer.write_table(pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())}))
+    assert read(tmp_path / "none.parquet", part_bytes=1) == group
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
@@ -103,8 +135,6 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "inside.parquet").write_bytes(whole[:4] + b"\xff" * (len(whole) - 4 - footer) + whole[-footer:])
     with pytest.raises(DataError, match=r"inside\.parquet: .*(cannot be read|damaged)"):
         read(tmp_path / "inside.parquet")
-    with pytest.raises(DataError, match=r"none\.parquet: holds no rows"):
-        read(write(tmp_path / "none.parquet", [], pyarrow.string()))
 
 
 def test_remote_files_are_read_by_ranges(tmp_path: Path, serve: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from databuilder.parts import Part, cut_into_parts
 from databuilder.reading import End, Piece, Reading, TextCounts, read_part
-from databuilder.sources import describe_source
+from databuilder.sources import describe_source, resolve_sources
 from transformerlm.tokenizer import corpus
 from transformerlm.utils.errors import DataError
 
@@ -25,6 +25,7 @@ DOCUMENTS = [f"Story {number}.\r\n" + "é你 word " * (number % 50) + "." for nu
 TEXT = "\n<|endoftext|>\n".join(DOCUMENTS).encode()
 LINES = b"".join(json.dumps({"id": number, "text": text}).encode() + b"\n" for number, text in enumerate(DOCUMENTS))
 
+DATA = Path(__file__).parent / "data"
 Serve = Callable[..., Any]
 
 
@@ -183,9 +184,57 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, name: str, data: bytes)
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.txt.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)])
-def test_a_packed_file_without_text_is_named(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
-    with pytest.raises(DataError, match=rf"{name}: is empty"):
-        read_whole(write(tmp_path / name, pack(b"")))
+def test_a_packed_file_without_text_holds_no_document(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    assert read_whole(write(tmp_path / name, pack(b""))) == []
+    assert read_whole(write(tmp_path / name, b"")) == []
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+@pytest.mark.parametrize("part_bytes", [100, 700, 5000, 1 << 20])
+def test_a_byte_order_mark_moves_no_document_to_another_part(tmp_path: Path, kind: str, part_bytes: int) -> None:
+    path = write(tmp_path / f"a.{kind}", b"\xef\xbb\xbf" + (TEXT if kind == "txt" else LINES))
+    counts = TextCounts()
+    assert read(cut_into_parts([describe_source(path)], part_bytes=part_bytes), counts=counts) == DOCUMENTS
+    if kind == "txt":
+        assert counts.bytes_read == path.stat().st_size == counts.bytes_used + counts.bytes_separators
+    assert read_whole(write(path, b"\xef\xbb\xbf")) == []
+
+
+def test_records_without_text_may_be_skipped_and_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": null}\n\n{"text": "two"}\n')
+    with pytest.raises(DataError, match=r"byte 16 has in .* no text but null; set input\.skip_null = true"):
+        read_whole(path)
+    counts = TextCounts()
+    assert read([*cut_into_parts([describe_source(path)])], Reading(skip_null=True), counts) == ["one", "two"]
+    assert counts == TextCounts(6, 6, documents_used=2, documents_null=1)
+    for wrong in (b'{"text": 1}', b'{"body": null}'):
+        with pytest.raises(DataError, match=r"no text but 1|no field 'text'"):
+            read_whole(write(path, wrong), skip_null=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("arch.tar.gz", r"arch\.tar\.gz: is an archive \(tar\): unpack it, or name its members as tar://"),
+        ("utf16le_nobom.txt", r"utf16le_nobom\.txt: looks like UTF-16"),
+    ],
+)
+def test_what_is_no_text_is_refused_whatever_the_policy(name: str, message: str) -> None:
+    for errors in ("strict", "replace", "skip"):
+        with pytest.raises(DataError, match=message):
+            read_whole(DATA / name, errors=errors)
+
+
+def test_the_members_of_an_archive_are_sources() -> None:
+    members = resolve_sources([f"tar://*.txt::file://{DATA / 'arch.tar.gz'}"])
+    assert [file.name.partition("::")[0] for file in members] == ["tar://a.txt", "tar://b.txt"]
+    assert len(read(cut_into_parts(members))) == 80
+
+
+def test_capitals_in_a_suffix_change_nothing() -> None:
+    assert read_whole(DATA / "UPPER.TXT.GZ") == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
@@ -232,8 +281,7 @@ def test_a_server_may_keep_the_size_to_itself(tmp_path: Path, serve: Serve, name
     url = serve(tmp_path, tells_size=False).url
     assert describe_source(f"{url}/{name}").num_bytes == 0
     assert read_whole(f"{url}/{name}") == DOCUMENTS
-    with pytest.raises(DataError, match=r"empty\.txt: is empty"):
-        read_whole(f"{url}/empty.txt")
+    assert read_whole(f"{url}/empty.txt") == []
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])

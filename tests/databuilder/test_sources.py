@@ -1,5 +1,6 @@
 """What a list of names stands for."""
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,8 @@ def test_an_empty_name_is_not_the_current_folder() -> None:
         ("a.ndjson", "jsonl"),
         ("a.json.zst", "jsonl"),
         ("A.PARQUET", "parquet"),
+        ("A.JSONL.GZ", "jsonl"),
+        ("a.Json.Bz2", "jsonl"),
         ("a.jsonl.bak", "text"),
         ("jsonl", "text"),
     ],
@@ -145,12 +148,70 @@ def test_a_file_is_described_by_size_and_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["", "memory://empty/"])
-def test_an_empty_file_is_named(tmp_path: Path, where: str) -> None:
+def test_an_empty_file_is_a_source(tmp_path: Path, where: str) -> None:
     name = f"{where or str(tmp_path) + '/'}empty.txt"
     with fsspec.open(name, "wb"):
         pass
-    with pytest.raises(DataError, match=r"empty\.txt: is empty"):
-        resolve_sources([name])
+    assert [(file.name, file.num_bytes) for file in resolve_sources([name])] == [(name, 0)]
+
+
+def test_a_folder_says_what_it_leaves_out(texts: Path) -> None:
+    said: list[str] = []
+    (texts / "data.jsonl").write_text("{}", encoding="utf-8")
+    resolve_sources([texts], format="text", say=said.append)
+    assert said == [
+        f"{texts}: 8 files are read, 5 left out (2 hidden, 1 .gz, 1 .jsonl, and 1 more); name them to read them"
+    ]
+    resolve_sources([texts / "a.txt", texts / "*.md"], say=said.append)
+    assert len(said) == 1
+
+
+def test_links_in_circles_are_followed_once(tmp_path: Path) -> None:
+    for name in ("data/a.txt", "data/deep/b.txt", "elsewhere/c.txt", "elsewhere/.hidden/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    for link, target in (("data/loop", "."), ("data/deep/up", ".."), ("data/linked", "../elsewhere")):
+        (tmp_path / link).symlink_to(target)
+    found = ["data/a.txt", "data/deep/b.txt", "data/linked/c.txt"]
+    assert names(tmp_path, "data") == found
+    assert names(tmp_path, "data/**/*.txt") == found
+    assert names(tmp_path, "data/**/[ab].txt") == found[:2]
+    assert names(tmp_path, "data/*/*.txt", "data/**/.hidden/*.txt")[-1] == "data/linked/.hidden/d.txt"
+
+
+def test_one_file_under_two_names_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("x", encoding="utf-8")
+    (tmp_path / "c.txt").symlink_to("b.txt")
+    (tmp_path / "d.txt").hardlink_to(tmp_path / "b.txt")
+    (tmp_path / "e.txt").write_text("x", encoding="utf-8")
+    said: list[str] = []
+    (tmp_path / "sub").mkdir()
+    found = resolve_sources([tmp_path, f"{tmp_path}/sub/../c.txt", tmp_path / "b.txt"], say=said.append)
+    assert [Path(file.name).name for file in found] == ["b.txt", "e.txt"]
+    assert len(said) == 1
+    assert said[0].startswith(f"read once: 3 files under a second name ({tmp_path}/c.txt is {tmp_path}/b.txt, ")
+
+
+def test_a_pipe_is_refused_in_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    for name in (tmp_path / "a.txt", tmp_path):
+        with pytest.raises(DataError, match=r"a\.txt: is a folder, pipe or device where a file is wanted; write what"):
+            resolve_sources([name])
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("gone.txt")
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read \(No such file"):
+        resolve_sources([tmp_path])
+
+
+def test_a_hub_that_cannot_be_reached_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    hub.HfFileSystem.clear_instance_cache()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"^hf://datasets/nobody/nothing/a\.txt: cannot be read \(") as raised:
+        resolve_sources(["hf://datasets/nobody/nothing/a.txt"])
+    assert "\n" not in str(raised.value)
 
 
 def test_urls_may_be_files_globs_and_folders(tmp_path: Path) -> None:

@@ -1,20 +1,26 @@
 """The built-in corpus: a pure function of the seed, well-formed English, and rich enough not to repeat itself."""
 
+import os
 import random
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from databuilder.stories import generate_stories, ngram_overlap, write_corpus, write_story
+from databuilder.stories import generate_stories, generator_version, ngram_overlap, write_corpus, write_story
 from databuilder.stories.cast import SCENES, Slots
 from databuilder.stories.grammar import comparative, gerund, past, plural, polish, takes_an
 from databuilder.stories.lexicon import load_lexicon
 from databuilder.stories.plots import load_plots
 from databuilder.stories.templates import Compiler, expand
 from transformerlm.hparams import END_OF_TEXT
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +216,25 @@ def test_generation_is_lazy() -> None:
 
 def _sequence(number: int) -> Callable[[], float]:
     return random.Random(number).random
+
+
+def test_the_version_is_that_of_the_stories_and_not_of_the_comments(tmp_path: Path) -> None:
+    def version() -> str:
+        script = "from databuilder.stories import generator_version; print(generator_version())"
+        path = os.pathsep.join((str(tmp_path), str(ROOT)))
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path,
+            check=True, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    shutil.copytree(ROOT / "databuilder/stories", tmp_path / "databuilder/stories")
+    (tmp_path / "databuilder/__init__.py").touch()
+    code, words = (tmp_path / "databuilder/stories" / name for name in ("grammar.py", "words"))
+    before = version()
+    assert before == generator_version()
+    code.write_text(code.read_text() + "\n# A comment.\n")
+    assert version() == before
+    list_of_words = sorted(words.glob("*.txt"))[0]
+    list_of_words.write_text(list_of_words.read_text() + "\n# A comment in a list of words is part of the list.\n")
+    assert version() != before

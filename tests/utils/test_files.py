@@ -5,6 +5,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -35,6 +37,26 @@ def test_a_file_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
     ordinary.touch()
     assert path.stat().st_mode == ordinary.stat().st_mode
     assert [entry.name for entry in path.parent.iterdir()] == ["x.bin"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_the_kernel_applies_the_umask_to_all_that_is_written(tmp_path: Path, mask: int) -> None:
+    """In a process of its own: the umask belongs to all threads, so a library must never set it, even for a moment."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from transformerlm.utils.files import atomic_folder, atomic_path, atomic_write
+os.umask({mask})
+def refuse(mask): raise AssertionError("the umask was changed")
+os.umask = refuse
+with atomic_write("file") as file: file.write(b"abc")
+with atomic_path(Path("path").absolute(), 3) as path: path.write_bytes(b"abc")
+with atomic_folder(Path("folder").absolute(), 3): pass
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=60)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("file", "path", "folder")}
+    assert modes == {"file": 0o666 & ~mask, "path": 0o666 & ~mask, "folder": 0o777 & ~mask}
+    assert (tmp_path / "path").read_bytes() == b"abc"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -13,6 +13,7 @@ from transformerlm.tokenizer.kernels.merger import merge_tables, token_numbers
 from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
 from transformerlm.tokenizer.kernels.walker import rules_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
+from transformerlm.utils.parallel import worker_count
 from transformerlm.utils.token_file import id_dtype
 
 IdArray = npt.NDArray[np.unsignedinteger]
@@ -67,7 +68,8 @@ class CompiledCodec:
         except IndexError:
             memory = new_memory()
         count = encode_texts(data, text_ends, special_tokens, self._tables, memory, ids, id_ends)
-        self._free_memories.append(memory)
+        if len(self._free_memories) < worker_count(0):  # more cannot be at work; a burst of threads leaves no others
+            self._free_memories.append(memory)
         ids.resize(count, refcheck=False)
         return ids, id_ends
 

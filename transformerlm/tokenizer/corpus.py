@@ -1,33 +1,26 @@
-"""Text from wherever it lies, compressed or not, as a stream in memory that does not depend on its size.
+"""Text from a local file or a URL, compressed or not, as a stream in memory that does not depend on its size.
 
 A source is a file on this machine or, if its name has a `://` in it, anywhere that fsspec reaches:
 
     stories.txt   pile/part-*.jsonl.zst (one by one)   s3://bucket/text.gz   hf://datasets/…   memory://notes.txt
 
-    name ──▶ bytes as they lie there ──.gz .zst .xz──▶ bytes of the text ──read_text──▶ text
+    name ──▶ stored bytes ──decompression──▶ bytes of the text ──read_text──▶ text
+
+The first bytes of a file, not its name, decide how it is read; see `file_content`.
 """
 
 import codecs
-import gzip
-import lzma
 import os
-import sys
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path, PurePosixPath
+from itertools import chain
+from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-import zstandard
-
+from transformerlm.tokenizer.file_content import HEAD_BYTES, DamagedError, check_text, compression_of, decompress
 from transformerlm.utils.errors import DataError, MissingDependencyError, TokenizerError, TransformerLMError
 
 READ_BYTES = 1 << 20
-
-COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
-
-_ZSTD_STEPS = range(1 << 6, 1 << 12)
-"""Compressed bytes that are unpacked at a time, from and to: 64 may become a megabyte."""
 
 STALLED_SECONDS = 60
 """A server that sends nothing for this long is given up."""
@@ -40,33 +33,40 @@ OnRead: TypeAlias = Callable[[int], None]
 
 
 def read_text(path: TextPath, on_read: OnRead | None = None) -> Iterator[str]:
-    r"""Yield the text of a UTF-8 file part by part, line ends untouched (`\r\n` survives).
+    r"""Yield the text of a UTF-8 file part by part, line ends untouched (`\r\n` survives), without a byte-order mark.
 
-    A name that ends in `.gz`, `.zst` or `.xz` is decompressed.
+    Files of gzip, bzip2, xz and zstd are decompressed.
 
-    Raises `DataError` if the file cannot be read or is damaged, `MissingDependencyError` if fsspec needs another
-    package for the URL, and `TokenizerError` with the byte offset (after decompression) if it is not UTF-8.
+    Raises `DataError` if the file cannot be read, is damaged, or is not text (an archive, an image, UTF-16, …),
+    `MissingDependencyError` if fsspec needs another package for the URL, and `TokenizerError` with the byte offset
+    (after decompression) if it is not UTF-8.
     """
     offset, rest = 0, b""
-    for part in read_bytes(path, on_read):
+    for part in read_bytes(path, on_read, keep_mark=True):  # so that the place in an error is that in the file
         data = rest + part
         text, used = _decode_utf8(path, data, offset, final=False)
+        if offset == 0:
+            text = text.removeprefix("\ufeff")
         offset, rest = offset + used, data[used:]
         if text:
             yield text
     _decode_utf8(path, rest, offset, final=True)  # raises if the file ends inside a character
 
 
-def read_bytes(path: TextPath, on_read: OnRead | None = None, *, begin: int = 0) -> Iterator[bytes]:
+def read_bytes(
+    path: TextPath, on_read: OnRead | None = None, *, begin: int = 0, keep_mark: bool = False
+) -> Iterator[bytes]:
     """Yield the bytes of a file part by part, as `read_text` does but for the last error.
 
     With `begin`, they are those from that byte on; the file must not be compressed, and what holds it must be able to
-    read from the middle (see `reads_ranges`).
+    read from the middle (see `reads_ranges`). A byte-order mark at the start is dropped unless `keep_mark`.
     """
-    assert not begin or not is_compressed(path), "the middle of a compressed file says nothing by itself"
+    drops_mark = not begin and not keep_mark
     for part, bytes_read in _parts(path, begin):
         if on_read:
             on_read(bytes_read)
+        if drops_mark and part:  # the first one holds all of it
+            part, drops_mark = part.removeprefix(codecs.BOM_UTF8), False
         if part:
             yield part
 
@@ -101,13 +101,13 @@ def remote_info(url: str) -> dict[str, Any]:
 
 
 def reads_ranges(path: TextPath) -> bool:
-    """Return whether `read_bytes` can begin in the middle of a file; of a server, ask it for the second byte."""
-    if is_compressed(path):
-        return False
-    if not _is_http(path):
-        return True
-    with clear_errors(path), _open_http(os.fspath(path), {"Range": "bytes=1-1"}) as file:
-        return file.r.status == 206
+    """Return whether `read_bytes` can begin in the middle of a file: it is not compressed, its server sends ranges."""
+    with clear_errors(path):
+        if _is_http(path):
+            with _open_http(os.fspath(path), {"Range": f"bytes=0-{HEAD_BYTES - 1}"}) as file:
+                return file.r.status == 206 and compression_of(os.fspath(path), _head(file)) is None
+        with _open(path, 0) as file:
+            return compression_of(os.fspath(path), _head(file)) is None
 
 
 @contextmanager
@@ -130,27 +130,54 @@ def is_url(path: TextPath) -> bool:
     return "://" in os.fspath(path)
 
 
-def is_compressed(path: TextPath) -> bool:
-    """Return whether a file's name says that it is compressed."""
-    return _suffix(path) in COMPRESSED_SUFFIXES
-
-
 def _parts(path: TextPath, begin: int) -> Iterator[tuple[bytes, int]]:
     """Yield the decompressed bytes, and how far the file has been read."""
+    place = begin
+
+    def stored(head: bytes, file: IO[bytes]) -> Iterator[bytes]:
+        nonlocal place
+        block = head
+        while block:
+            place += len(block)
+            yield block
+            block = file.read(READ_BYTES)
+
     with clear_errors(path), _open(path, begin) as file:
-        before = begin if _is_http(path) else 0  # a stream counts what it has brought
-        place = 0
-        for part in _decompressed(file, _suffix(path)):
-            place = file.tell()
-            yield part, before + place
-        if file.tell() > place:  # checksums, empty frames
-            yield b"", before + file.tell()
+        name = os.fspath(path)
+        parts: Iterable[bytes]
+        if begin:
+            parts = stored(file.read(READ_BYTES), file)
+        else:
+            head = _head(file)
+            compression = compression_of(name, head)
+            parts = stored(head, file) if compression is None else decompress(stored(head, file), compression)
+            parts = _checked(name, parts)
+        told = begin
+        for part in parts:
+            told = place
+            yield part, told
+        if place > told:  # checksums, empty frames
+            yield b"", place
 
 
-def _suffix(path: TextPath) -> str:
-    # A URL may be a chain ("zip://a.gz::https://…"), and may carry a query.
-    name = os.fspath(path).partition("::")[0].partition("?")[0] if is_url(path) else os.fspath(path)
-    return PurePosixPath(name).suffix
+def _checked(name: str, parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield `parts`, once their first bytes are known to be text. Raises `DataError` if they are not."""
+    parts = iter(parts)
+    head = b""
+    for part in parts:
+        head += part
+        if len(head) >= HEAD_BYTES:
+            break
+    check_text(name, head)
+    return chain([head] if head else [], parts)
+
+
+def _head(file: IO[bytes]) -> bytes:
+    """Return the first bytes of a file, `HEAD_BYTES` unless it has fewer."""
+    head = b""
+    while len(head) < HEAD_BYTES and (part := file.read(HEAD_BYTES - len(head))):
+        head += part
+    return head
 
 
 @contextmanager
@@ -164,7 +191,8 @@ def _open(path: TextPath, begin: int) -> Iterator[IO[bytes]]:
             yield file
         return
     with opened(path) as file:
-        file.seek(begin)
+        if begin:
+            file.seek(begin)  # a pipe has no other place than its first
         yield file
 
 
@@ -193,7 +221,7 @@ def clear_errors(path: TextPath) -> Iterator[None]:
         yield
     except TransformerLMError:
         raise
-    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+    except DamagedError as error:
         raise DataError(f"{path}: damaged compressed file ({error}); make or fetch it again") from error
     except ImportError as error:
         raise MissingDependencyError(f"{path}: {error}") from error
@@ -201,55 +229,17 @@ def clear_errors(path: TextPath) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({_reason(error)}); check the file") from error
     except ValueError as error:  # an unknown protocol, a byte 0 in a name
         raise DataError(f"{path}: cannot be read ({error}); check the name") from error
-    except _network_errors() as error:
+    except Exception as error:
+        # Packages for the network raise exceptions of their own; a KeyError or an AssertionError is a bug.
+        if not is_url(path) or type(error).__module__ == "builtins":
+            raise
         raise DataError(f"{path}: cannot be read ({_reason(error)}); try again") from error
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """Return what packages for the network raise beside `OSError`, if they are in use."""
-    names = (("aiohttp", "ClientError"), ("httpx", "HTTPError"))
-    return tuple(getattr(sys.modules[package], name) for package, name in names if package in sys.modules)
 
 
 def _reason(error: Exception) -> str:
     """Return in a line what an error of the system or the network says; fsspec has a server's answer as the cause."""
     strerror = error.strerror if isinstance(error, OSError) else None
     return " ".join((strerror or str(error.__cause__ or "") or str(error) or type(error).__name__).split())
-
-
-def _decompressed(file: IO[bytes], suffix: str) -> Iterator[bytes]:
-    if suffix == ".zst":
-        yield from _zstd_parts(file)
-        return
-    unpack = {".gz": gzip.open, ".xz": lzma.open}.get(suffix)
-    source = unpack(file, "rb") if unpack else file
-    while part := source.read(READ_BYTES):
-        yield part
-
-
-def _zstd_parts(file: IO[bytes]) -> Iterator[bytes]:
-    # Not zstandard's stream reader: it takes a file that breaks off for one that ends.
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
-    started = False
-    step = _ZSTD_STEPS.start
-    while stored := file.read(READ_BYTES):
-        begin = 0
-        while begin < len(stored):
-            compressed = stored[begin : begin + step]
-            begin += step
-            size = 0
-            while compressed:
-                started = True
-                part = decompressor.decompress(compressed)
-                size += len(part)
-                yield part
-                compressed = decompressor.unused_data
-                if decompressor.eof:  # a file may hold several frames
-                    decompressor = zstandard.ZstdDecompressor().decompressobj()
-                    started = False
-            step = min(2 * step, _ZSTD_STEPS.stop) if size <= READ_BYTES else _ZSTD_STEPS.start
-    if started:
-        raise EOFError("it ends inside a frame")
 
 
 def _decode_utf8(path: TextPath, data: bytes, offset: int, *, final: bool) -> tuple[str, int]:

@@ -384,8 +384,8 @@ class Tokenizer:
     ) -> Iterator[IdArray]:
         """Yield the ids of a text file part by part, in constant memory; joined they are those of the whole text.
 
-        The file may be compressed or remote, see `corpus`, and need not be UTF-8. Raises `DataError` if it cannot be
-        read. For the rest see `encode_to_array`.
+        The file may be compressed or remote, see `corpus`, and need not be UTF-8; a byte-order mark is dropped. Raises
+        `DataError` if it cannot be read. For the rest see `encode_to_array`.
         """
         yield from self.encode_parts(read_bytes(path), num_threads=num_threads, allowed_special=allowed_special)
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,15 +30,13 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = _temporary_path(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # after the rename there is none
@@ -53,13 +52,11 @@ def atomic_path(path: Path, num_bytes: int) -> Iterator[Path]:
     """
     with writing(path.parent, path.name, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
+        temporary = _temporary_path(path)
         try:
-            with os.fdopen(descriptor, "rb") as file:
+            with temporary.open("xb") as file:
                 yield temporary
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -75,10 +72,10 @@ def atomic_folder(path: Path, num_bytes: int) -> Iterator[Path]:
     """
     with writing(path.parent, path.name, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        temporary = _temporary_path(path)
+        temporary.mkdir()
         try:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
             sync_folder(temporary)
             temporary.rename(path)
         finally:
@@ -205,7 +202,10 @@ def _not_writable(folder: Path, error: OSError, advice: str) -> DataError:
     return DataError(f"{folder}: cannot be written to: {error.strerror or error} ({free} free); {advice}")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary_path(path: Path) -> Path:
+    """Return a hidden name beside `path` that no other process or thread uses.
+
+    Files and folders are created under it with the ordinary permissions: the kernel applies the umask, which Python
+    can only read by changing it for all threads.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -1,11 +1,16 @@
 """The encoder's cache: what is remembered where, and that it changes no id."""
 
 import random
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
+from transformerlm.tokenizer import compiled
+from transformerlm.tokenizer.compiled import CompiledCodec
 from transformerlm.tokenizer.kernels import encoder
 from transformerlm.tokenizer.kernels.compiling import available
 from transformerlm.tokenizer.kernels.encoder import ENTRY_WORDS, LINE_WORDS, EncodeTables, Memory
@@ -99,3 +104,21 @@ def test_long_pieces_between_short_ones(length: int) -> None:
     )
     assert ids[:count].tolist() == expected([piece.encode() for piece in pretokenize(text.decode())])
     assert ends.tolist() == [count]
+
+
+def test_a_burst_of_threads_leaves_no_more_memories_than_can_be_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = CompiledCodec({value: bytes([value]) for value in range(256)}, [], pattern=GPT2, whole_words={})
+    together = threading.Barrier(6)
+    encode_texts = compiled.encode_texts
+
+    def encode_at_once(*arguments: Any) -> int:
+        together.wait(timeout=60)
+        return encode_texts(*arguments)
+
+    monkeypatch.setattr(compiled, "encode_texts", encode_at_once)
+    monkeypatch.setattr(compiled, "worker_count", lambda _workers: 2)
+    no_specials = special_tokens_of({})
+    with ThreadPoolExecutor(6) as executor:
+        found = list(executor.map(lambda _: codec.encode([b"some text"], no_specials)[0].tolist(), range(6)))
+    assert found == [list(b"some text")] * 6
+    assert len(codec._free_memories) == 2

@@ -282,7 +282,6 @@ def _identity(config: TrainConfig, data: RunData, loader: "BatchLoader") -> dict
         "seed": config.training.seed,
         "batch_size": config.training.batch_size,
         **{f"model.{key}": value for key, value in config.model.model_dump().items()},
-        "model.qkv_bias": config.model.qkv_bias or None,  # older checkpoints do not name it
     }
 
 

@@ -73,6 +73,6 @@ def _schedule_change(run: "TrainingRun", former: TrainConfig, config: TrainConfi
     after, last = run.trainer.learning_rate(step + 1), run.trainer.learning_rate(config.training.steps)
     moves = "rises" if after > before else "falls" if after < before else "stays"
     return (
-        f"the {config.schedule.name} schedule is that of {config.training.steps} steps from the beginning: the learning "
-        f"rate {moves} from {before:.3g} at step {step} to {after:.3g} at step {step + 1}, and ends at {last:.3g}"
+        f"the {config.schedule.name} schedule is that of a run of {config.training.steps} steps: the learning rate "
+        f"{moves} from {before:.3g} at step {step} to {after:.3g} at step {step + 1}, and ends at {last:.3g}"
     )

@@ -152,8 +152,8 @@ class TrainingHparams(Section):
     init_from: PathSetting | None = Field(
         default=None,
         description="Checkpoint or run folder with whose weights a new run begins (unset: random ones). Its model is "
-        "the run's: leave [model] out, or give a shorter context_length, or a longer one with rope_scaling or rope_theta. "
-        "Its tokenizer must be the data's.",
+        "the run's: leave [model] out, or give a shorter context_length, or a longer one with other rotary "
+        "settings. Its tokenizer must be the data's.",
     )
     resume: Literal["auto", "never", "force"] = Field(
         default="auto",

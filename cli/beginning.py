@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformerlm.hparams import ModelHparams
     from transformerlm.training import Checkpoint, TrainingRun
 
-SHORTENED = "context_length"
-"""What may be less than the checkpoint has: the weights are the same for any context."""
+CONTEXT = "context_length"
+"""The weights are the same for any context: a shorter one may be given, a longer one with other rotary settings."""
 
 
 def run_dir_of(config: TrainConfig) -> Path:
@@ -50,19 +50,32 @@ class Beginning:
     def completed(self, config: TrainConfig, *, origin: str) -> TrainConfig:
         """Return `config` with the checkpoint's model; raise `ConfigError` that lists what was given and contradicts.
 
-        A shorter context contradicts nothing.
+        A shorter context contradicts nothing; nor does a longer one with rotary settings that reach so far.
         """
         model, given = self.checkpoint.model_hparams(), config.model
+        rotary = {key for key in given.model_fields_set if key.startswith("rope_") and not _agrees(key, given, model)}
+        longer = given.context_length > model.context_length and CONTEXT in given.model_fields_set
+        if longer and not rotary:
+            raise ConfigError(
+                f"{origin}: model.context_length: is {model.context_length} in {self.checkpoint.path}, whose weights "
+                f"know no later positions (got {given.context_length}); to lengthen it, slow the rotary positions too, "
+                f'as by model.rope_scaling = "linear" and model.rope_factor = '
+                f"{given.context_length / model.context_length:g}, or raise model.rope_theta"
+            )
+        taken = {CONTEXT, *rotary} if longer else {CONTEXT}
         lines = [
             f"{origin}: model.{key}: is {getattr(model, key)!r} in {self.checkpoint.path}, where training.init_from "
             f"has the model begin (got {getattr(given, key)!r}); leave it unset"
-            for key in sorted(given.model_fields_set)
+            for key in sorted(given.model_fields_set - taken)
             if not _agrees(key, given, model)
         ]
         if lines:
             raise ConfigError("\n".join(lines))
-        if SHORTENED in given.model_fields_set:
-            model = model.model_copy(update={SHORTENED: given.context_length})
+        update = {key: getattr(given, key) for key in taken & given.model_fields_set}
+        model = model.model_copy(update=update)
+        problems = [f"{origin}: model.{p.key}: {p.message} (got {p.got})" for p in model.problems()]
+        if problems:
+            raise ConfigError("\n".join(problems))
         return config.model_copy(update={"model": model})
 
     def require_tokenizer(self, config: TrainConfig, data: RunData) -> None:
@@ -87,8 +100,6 @@ class Beginning:
 
 
 def _agrees(key: str, given: "ModelHparams", model: "ModelHparams") -> bool:
-    if key == SHORTENED:
-        return given.context_length <= model.context_length
     return getattr(given, key) == getattr(model, key)
 
 

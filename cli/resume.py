@@ -1,24 +1,27 @@
 """How a training command goes on from what its run folder holds."""
 
-from typing import TYPE_CHECKING, Any, Literal
+import tomllib
+from typing import TYPE_CHECKING
 
 from cli.progress import say
+from config.train import TrainConfig
 from transformerlm.utils.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from transformerlm.training import TrainingRun
+    from transformerlm.training import Checkpoint, TrainingRun
 
 
-def resume_newest(run: "TrainingRun", how: Literal["auto", "never", "force"]) -> int:
-    """Load the newest whole checkpoint, if the run folder has one; return the step to continue from.
+def resume_newest(run: "TrainingRun", config: TrainConfig) -> list[str]:
+    """Load the newest whole checkpoint, if the run folder has one; return what has changed since, a sentence each.
 
-    `how` is `training.resume`. Newer ones that are damaged are named and set aside, but only when the run is sure to
+    Newer ones that are damaged are named and set aside, but only when the run is sure to
     go on without them.
     """
     from transformerlm.distributed.group import restarts
     from transformerlm.training.checkpoint import checkpoint_folders
     from transformerlm.training.manifest import DamagedCheckpointError
 
+    how = config.training.resume
     if how == "never" and not restarts() and checkpoint_folders(run.store.folder):
         raise CheckpointError(
             f"{run.store.folder}: holds checkpoints already; choose another logging.run_name, "
@@ -27,21 +30,49 @@ def resume_newest(run: "TrainingRun", how: Literal["auto", "never", "force"]) ->
     damaged: list[DamagedCheckpointError] = []
     newest = run.store.newest(damaged)
     if newest is None:
-        return 0
+        return []
     differing = run.resume(newest, force=how == "force")
     if differing:
         say(f"{newest.path}: is of another run, and is continued as asked: {'; '.join(differing)}")
     for error in damaged:
         aside = run.store.set_aside(error.folder)
         say(f"{error.problem}; kept as {aside.name}, going on from {newest.path.name}, the newest that is whole")
-    _compare_environment(newest.run_state()["environment"], run.trainer.environment())
-    return run.progress.step
+    return _changes(newest, run, config)
 
 
-def _compare_environment(saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Say what is not as it was: the run goes on, but not to the same last digit."""
-    changes = [
-        f"{key} was {saved.get(key)} and is {value}" for key, value in present.items() if saved.get(key) != value
+def _changes(checkpoint: "Checkpoint", run: "TrainingRun", config: TrainConfig) -> list[str]:
+    """Return the settings, the learning rate and the environment that are not as they were, a sentence each."""
+    changes: list[str] = []
+    try:
+        tables = tomllib.loads((checkpoint.path / "config.toml").read_text(encoding="utf-8"))
+        former = TrainConfig.model_validate(tables)
+    except ValueError as error:  # no TOML, or settings of another version
+        return [f"the checkpoint's settings cannot be compared: {' '.join(str(error).split())}"]
+    old, new = former.model_dump(mode="json"), config.model_dump(mode="json")
+    for table, settings in new.items():
+        for key, value in settings.items():
+            if value != old[table][key] and (table, key) != ("training", "resume"):
+                changes.append(f"{table}.{key} was {old[table][key]!r} and is {value!r}")
+    if any(change.startswith(("schedule.", "training.steps ")) for change in changes):
+        changes.append(_schedule_change(run, former, config))
+    saved = checkpoint.run_state()["environment"]
+    changes += [
+        f"{key} was {saved[key]} and is {value}: results may differ in the last digits"
+        for key, value in run.trainer.environment().items()
+        if key in saved and saved[key] != value
     ]
-    if changes:
-        say(f"the checkpoint is from another environment ({'; '.join(changes)}): results may differ in the last digits")
+    return changes
+
+
+def _schedule_change(run: "TrainingRun", former: TrainConfig, config: TrainConfig) -> str:
+    """Say what the learning rate does where the run continues."""
+    from transformerlm.training.schedule import learning_rate
+
+    step = run.progress.step
+    before = learning_rate(max(1, step), former.schedule, former.training.steps)
+    after, last = run.trainer.learning_rate(step + 1), run.trainer.learning_rate(config.training.steps)
+    moves = "rises" if after > before else "falls" if after < before else "stays"
+    return (
+        f"the {config.schedule.name} schedule is that of a run of {config.training.steps} steps: the learning rate "
+        f"{moves} from {before:.3g} at step {step} to {after:.3g} at step {step + 1}, and ends at {last:.3g}"
+    )

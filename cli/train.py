@@ -65,7 +65,8 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
         attach_nvtx(run.trainer.loss)
         with _held_by_first(run_dir, world) as check_folder:
             run.store.clean()
-            first_step = resume_newest(run, config.training.resume)
+            changes = resume_newest(run, config)
+            first_step = run.progress.step
             if first_step >= config.training.steps:
                 say(
                     f"already trained to step {first_step}: nothing to do; raise training.steps to go on, "
@@ -75,8 +76,12 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
             if beginning is not None and beginning.is_new and not first_step:
                 beginning.load(run)
             _announce(run, config, first_step)
+            for change in changes:
+                say(f"since that checkpoint: {change}")
             _compile(run)
-            code = _train_logged(run, config, check_folder=check_folder, exit_code=exit_code, show_bar=show_bar)
+            code = _train_logged(
+                run, config, changes, check_folder=check_folder, exit_code=exit_code, show_bar=show_bar
+            )
     if world.is_first:
         say(f"loss curve: {plot_loss(run_dir)}")
     if run.progress.step < config.training.steps:
@@ -100,6 +105,7 @@ def _settle(config: TrainConfig, world: "World", *, origin: str) -> tuple[TrainC
 def _train_logged(
     run: "TrainingRun",
     config: TrainConfig,
+    changes: list[str],
     *,
     check_folder: Callable[[], None],
     exit_code: Callable[[], int | None],
@@ -119,6 +125,7 @@ def _train_logged(
         if world.is_first:
             atomic_write_text(run_dir / "config.toml", to_toml(config))
         log.start(config.model_dump(mode="json"))
+        log.log(_start_record(run, config, changes))
         log.log_artifact(config.data.tokenizer, name=f"{config.logging.run_name}-tokenizer", kind="tokenizer")
         with progress_bar("training", enabled=show_bar) as update:
             show = _shower(update, config.training.steps)
@@ -134,6 +141,18 @@ def _train_logged(
     finally:
         log.finish(code)
     return code
+
+
+def _start_record(run: "TrainingRun", config: TrainConfig, changes: list[str]) -> dict[str, Any]:
+    """Return the record of a start: settings, versions and device, and what has changed since the checkpoint."""
+    settings = {
+        f"settings.{table}.{key}": value
+        for table, values in config.model_dump(mode="json").items()
+        for key, value in values.items()
+    }
+    environment = {f"environment.{key}": value for key, value in run.trainer.environment().items()}
+    start = {"event": "train_start", "step": run.progress.step, "time": time.time(), "changes": changes}
+    return start | run.counters() | environment | settings
 
 
 def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":
@@ -283,7 +302,6 @@ def _identity(config: TrainConfig, data: RunData, loader: "BatchLoader") -> dict
         "seed": config.training.seed,
         "batch_size": config.training.batch_size,
         **{f"model.{key}": value for key, value in config.model.model_dump().items()},
-        "model.qkv_bias": config.model.qkv_bias or None,  # older checkpoints do not name it
     }
 
 

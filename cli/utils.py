@@ -21,6 +21,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, g
 
 from pydantic.fields import FieldInfo
 
+from cli.out_of_memory import out_of_memory_message
 from cli.progress import say, speaks
 from config.io import load_config, to_json
 from config.schemas import Config
@@ -77,10 +78,19 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
+        if (message := out_of_memory_message(error, prog)) is not None:
+            say(f"error: {message}")
+            return EXIT_USER_ERROR
         if error.errno not in _OUTSIDE_ERRORS:
             raise
         name = error.filename2 or error.filename or prog  # of a rename, where it was to go
         say(f"error: {name}: {error.strerror}")
+        return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError, ImportError) as error:
+        message = out_of_memory_message(error, prog)
+        if message is None:
+            raise
+        say(f"error: {message}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         say("interrupted")

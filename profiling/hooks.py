@@ -35,7 +35,8 @@ def attach_nvtx(model: "nn.Module") -> NvtxHandle:
 
     `coarse`: the model as a whole, under its class name. `fine`: the members of every `ModuleList`,
     which are a Transformer's blocks, under their path in the model. `verbose`: every module without
-    children as well. The level is read once, here; where NVTX is off, no hook is registered.
+    children as well, except inside a compiled block, whose operators are fused across them. The level is
+    read once, here; where NVTX is off, no hook is registered.
 
     Raises:
         ConfigError: the environment variables of `profiling.nvtx` have unknown values.
@@ -71,15 +72,20 @@ class _Span:
     """The range of one module. It counts how often it is open, for one module may call itself."""
 
     def __init__(self, backend: nvtx.NvtxBackend, name: str) -> None:
+        from torch.compiler import is_compiling
+
+        self._is_compiling = is_compiling
         self._backend = backend
         self._name = name
         self._open = 0
 
     def open(self, _module: "nn.Module", _args: object) -> None:
+        if self._is_compiling():
+            return
         self._backend.range_push(self._name)
         self._open += 1
 
     def close(self, _module: "nn.Module", _args: object, _output: object) -> None:
-        if self._open:  # not if another pre-hook raised before `open` was called
+        if not self._is_compiling() and self._open:  # 0 if another pre-hook raised before `open` was called
             self._open -= 1
             self._backend.range_pop()

@@ -316,3 +316,14 @@ def test_compiled_steps_are_announced_and_write_the_same(run_main: Callable[...,
     assert compiled.code == 0
     assert compiled.out == plain.out
     assert compiled.err.startswith("compiling the decoding steps: up to a minute")
+
+
+def test_a_run_that_collapses_ends_as_one_that_diverges(
+    run_main: Callable[..., Any], write_toml: Callable[..., Path], train_tables: Tables
+) -> None:
+    rates = ("--schedule.max-learning-rate", 100, "--schedule.min-learning-rate", 10)
+    done = run_main(train.main, "--config", write_toml(train_tables), *rates, "--training.steps", 40)
+    assert done.code == 2
+    assert "the model has collapsed" in done.err or "was not finite" in done.err
+    assert "lower schedule.max_learning_rate" in done.err
+    assert "train_end" not in done.out

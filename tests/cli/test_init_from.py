@@ -110,8 +110,28 @@ def test_what_contradicts_the_checkpoint_is_named_with_both_values(command: Comm
     ]
     assert "is 32 in " in lines[0] and "(got 64); leave it unset" in lines[0]
     longer = command("--model.context-length", 64)
-    assert (longer.code, "model.context_length: is 32 in" in longer.err) == (2, True)
+    assert (longer.code, len(longer.err.splitlines())) == (2, 1)
+    assert "model.context_length: is 32 in" in longer.err
+    assert "know no later positions (got 64); to lengthen it" in longer.err
+    assert "model.rope_factor = 2, " in longer.err
+    incomplete = command("--model.context-length", 64, "--model.rope-scaling", "linear")
+    assert (incomplete.code, "model.rope_factor: must be given with rope_scaling linear" in incomplete.err) == (2, True)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "rotary", [("--model.rope-scaling", "linear", "--model.rope-factor", 2), ("--model.rope-theta", 50000)]
+)
+def test_the_context_may_be_longer_with_rotary_settings(
+    rotary: tuple[object, ...], command: Command, tmp_path: Path
+) -> None:
+    words = ("--model.context-length", 64, *rotary)
+    done = command(*words, "--training.steps", 2)
+    assert done.code == 0, done.err
+    assert shape(tmp_path / "runs/next")["context_length"] == 64
+    resumed = command(*words, "--training.steps", 3)
+    assert resumed.code == 0, resumed.err
+    assert "continuing after step 2" in resumed.err
 
 
 def test_what_agrees_may_be_given_and_the_context_may_be_shorter(command: Command, tmp_path: Path) -> None:

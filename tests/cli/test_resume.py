@@ -350,3 +350,27 @@ def test_an_unusable_folder_for_the_tokenizer_is_found_before_the_work(
         assert (done.code, len(done.err.splitlines())) == (2, 1)
         assert done.err.startswith(f"error: {output}: cannot be written to: ")
         assert done.err.endswith(" free); choose another tokenizer.output\n")
+
+
+def test_what_changed_is_said_and_kept(command: Command, checkpoints: Path) -> None:
+    words = ("--training.steps", 24, "--training.dtype", "float32", "--optimizer.weight-decay", 0.2)
+    done = command(*words, "--schedule.max-learning-rate", 0.02)
+    assert done.code == 0, done.err
+    start = [json.loads(line) for line in (checkpoints.parent / "metrics.jsonl").read_text("utf-8").splitlines()]
+    first, second = [record for record in start if record["event"] == "train_start"]
+    assert (first["step"], first["changes"]) == (0, [])
+    assert (second["step"], second["settings.training.steps"]) == (12, 24)
+    assert second["environment.device"] == "cpu"
+    assert second["environment.torch"]
+    assert second["metrics.tokens_seen"] == 12 * 4 * 32
+    for setting in (
+        "optimizer.weight_decay was 0.1 and is 0.2",
+        "schedule.max_learning_rate was 0.01 and is 0.02",
+        "training.steps was 12 and is 24",
+        "training.dtype was 'auto' and is 'float32'",
+    ):
+        assert setting in second["changes"]
+        assert f"since that checkpoint: {setting}\n" in done.err
+    assert "the learning rate rises from 0.001 at step 12 to " in done.err
+    events = [record for record in start if record["event"] != "artifact"]
+    assert all("metrics.elapsed_seconds" in record and "metrics.tokens_seen" in record for record in events)

@@ -2,12 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from transformerlm.distributed import compiling
-from transformerlm.distributed.compiling import Compilation, decide
+from transformerlm.distributed.compiling import Compilation, decide, decide_together
+from transformerlm.distributed.group import World
 from transformerlm.hparams import ModelHparams, OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models.build import build_model
 from transformerlm.training import Trainer
@@ -63,6 +65,25 @@ def test_without_a_compiler_auto_goes_on_and_true_is_an_error(monkeypatch: pytes
     assert decide("auto", CPU, FOREVER) == Compilation(active=False, problem=missing)
     with pytest.raises(ConfigError, match=r"training.compile: is true, but there is no C\+\+ compiler here"):
         decide(True, CPU, 0.0)
+
+
+class OneOfTwo(World):
+    """A process beside another one, which asks for `other` where this one agrees to a number."""
+
+    other: ClassVar[int]
+
+    def agree(self, value: int) -> int:
+        return max(value, self.other)
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_processes_compile_all_or_none(other: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_find_problem", lambda _device: "")
+    monkeypatch.setattr(OneOfTwo, "other", other, raising=False)
+    found = decide_together("auto", CPU, FOREVER, OneOfTwo())
+    assert found.active == (other == 0)
+    assert found.problem == ("another process of this run does not compile" if other else "")
+    assert decide_together("auto", CPU, 0.0, OneOfTwo()) == Compilation(active=False)
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -69,6 +69,7 @@ def assert_equal(found: Results, expected: Results) -> None:
 def test_processes_agree(results: list[Results]) -> None:
     for rank, found in enumerate(results):
         assert found["agreed.largest"] == 11
+        assert found["agreed.sum"] == 2
         assert found["agreed.mean"] == 0.5
         assert found["agreed.from_first"] == 7
         first = "DataError: 0 has no data" if rank == 0 else "PeerError: process 0 failed: 0 has no data"

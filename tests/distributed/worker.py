@@ -99,6 +99,7 @@ def agreed(world: World) -> Results:
     words = " | ".join(errors.values()).encode("utf-8")
     return {
         "agreed.largest": torch.tensor(world.agree(10 * world.rank + 1)),
+        "agreed.sum": torch.tensor(world.sum(world.rank + 0.5)),
         "agreed.mean": world.mean(torch.tensor(float(world.rank))),
         "agreed.from_first": torch.tensor(world.from_first(lambda: world.rank + 7)),
         "agreed.errors": torch.tensor(list(words), dtype=torch.uint8),
@@ -125,6 +126,8 @@ def trained(case: Case, world: World, folder: Path) -> Results:
             )
     pieces = sum(local_piece(parameter).numel() for parameter in trainer.model.parameters())
     results[f"{case.name}.pieces"] = torch.tensor(pieces)
+    valid = trainer.evaluate([batch(step, World()) for step in (101, 102, 103)])  # of two processes one takes two
+    results[f"{case.name}.number.valid"] = torch.tensor(valid)
     results |= weights_of(trainer, f"{case.name}.weight")
     return results | continued(case, world, folder / case.name, f"{case.name}.resumed")
 

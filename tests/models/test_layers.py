@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from transformerlm.hparams import ModelHparams
+from transformerlm.models.build import build_model
 from transformerlm.models.layers import (
     Embedding,
     Linear,
@@ -149,6 +151,23 @@ def test_rope_tables_survive_the_meta_device() -> None:
     assert rope.cos.is_meta
     rope.to_empty(device="cpu")
     assert torch.equal(rope.cos, RotaryPositionalEmbedding(10000.0, 8, 16).cos)
+
+
+def test_rope_tables_that_layers_share_are_built_once_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    build = RotaryPositionalEmbedding._build_tables
+
+    def count(self: RotaryPositionalEmbedding, device: torch.device) -> None:
+        built.append(str(device))
+        build(self, device)
+
+    monkeypatch.setattr(RotaryPositionalEmbedding, "_build_tables", count)
+    model = build_model(ModelHparams(vocab_size=8, context_length=16, d_model=8, num_layers=5, num_heads=2), seed=0)
+    assert built == ["meta", "cpu"]
+    model.to(torch.float64)
+    model.to("cpu")
+    model.to("meta")
+    assert built == ["meta", "cpu", "meta"]
 
 
 @pytest.mark.parametrize("positions", [[0, 16], [-1, 3]])

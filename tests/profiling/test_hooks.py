@@ -104,3 +104,19 @@ def test_switched_off_registers_nothing(nvtx_calls: list[str], monkeypatch: pyte
 
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert nvtx_calls == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_level_leaves_a_compiled_block_whole(nvtx_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(nvtx.LEVEL_SWITCH, "verbose")
+    model = _Model()
+    for block in model.layers:
+        block.forward = torch.compile(block.forward, fullgraph=True, backend="eager")
+    attach_nvtx(model)
+    expected = _Model()
+    expected.load_state_dict(model.state_dict())
+    x = torch.ones(1, 2)
+    assert torch.equal(model(x), expected(x))
+    assert nvtx_calls == ["+_Model", "+layers.0", "-", "+layers.1", "-", "+head", "-", "-"]
+    torch._dynamo.reset()

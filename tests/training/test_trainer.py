@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from transformerlm.distributed.group import World
+from transformerlm.distributed.sharding import Parallelism
 from transformerlm.models import TransformerLM
 from transformerlm.training import Trainer, lr_cosine_schedule
 
@@ -165,6 +167,26 @@ def test_evaluation_is_the_mean_over_tokens_and_changes_nothing(
     assert trainer.model.training
     assert all(map(torch.equal, weights(trainer), before))
     assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_evaluation_that_fails_leaves_the_model_in_training_mode(
+    batch: Batch, make_trainer: Callable[..., Trainer]
+) -> None:
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="targets"):
+        trainer.evaluate([(batch[0], batch[1][:, 1:])])
+    assert trainer.model.training
+
+
+@pytest.mark.parametrize(("micro_batch_size", "world", "rows"), [(8, 2, 4), (8, 4, 2), (2, 2, 2), (None, 2, 4)])
+def test_validation_of_a_compiled_model_has_the_shape_of_training(
+    micro_batch_size: int | None, world: int, rows: int, batch: Batch, make_trainer: Callable[..., Trainer]
+) -> None:
+    trainer = make_trainer(batch_size=8, micro_batch_size=micro_batch_size)
+    trainer.parallelism = Parallelism(World(size=world))
+    pieces = list(trainer._in_training_shape([batch, (batch[0][:1], batch[1][:1])]))
+    assert {inputs.shape for inputs, _ in pieces} == {(rows, 16)}
+    assert sum(len(targets) for _, targets in pieces) == 5
 
 
 def test_training_and_validation_see_the_same_mask(batch: Batch, make_trainer: Callable[..., Trainer]) -> None:

@@ -43,24 +43,28 @@ def test_zero_threads_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "teraflops"),
+    ("name", "bfloat16", "float32"),
     [
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA A100-SXM4-40GB", 312),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40", 181),
-        ("NVIDIA L40S", 362),
-        ("Quadro 4000", None),
+        ("NVIDIA H100 80GB HBM3", 989, 67),
+        ("NVIDIA H100 PCIe", 756, 51),
+        ("NVIDIA H100 NVL", 835, 60),
+        ("NVIDIA A100-SXM4-40GB", 312, 19.5),
+        ("NVIDIA L4", 121, 30.3),
+        ("NVIDIA L40", 181, 90.5),
+        ("NVIDIA L40S", 362, 91.6),
+        ("Quadro 4000", None, None),
     ],
 )
 def test_the_peak_is_looked_up_by_the_devices_name(
-    name: str, teraflops: int | None, monkeypatch: pytest.MonkeyPatch
+    name: str, bfloat16: float | None, float32: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
-    expected = None if teraflops is None else teraflops * 1e12
-    assert peak_flops(torch.device("cuda")) == expected
-    assert peak_flops(CPU) is None
+    for dtype, teraflops in ((torch.bfloat16, bfloat16), (torch.float32, float32)):
+        expected = None if teraflops is None else teraflops * 1e12
+        assert peak_flops(torch.device("cuda"), dtype) == expected
+        assert peak_flops(CPU, dtype) is None
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert peak_flops(torch.device("cuda"), torch.float32) is None
 
 
 def test_memory_and_fingerprint_of_the_cpu() -> None:

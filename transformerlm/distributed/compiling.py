@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from transformerlm.distributed.group import World
 from transformerlm.utils.cache_folder import user_cache_folder
 from transformerlm.utils.errors import ConfigError
 
@@ -57,6 +58,21 @@ def decide(setting: Literal["auto"] | bool, device: torch.device, run_flops: flo
         return Compilation(active=True)
     problem = _find_problem(device)
     return Compilation(active=not problem, problem=problem)
+
+
+def decide_together(
+    setting: Literal["auto"] | bool, device: torch.device, run_flops: float, world: World
+) -> Compilation:
+    """Return the same decision in all processes of `world`: to compile, if each of them would (see `decide`).
+
+    Steps of compiled processes differ from those of others in the collectives around them, and in their last digits.
+    """
+    with world.together():
+        own = decide(setting, device, run_flops)
+    someone_does_not = world.agree(int(not own.active)) > 0
+    if own.active and someone_does_not:
+        return Compilation(active=False, problem="another process of this run does not compile")
+    return own
 
 
 def require_compiler(device: torch.device, *, setting: str) -> None:

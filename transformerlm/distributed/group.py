@@ -60,6 +60,14 @@ class World:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return int(shared)
 
+    def sum(self, value: float) -> float:
+        """Return the sum of `value` over all processes."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(shared)
+        return shared.item()
+
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of `value`, a tensor on this world's device, over all processes; the host does not wait."""
         if self.size == 1:

@@ -22,9 +22,9 @@ def swiglu_width(d_model: int) -> int:
     return math.ceil(8 * d_model / 3 / 64) * 64
 
 
+# A model beyond these sizes is a mistake or an attack: files of others name them too, and they multiply.
 _MOST, _MOST_WIDE = 1 << 24, 1 << 20
 _MOST_ANGLES = 1 << 28  # a gigabyte of cosines and sines
-"""A model beyond these sizes is a mistake or an attack: files of others name them too, and they multiply."""
 
 
 class ModelHparams(Section):

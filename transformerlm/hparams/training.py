@@ -122,7 +122,10 @@ class TrainingHparams(Section):
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
     max_nonfinite_steps: int = Field(
-        default=5, gt=0, description="Stop after this many steps in a row with a loss or gradient that is not finite."
+        default=5,
+        gt=0,
+        description="Stop after this many steps in a row with a loss or gradient that is not finite, or without any "
+        "gradient.",
     )
     seed: Seed = Field(default=0, description="Seed of the initial weights and of the order of the data.")
     device: DeviceName = Field(default="auto", description="auto | cpu | cuda | mps; auto takes the fastest present.")
@@ -149,7 +152,8 @@ class TrainingHparams(Section):
     init_from: PathSetting | None = Field(
         default=None,
         description="Checkpoint or run folder with whose weights a new run begins (unset: random ones). Its model is "
-        "the run's: leave [model] out, or give a shorter context_length. Its tokenizer must be the data's.",
+        "the run's: leave [model] out, or give a shorter context_length, or a longer one with other rotary "
+        "settings. Its tokenizer must be the data's.",
     )
     resume: Literal["auto", "never", "force"] = Field(
         default="auto",

@@ -181,8 +181,9 @@ class RotaryPositionalEmbedding(nn.Module):
     """Rotate pair i of the vector at position m by m · theta^(-2i / d_k) (Su et al. 2021, RoFormer, eq. 34).
 
     A pair is two neighbours, (x[2i], x[2i + 1]). The cosines and sines are float32 tables that are not
-    saved with the model; being functions of the sizes alone they are computed again whenever the module
-    moves, so neither `model.to(torch.bfloat16)` nor `to_empty` after the meta device can spoil them.
+    saved with the model; being functions of the sizes alone they are computed again when the module moves to
+    another device and kept otherwise, so neither `model.to(torch.bfloat16)` nor `to_empty` after the meta device
+    can spoil them.
 
     `scaling` and the numbers that follow slow the rotation, for contexts longer than those of the first training: see
     `rope_scaling.scaled_frequencies`.
@@ -242,9 +243,11 @@ class RotaryPositionalEmbedding(nn.Module):
         self.register_buffer("cos", cos_TP, persistent=False)
         self.register_buffer("sin", sin_TP, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryPositionalEmbedding":
-        super()._apply(fn, recurse)
-        self._build_tables(self.cos.device)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryPositionalEmbedding":  # noqa: ARG002
+        device = fn(self.cos.new_empty(0)).device
+        # The layers of a model share one embedding, and each of them comes here: its tables are built once.
+        if device != self.cos.device:
+            self._build_tables(device)
         return self
 
     def rows(self, num_positions: int, token_positions: Tensor | None = None, start: int = 0) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
-from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, ValidationHparams
+from transformerlm.hparams import CheckpointHparams, ModelHparams, TrainLoggingHparams, ValidationHparams
+from transformerlm.models import TransformerLM
 from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
@@ -25,11 +26,14 @@ from transformerlm.utils.errors import CheckpointError, TransformerLMError
 
 Record = dict[str, Any]
 
+_KNOWN_BY_HEART = 1e-3  # nats per token; below it a gradient may be rounded to zero
 _MOST_PENDING = 100  # steps that nobody has looked at, where records are rarer
+_MODEL_DEFAULTS = {f"model.{key}": field.default for key, field in ModelHparams.model_fields.items()}
+"""The values of model settings that an older checkpoint, made before they existed, does not name."""
 
 
 class DivergenceError(TransformerLMError):
-    """Several steps in a row had a loss or gradient that was not finite."""
+    """Several steps in a row had a loss or gradient that was not finite, or a model that no longer learns."""
 
 
 class OtherRunError(CheckpointError):
@@ -42,7 +46,10 @@ class Progress:
 
     step: int = 0
     nonfinite_steps: int = 0
-    """Skipped steps in a row."""
+    """Steps in a row that were skipped, or whose model had collapsed."""
+    tokens_seen: int = 0
+    elapsed_seconds: float = 0.0
+    """Time spent in `TrainingRun.run`, summed over all processes that continued the run."""
     valid_loss: float | None = None
     valid_step: int | None = None
     best_loss: float | None = None
@@ -67,6 +74,8 @@ class TrainingRun:
     should_stop: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
     _saved_step: int = 0
+    _began: float = 0.0
+    """Reading of the clock at which the run would have begun, had one process done all of it."""
 
     def resume(self, checkpoint: Checkpoint, *, force: bool = False) -> list[str]:
         """Continue from `checkpoint`; return what differs from the run that made it, which `force` allows.
@@ -76,10 +85,12 @@ class TrainingRun:
         """
         state = checkpoint.run_state()
         saved, progress = _identity_and_progress(checkpoint, state)
+        if "tokens_seen" not in state["progress"]:  # an older checkpoint
+            progress.tokens_seen = progress.step * self._tokens_per_step
         differing = [
             f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
             for key in {**self.identity, **saved}
-            if saved.get(key) != self.identity.get(key)
+            if _or_default(saved, key) != _or_default(self.identity, key)
         ]
         if differing and not force:
             raise OtherRunError(
@@ -91,11 +102,30 @@ class TrainingRun:
         self._saved_step = self.progress.step
         return differing
 
+    def counters(self, step: int | None = None) -> Record:
+        """Return what every record has: time spent in the run so far, and tokens seen up to `step` (None: now)."""
+        late = 0 if step is None else self.progress.step - step
+        return {
+            "metrics.elapsed_seconds": self.progress.elapsed_seconds,
+            "metrics.tokens_seen": self.progress.tokens_seen - late * self._tokens_per_step,
+        }
+
     def run(self) -> Iterator[Record]:
         """Train to the last step; yield a record of everything worth logging.
 
-        Raises `DivergenceError` after `max_nonfinite_steps` skipped steps in a row.
+        Raises `DivergenceError` after `max_nonfinite_steps` steps in a row that were skipped, or whose model had
+        collapsed.
         """
+        self._began = time.perf_counter() - self.progress.elapsed_seconds
+        for record in self._records():
+            self.progress.elapsed_seconds = time.perf_counter() - self._began
+            yield record | self.counters(record["step"])
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.loader.batch_size * self.loader.context_length
+
+    def _records(self) -> Iterator[Record]:
         steps = self.trainer.training.steps
         clock = _Clock(self.progress.step)
         pending: list[tuple[int, StepResult]] = []
@@ -103,6 +133,7 @@ class TrainingRun:
             step = self.progress.step + 1
             result, norms = self._step(step)
             self.progress.step = step
+            self.progress.tokens_seen += self._tokens_per_step
             pending.append((step, result))
             recorded = step == 1 or step % self.logging.interval == 0 or step == steps or bool(norms)
             stops = step % self.validation.interval == 0 or step % self.checkpoint.interval == 0
@@ -127,13 +158,39 @@ class TrainingRun:
         for step, result in pending:
             if not result.applied:
                 yield self._skipped(step, result)
-            self.progress.nonfinite_steps = 0 if result.applied else self.progress.nonfinite_steps + 1
+            collapsed = result.applied and self._has_collapsed(step, result)
+            failed = collapsed or not result.applied
+            self.progress.nonfinite_steps = self.progress.nonfinite_steps + 1 if failed else 0
             if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
-                raise DivergenceError(
-                    f"step {step}: loss or gradient was not finite {self.progress.nonfinite_steps} times in a row; "
-                    "lower schedule.max_learning_rate or lengthen the warm-up, then resume from the last checkpoint"
-                )
+                self._raise_divergence(step, result, collapsed=collapsed)
         pending.clear()
+
+    def _has_collapsed(self, step: int, result: StepResult) -> bool:
+        """Return whether the model no longer learns, although all numbers are finite.
+
+        Either no parameter has any gradient, although the loss is not that of a model that knows every token; or,
+        after the warm-up, the loss is exactly that of equal logits, ln(vocabulary), which a model that still learns
+        does not hit in several batches in a row.
+        """
+        if result.grad_norm == 0 and result.loss > _KNOWN_BY_HEART:
+            return True
+        model = self.trainer.model
+        if not isinstance(model, TransformerLM) or model.vocab_size < 2 or step <= self.trainer.schedule.warmup_iters:
+            return False
+        return math.isclose(result.loss, math.log(model.vocab_size), rel_tol=1e-6)
+
+    def _raise_divergence(self, step: int, result: StepResult, *, collapsed: bool) -> NoReturn:
+        times, advice = self.progress.nonfinite_steps, "lower schedule.max_learning_rate or lengthen the warm-up"
+        if collapsed:
+            raise DivergenceError(
+                f"step {step}: the model has collapsed and no longer learns (loss {result.loss:.4f}, gradient norm "
+                f"{result.grad_norm:g}, after {times} such steps in a row); {advice}, then train anew, or from a "
+                "checkpoint before the collapse"
+            )
+        raise DivergenceError(
+            f"step {step}: loss or gradient was not finite {times} times in a row; {advice}, then resume from the "
+            "last checkpoint"
+        )
 
     def _step(self, step: int) -> tuple[StepResult, Record]:
         """Take a step, with the norms that are due."""
@@ -164,7 +221,7 @@ class TrainingRun:
             "metrics.peak_memory_mb": peak_memory_bytes(device) / 1e6,
             "metrics.seconds_left": (self.trainer.training.steps - self.progress.step) * seconds_per_step,
         }
-        peak = peak_flops(device)
+        peak = peak_flops(device, self.trainer.dtype)
         if peak is not None:
             devices = self.trainer.parallelism.world.size
             record["metrics.mfu"] = tokens_per_second * self.flops_per_token / (peak * devices)
@@ -190,6 +247,7 @@ class TrainingRun:
         loss = progress.valid_loss
         if loss is not None and (progress.best_loss is None or loss < progress.best_loss):
             progress.best_loss, progress.best_step = loss, progress.step
+        progress.elapsed_seconds = time.perf_counter() - self._began
         path = self.store.save(
             model=self.trainer.model.state_dict(),
             optimizer=self.trainer.state(),
@@ -227,6 +285,11 @@ def _identity_and_progress(checkpoint: Checkpoint, state: Mapping[str, Any]) -> 
             "training.init_from, and choose another logging.run_name"
         )
     return state["identity"], progress
+
+
+def _or_default(identity: Mapping[str, Any], key: str) -> Any:
+    value = identity.get(key)
+    return _MODEL_DEFAULTS.get(key) if value is None else value
 
 
 class _Clock:

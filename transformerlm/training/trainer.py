@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transformerlm.distributed.blocks import prepare_blocks
-from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide
+from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide_together
 from transformerlm.distributed.sharding import ALONE, Parallelism
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models import TransformerLM, flops_per_token
@@ -21,6 +21,7 @@ from transformerlm.training.param_groups import build_optimizer, load_optimizer,
 from transformerlm.training.schedule import learning_rate
 from transformerlm.training.sharded import Like
 from transformerlm.utils.devices import fingerprint
+from transformerlm.utils.dtypes import dtype_name
 from transformerlm.utils.errors import CheckpointError
 
 Batch = tuple[Tensor, Tensor]
@@ -78,7 +79,7 @@ class Trainer:
         self.schedule = schedule
         self.training = training
         self.parallelism = parallelism
-        self.compilation = decide(training.compile, device, self._run_flops())
+        self.compilation = decide_together(training.compile, device, self._run_flops(), parallelism.world)
         compiled = self.compilation.active
         make_mask = prepare_blocks(
             model,
@@ -122,14 +123,24 @@ class Trainer:
         return StepResult(torch.stack((loss, norm.to(loss), finite.to(loss))), rate)
 
     def evaluate(self, batches: list[Batch]) -> float:
-        """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are."""
+        """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are.
+
+        Processes share the work. All are given the same batches, and all return the same loss.
+        """
+        world = self.parallelism.world
+        pieces = list(self._in_training_shape(batches)) if self.compilation.active else batches
+        own = pieces[world.rank :: world.size]
+        # With FSDP the weights of a block are gathered by all processes: each takes as many forward passes.
+        idle = pieces[:1] if world.rank >= len(pieces) % world.size > 0 else []
         self.loss.eval()
-        # A compiled model runs as in training, gradients enabled and never asked for: it is not compiled once more.
-        with torch.set_grad_enabled(self.compilation.active):
-            pieces = self._in_training_shape(batches) if self.compilation.active else batches
-            losses = [self.loss(inputs, targets).detach() for inputs, targets in pieces]
-        self.loss.train()
-        return sum(torch.stack(losses).tolist()) / sum(targets.numel() for _, targets in batches)
+        try:
+            # A compiled model runs as in training, gradients enabled and never asked for: it is not compiled again.
+            with torch.set_grad_enabled(self.compilation.active):
+                losses = [self.loss(inputs, targets).detach() for inputs, targets in own + idle]
+        finally:
+            self.loss.train()
+        total = world.sum(sum(torch.stack(losses).tolist()[: len(own)]))
+        return total / sum(targets.numel() for _, targets in batches)
 
     def warm_up(self, batch: Batch) -> None:
         """Take a step that changes nothing: what is to be compiled is, before the clock of the run starts."""
@@ -137,11 +148,12 @@ class Trainer:
         self.optimizer.step(gradient_scale=torch.zeros((), device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def environment(self) -> dict[str, str | int]:
+    def environment(self) -> dict[str, str | int | bool]:
         """Return what a bit-exact repetition depends on, for people to compare."""
         parallelism = self.parallelism
         processes = {"processes": parallelism.world.size, "strategy": parallelism.strategy}
-        return fingerprint(self.device) | processes
+        compiled = {"dtype": dtype_name(self.dtype), "compiled": self.compilation.active}
+        return fingerprint(self.device) | compiled | processes
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer's state and the random generators', for a checkpoint."""
@@ -199,7 +211,8 @@ class Trainer:
 
     def _in_training_shape(self, batches: list[Batch]) -> Iterator[Batch]:
         """Yield the rows of `batches` in pieces as long as in training; the last one's inputs are padded with zeros."""
-        rows = self.training.micro_batch_size or self.training.batch_size // self.parallelism.world.size
+        share = self.training.batch_size // self.parallelism.world.size
+        rows = min(self.training.micro_batch_size or share, share)
         all_inputs, all_targets = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
         for inputs, targets in zip(all_inputs.split(rows), all_targets.split(rows), strict=True):
             yield nn.functional.pad(inputs, (0, 0, 0, rows - len(inputs))), targets

@@ -9,17 +9,20 @@ import torch
 from transformerlm.utils.dtypes import parse_dtype
 from transformerlm.utils.errors import ConfigError
 
-# Dense bf16 peak, FLOP/s, from the vendor's data sheets, by a part of the device's name.
+# Dense peak in FLOP/s, of bfloat16 and of float32 without tensor cores, from the vendor's data sheets, by a part of the
+# device's name; of two parts that fit, the first counts.
 _PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+    "H200 NVL": (835e12, 60e12),
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L40": (181e12, 90.5e12),
+    "L4": (121e12, 30.3e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "RTX 3090": (71e12, 35.6e12),
 }
 
 
@@ -69,12 +72,16 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Return the device's dense bf16 peak in FLOP/s, or None where it is not known."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the device's dense peak in FLOP/s for matrix products in `dtype`, or None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+    bfloat16, float32 = next((peaks for part, peaks in _PEAK_FLOPS.items() if part in name), (None, None))
+    if dtype == torch.bfloat16:
+        return bfloat16
+    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"  # otherwise TF32
+    return float32 if exact else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from config.schemas import BUILTIN_STORIES
 from databuilder.stories import generator_version, write_corpus
 from transformerlm.tokenizer.corpus import COMPRESSED_SUFFIXES, clear_errors, is_url, remote_info
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import DataError, require_list
 
 BUILTIN_FOLDER = Path("data/builtin")
 BUILTIN_NUM_STORIES = 20_000
@@ -49,6 +49,7 @@ def resolve_sources(names: Iterable[str | Path], *, format: FormatSetting = "aut
     its files), or `builtin:stories`, which is `builtin_corpus_path()` and must have been written. A `format` of "auto"
     goes by each file's name. Raises `DataError` if a name matches nothing, a file is empty, or a folder mixes formats.
     """
+    require_list("names", names)
     files: dict[str, SourceFile] = {}
     for name in map(str, names):
         builtin = name == BUILTIN_STORIES

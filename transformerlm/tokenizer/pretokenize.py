@@ -39,7 +39,7 @@ from transformerlm.tokenizer.kernels.unicode_ranges import (
     UPPER_CASE,
     WHITE_SPACE,
 )
-from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.errors import TokenizerError, require_list
 
 GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2", "o200k"
 PATTERNS = (GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K)
@@ -129,8 +129,7 @@ def check_special_tokens(special_tokens: Sequence[str]) -> None:
 
     Every vocabulary holds all single bytes, so that a special token of one byte would have two ids.
     """
-    if isinstance(special_tokens, str):
-        raise TokenizerError(f"special_tokens is the text {special_tokens!r}; give a list of texts")
+    require_list("special_tokens", special_tokens)
     seen: set[str] = set()
     for token in special_tokens:
         if token in seen:

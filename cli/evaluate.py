@@ -193,6 +193,8 @@ def _show(record: Record) -> None:
         group, _, name = key.partition(".")
         if group == "metrics":
             table.add_row(name.replace("_", " "), _shown(value))
+    if record["event"] == "held_out":
+        table.caption = f"every token once, in windows over {record['params.windows']} that overlap by the stride"
     Console(stderr=True).print(table)
 
 

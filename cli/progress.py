@@ -55,8 +55,8 @@ def _live_bar(label: str) -> Iterator[Update]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # stdout is data, and rich would move it to its own console
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
+    # What is printed to a terminal goes above the bar; elsewhere stdout is data, and stays where it is.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(label, total=_BAR_UNITS, words="")
         last: float | None = None
 

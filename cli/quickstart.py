@@ -184,7 +184,7 @@ def _report(training: TrainConfig, settings: QuickstartSection, seconds: float) 
     uv_run = "uv run " if "UV" in os.environ else ""  # uv says so to what it runs; outside of it the names are unknown
     say(
         f"""
-validation loss   {loss:.3f} nats a token, {bits:.3f} bits a byte
+validation loss   {loss:.3f} nats per token, {bits:.3f} bits per byte (of a few windows of the text as one stream)
 loss curve        {plot_loss(run_dir)}
 run folder        {run_dir}
 time              {seconds:.0f} s

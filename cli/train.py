@@ -45,10 +45,10 @@ def main() -> int:
 
 
 def _run(invocation: Invocation[TrainConfig]) -> int:
-    # On one terminal, records and a live bar would overwrite each other.
-    records_on_terminal = "console" in invocation.config.logging.backend and sys.stdout.isatty()
+    # A bar would break the lines of JSON that were asked for on a terminal.
+    json_on_terminal = invocation.config.logging.format == "json" and sys.stdout.isatty()
     origin = str(invocation.config_path or COMMAND_LINE)
-    return train(invocation.config, origin=origin, show_bar=not records_on_terminal)
+    return train(invocation.config, origin=origin, show_bar=not json_on_terminal)
 
 
 def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:

@@ -11,9 +11,11 @@ import contextlib
 import difflib
 import errno
 import os
+import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
@@ -23,9 +25,9 @@ from pydantic.fields import FieldInfo
 
 from cli.out_of_memory import out_of_memory_message
 from cli.progress import say, speaks
-from config.io import load_config, to_json
+from config.io import COMMAND_LINE, choices_of, load_config, section_of, settings_named, to_json
 from config.schemas import Config
-from transformerlm.hparams import Section
+from transformerlm import __version__
 from transformerlm.utils.errors import ConfigError, TransformerLMError
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -42,6 +44,10 @@ _OUTSIDE_ERRORS = {
 """Errors of the operating system that a user can mend; others keep their traceback."""
 
 
+_LIST_IN_A_WORD = re.compile(r"""\[\s*["'].*["']\s*\]|\[.*,.*\]""")
+"""A list as in JSON or Python, or with its quotes eaten by the shell."""
+
+
 @dataclass(frozen=True)
 class Invocation(Generic[ConfigType]):
     """A parsed command line: the configuration, and which settings were typed rather than read."""
@@ -49,6 +55,34 @@ class Invocation(Generic[ConfigType]):
     config: ConfigType
     config_path: Path | None
     overridden: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class CommandLine(Generic[ConfigType]):
+    """What was typed, and not checked yet."""
+
+    schema: type[ConfigType]
+    config_path: Path | None
+    overrides: dict[tuple[str, str], Any]
+    print_config: bool
+
+    def load(self) -> Invocation[ConfigType]:
+        """Return the checked configuration; raise `ConfigError` that lists every problem of file and command line."""
+        config = load_config(self.schema, self.config_path, self.overrides)
+        return Invocation(config, self.config_path, frozenset(self.overrides))
+
+    def print_settings(self) -> None:
+        """Print the resolved settings as JSON. Without a file, those that have no default may be missing."""
+        config = load_config(self.schema, self.config_path, self.overrides, incomplete=self.config_path is None)
+        missing = [
+            f"{table}.{key}"
+            for table in self.schema.model_fields
+            for key, field in type(getattr(config, table)).model_fields.items()
+            if field.is_required() and not hasattr(getattr(config, table), key)
+        ]
+        if missing:
+            say(f"without a default, null below: {', '.join(missing)}")
+        print(to_json(config))
 
 
 def run_command(
@@ -62,11 +96,11 @@ def run_command(
     """Parse `argv`, run `action`, and return the exit code; a user's mistake becomes one line on stderr each."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        invocation, print_config = parse_command_line(schema, prog=prog, epilog=epilog, argv=argv)
-        if print_config:
-            print(to_json(invocation.config))
+        words = parse_command_line(schema, prog=prog, epilog=epilog, argv=argv)
+        if words.print_config:
+            words.print_settings()
             return EXIT_OK
-        code = action(invocation)
+        code = action(words.load())
         sys.stdout.flush()  # here, where a reader that has gone is still handled
         return code
     except TransformerLMError as error:
@@ -106,11 +140,8 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def parse_command_line(
     schema: type[ConfigType], *, prog: str, epilog: str = "", argv: Sequence[str] | None = None
-) -> tuple[Invocation[ConfigType], bool]:
-    """Return the checked configuration, and whether it is only to be printed.
-
-    Raises `ConfigError` listing every problem of the file and of the command line.
-    """
+) -> CommandLine[ConfigType]:
+    """Return the words of a command line by setting; raise `ConfigError` if they cannot be told apart."""
     parser = make_parser(schema, prog=prog, epilog=epilog)
     flags = {flag for action in parser._actions for flag in action.option_strings}
     arguments = [_with_dashes(argument, flags) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -118,9 +149,9 @@ def parse_command_line(
     values = vars(known)
     path, print_config = values.pop("config"), values.pop("print_config")
     overrides = {_split(name): value for name, value in values.items()}
-    overrides |= _unknown_overrides(unknown, parser)
-    config = load_config(schema, path, overrides)
-    return Invocation(config, path, frozenset(overrides)), print_config
+    overrides |= _unknown_overrides(unknown, parser, schema)
+    _check_lists(schema, overrides)
+    return CommandLine(schema, path, overrides, print_config)
 
 
 def make_parser(schema: type[Config], *, prog: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -134,9 +165,9 @@ def make_parser(schema: type[Config], *, prog: str, epilog: str = "") -> argpars
     parser.add_argument(
         "--print-config", action="store_true", default=False, help="print the resolved settings as JSON and stop"
     )
+    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     for table, table_field in schema.model_fields.items():
-        section = table_field.annotation
-        assert isinstance(section, type) and issubclass(section, Section)
+        section = section_of(schema, table)
         title = (section.__doc__ or "").split("\n\n")[0]
         group = parser.add_argument_group(f"[{table}]", title)
         defaults = None if table_field.is_required() else table_field.get_default(call_default_factory=True)
@@ -177,21 +208,26 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
 
 
 def _add_option(group: Any, name: str, field: FieldInfo, default: str) -> None:
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    extra = _extra(field)
     flags = [str(extra["flag"])] if "flag" in extra else []
     flags.append("--" + name.replace("_", "-"))
-    types = _leaf_types(field.annotation)
+    types, choices = _leaf_types(field.annotation), "|".join(choices_of(field.annotation))
     help_text = f"{field.description} {default}".replace("%", "%%")
     convert = _converter(types)
     if tuple in types and len(flags) > 1:  # texts, one a flag: words that someone forgot to quote must not count
         group.add_argument(*flags, dest=name, action="append", type=convert, metavar="X", help=help_text)
     elif tuple in types:
-        group.add_argument(*flags, dest=name, nargs="+", action="extend", type=convert, metavar="X", help=help_text)
+        metavar = choices or "X"
+        group.add_argument(*flags, dest=name, nargs="+", action="extend", type=convert, metavar=metavar, help=help_text)
     elif types == {bool}:
         group.add_argument(*flags, dest=name, nargs="?", const=True, type=convert, metavar="BOOL", help=help_text)
     else:
-        metavar = "|".join(sorted(kind.__name__.upper() for kind in types if kind is not NoneType))
+        metavar = choices or "|".join(sorted(kind.__name__.upper() for kind in types if kind is not NoneType))
         group.add_argument(*flags, dest=name, type=convert, metavar=metavar, help=help_text)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def _leaf_types(annotation: Any) -> set[type]:
@@ -259,7 +295,28 @@ def _split(name: str) -> tuple[str, str]:
     return table, key
 
 
-def _unknown_overrides(words: list[str], parser: argparse.ArgumentParser) -> dict[tuple[str, str], Any]:
+def _check_lists(schema: type[Config], overrides: Mapping[tuple[str, str], Any]) -> None:
+    """Raise `ConfigError` for lists typed in one word, as in JSON or with commas."""
+    problems = []
+    for (table, key), value in overrides.items():
+        option = f"--{table}.{key}".replace("_", "-")
+        field = section_of(schema, table).model_fields[key] if isinstance(value, list) else None
+        if field is None or "flag" in _extra(field):  # one text per flag, as it is
+            continue
+        takes_any_text = _leaf_types(field.annotation) & {str, Path} and not choices_of(field.annotation)
+        for word in value:
+            if isinstance(word, str) and (_LIST_IN_A_WORD.fullmatch(word) if takes_any_text else "," in word):
+                items = " ".join(shlex.quote(item.strip(" \"'")) for item in word.strip("[] ").split(","))
+                problems.append(
+                    f"{COMMAND_LINE}: {table}.{key}: a list is typed as separate words, {option} {items} (got {word!r})"
+                )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _unknown_overrides(
+    words: list[str], parser: argparse.ArgumentParser, schema: type[Config]
+) -> dict[tuple[str, str], Any]:
     """Pass `--table.key value` on, for the schema to name its neighbour; refuse anything else here."""
     overrides: dict[tuple[str, str], Any] = {}
     known = [flag for action in parser._actions for flag in action.option_strings]
@@ -269,7 +326,9 @@ def _unknown_overrides(words: list[str], parser: argparse.ArgumentParser) -> dic
             following = words[position + 1] if position + 1 < len(words) else ""
             overrides[_split(name[2:].replace("-", "_"))] = value or following
         elif name.startswith("-") or position == 0:
-            nearest = difflib.get_close_matches(name, known, n=1) if name.startswith("-") else []
-            hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help"
+            settings = settings_named(schema, name.lstrip("-").replace("-", "_")) if name.startswith("-") else []
+            options = [f"--{setting}".replace("_", "-") for setting in settings]
+            options = options or (difflib.get_close_matches(name, known, n=1) if name.startswith("-") else [])
+            hint = f"; did you mean {' or '.join(options)}?" if options else "; see --help"
             raise ConfigError(f"command line: {name}: unknown option{hint}")
     return overrides

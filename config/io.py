@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -22,11 +22,35 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 COMMAND_LINE = "command line"
 
+OTHER_NAMES = {
+    "lr": "schedule.max_learning_rate",
+    "learning_rate": "schedule.max_learning_rate",
+    "min_lr": "schedule.min_learning_rate",
+    "warmup_steps": "schedule.warmup_iters",
+    "max_iters": "training.steps",
+    "max_steps": "training.steps",
+    "grad_clip": "training.max_grad_norm",
+    "block_size": "model.context_length",
+    "max_seq_len": "model.context_length",
+    "hidden_size": "model.d_model",
+    "n_embd": "model.d_model",
+    "n_head": "model.num_heads",
+    "n_layer": "model.num_layers",
+    "max_tokens": "sampling.max_new_tokens",
+}
+"""What other projects call some settings."""
+
 
 def load_config(
-    schema: type[ConfigType], path: Path | None, overrides: Mapping[tuple[str, str], Any] | None = None
+    schema: type[ConfigType],
+    path: Path | None,
+    overrides: Mapping[tuple[str, str], Any] | None = None,
+    *,
+    incomplete: bool = False,
 ) -> ConfigType:
     """Return the configuration of `path` (all defaults if None) with `overrides` by (table, key).
+
+    With `incomplete`, settings without a default may be missing; the result can only be printed (`to_json`).
 
     Raises `ConfigError` with one line per problem, `file: table.key: message (got …)`.
     """
@@ -43,7 +67,9 @@ def load_config(
         typed = setting in overrides if key else table not in tables_of_file
         return COMMAND_LINE if path is None or typed else str(path)
 
-    sections, problems = _check_tables(schema, tables)
+    sections, problems = _check_tables(schema, tables, incomplete=incomplete)
+    if incomplete and not problems:
+        return schema.model_construct(None, **sections)
     if len(sections) == len(schema.model_fields):  # every table has been read, if not found fitting
         config = schema(**sections)
         for problem in config.problems():
@@ -74,26 +100,44 @@ def to_toml(config: BaseModel) -> str:
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
-def to_json(config: BaseModel) -> str:
-    """Return the configuration as indented JSON."""
-    return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+def to_json(config: Config) -> str:
+    """Return the configuration as indented JSON; a setting that is missing is null, as one that is unset."""
+    dumped = config.model_dump(mode="json", warnings=False)
+    sections = {name: type(getattr(config, name)).model_fields for name in dumped}
+    tables = {name: {key: dumped[name].get(key) for key in fields} for name, fields in sections.items()}
+    return json.dumps(tables, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def settings_named(schema: type[Config], key: str) -> list[str]:
+    """Return the settings, as `table.key`, that are called `key` here or, if none is, in other projects."""
+    tables = schema.model_fields
+    named = [f"{table}.{key}" for table in tables if key in section_of(schema, table).model_fields]
+    other = OTHER_NAMES.get(key, "")
+    return named or [other] * (other.partition(".")[0] in tables)
 
 
 _Problems = list[tuple[str, str, str]]
 
 
-def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict[str, Section], _Problems]:
+def section_of(schema: type[Config], table: str) -> type[Section]:
+    """Return the type of a table's settings."""
+    section = schema.model_fields[table].annotation
+    assert isinstance(section, type) and issubclass(section, Section)
+    return section
+
+
+def _check_tables(
+    schema: type[Config], tables: Mapping[str, Any], *, incomplete: bool
+) -> tuple[dict[str, Section], _Problems]:
     """Validate each table by itself, so that one table's mistakes do not hide another's."""
     sections: dict[str, Section] = {}
-    problems: _Problems = [
-        (name, "", f"unknown table{_suggestion(name, schema.model_fields)}")
-        for name in tables
-        if name not in schema.model_fields
-    ]
+    problems: _Problems = []
+    for name in tables:
+        if name not in schema.model_fields:
+            problems.append((name, "", f"unknown table{_suggestion(schema, name, schema.model_fields)}"))
     completed_later = schema.completed_later(tables)
     for name, field in schema.model_fields.items():
-        section_type = field.annotation
-        assert isinstance(section_type, type) and issubclass(section_type, Section)
+        section_type = section_of(schema, name)
         if name not in tables and not field.is_required():
             sections[name] = field.get_default(call_default_factory=True)
             continue
@@ -105,7 +149,10 @@ def _check_tables(schema: type[Config], tables: Mapping[str, Any]) -> tuple[dict
         try:
             section = section_type.model_validate(values)
         except ValidationError as error:
-            problems.extend((name, key, text) for key, text in _describe(error, section_type))
+            found = [(name, *found) for found in _describe(error, schema, name, allow_missing=incomplete)]
+            problems.extend(found)
+            if not found:
+                sections[name] = section_type.model_construct(**values)
             continue
         sections[name] = section
         if name not in completed_later:
@@ -121,7 +168,10 @@ def _with_table_defaults(field: Any, values: dict[str, Any]) -> dict[str, Any]:
     return {**default.model_dump(exclude_unset=True), **values}
 
 
-def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[str, str]]:
+def _describe(
+    error: ValidationError, schema: type[Config], table: str, *, allow_missing: bool
+) -> Iterator[tuple[str, str]]:
+    section = section_of(schema, table)
     items = error.errors(include_url=False)
     parents = {item["loc"][:-1] for item in items}
     for item in items:
@@ -131,8 +181,10 @@ def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[
         if item["type"] == "too_short" and item["loc"] in parents:  # a wrong item of a list is not counted
             continue
         if item["type"] == "extra_forbidden":
-            yield key, f"unknown key (got {item['input']!r}){_suggestion(key, section.model_fields)}"
+            yield key, f"unknown key (got {item['input']!r}){_suggestion(schema, key, section.model_fields)}"
         elif item["type"] == "missing":
+            if allow_missing:
+                continue
             description = section.model_fields[key].description
             yield key, f"is missing: {description}"
         else:
@@ -148,13 +200,20 @@ def _describe(error: ValidationError, section: type[Section]) -> Iterator[tuple[
 
 def _describe_problem(problem: Problem, *, is_given: bool) -> str:
     if is_given or problem.got is None:
-        return _with_value(problem.message, problem.got) + problem.hint
-    return f"{problem.message} (it is {problem.got!r} unless it is set){problem.hint}"
+        return _with_value(problem.message, problem.got)
+    return f"{problem.message} (it is {problem.got!r} unless it is set)"
 
 
-def _suggestion(name: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """Return the words that an annotation with a `Literal` admits, of a list those of its items; else nothing."""
+    if get_origin(annotation) is Literal:
+        return tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in get_args(annotation))
+    return tuple(word for part in get_args(annotation) for word in choices_of(part))
+
+
+def _suggestion(schema: type[Config], name: str, known: Mapping[str, Any]) -> str:
+    likely = settings_named(schema, name) or difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {' or '.join(likely)}?" if likely else f"; known are {', '.join(known)}"
 
 
 def _with_value(message: str, got: object) -> str:

@@ -24,6 +24,7 @@ from transformerlm.tokenizer import bpe_reference
 from transformerlm.tokenizer.blocks import BLOCK_BYTES, Block
 from transformerlm.tokenizer.bpe_trainer import count_compiled, counting_is_compiled
 from transformerlm.tokenizer.streaming import safe_blocks
+from transformerlm.utils.errors import require_list
 from transformerlm.utils.parallel import finished_tasks
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def count_sources(
     `workers` is how many tasks it works on at a time (0: as many as it has); `progress` is told the share that is done,
     `say` which files hold no document. Raises the errors of `read_part`.
     """
+    require_list("special_tokens", special_tokens)
     slots = task_slots(executor, workers)
     num_bytes = sum(file.num_bytes or PART_BYTES for file in files)
     parts = cut_into_parts(files, part_bytes=max(SMALLEST_PART, min(PART_BYTES, num_bytes // (4 * slots))))

@@ -14,7 +14,7 @@ from databuilder.workplace import work_folder
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.corpus import is_url
 from transformerlm.tokenizer.file_content import is_compressed_name
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import DataError, require_list
 from transformerlm.utils.files import require_free_space
 from transformerlm.utils.token_file import FORMAT_VERSION
 
@@ -32,6 +32,7 @@ Source = Path | str | SourceFile
 
 def as_files(sources: Iterable[Source]) -> list[SourceFile]:
     """Return what there is to know of each source. Raises `DataError` if one is missing."""
+    require_list("sources", sources)
     return [source if isinstance(source, SourceFile) else describe_source(source) for source in sources]
 
 

@@ -15,7 +15,7 @@ from databuilder.stories import generator_version, write_corpus
 from databuilder.workplace import Say
 from transformerlm.tokenizer.corpus import clear_errors, is_url, remote_info
 from transformerlm.tokenizer.file_content import COMPRESSED_SUFFIXES
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import DataError, require_list
 
 BUILTIN_FOLDER = Path("data/builtin")
 BUILTIN_NUM_STORIES = 20_000
@@ -58,6 +58,7 @@ def resolve_sources(
     goes by each file's name. `say` gets one line per folder with what it leaves out, and one about files
     that have a second name. Raises `DataError` if a name matches nothing, is a pipe, or is a folder of several formats.
     """
+    require_list("names", names)
     say = say or (lambda _line: None)
     files: dict[Hashable, SourceFile] = {}
     repeated: dict[str, str] = {}

@@ -1,6 +1,5 @@
 """From the names in a config to one logger."""
 
-import difflib
 from pathlib import Path
 
 from logger.base import Logger
@@ -9,8 +8,7 @@ from logger.jsonl_logger import JsonlLogger
 from logger.multi import MultiLogger
 from logger.noop import NoopLogger
 from logger.wandb_logger import WandbLogger
-from transformerlm.hparams import LOGGING_BACKENDS, LoggingHparams, WandbHparams
-from transformerlm.utils.errors import ConfigError
+from transformerlm.hparams import LoggingHparams, WandbHparams
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -24,16 +22,13 @@ def make_logger(
     continues from, 0 if it begins anew, None if its records have no order of steps (see `JsonlLogger`).
 
     Raises:
-        ConfigError: a backend is unknown.
         MissingDependencyError: the wandb backend is asked for and wandb is not installed.
     """
-    for name in logging.backend:
-        _check_backend(name)
     loggers: list[Logger] = []
     if run_dir is not None:  # first, so that it holds a record even if another backend fails on it
         loggers.append(JsonlLogger(run_dir / METRICS_FILE, resume_step=resume_step))
     if "console" in logging.backend:
-        loggers.append(ConsoleLogger())
+        loggers.append(ConsoleLogger(format=logging.format))
     if "wandb" in logging.backend:
         loggers.append(
             WandbLogger(
@@ -49,11 +44,3 @@ def make_logger(
     if not loggers:
         return NoopLogger()
     return loggers[0] if len(loggers) == 1 else MultiLogger(loggers)
-
-
-def _check_backend(name: str) -> None:
-    if name not in LOGGING_BACKENDS:
-        nearest = difflib.get_close_matches(name, LOGGING_BACKENDS, n=1)
-        hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
-        choices = ", ".join(f'"{backend}"' for backend in LOGGING_BACKENDS)
-        raise ConfigError(f'logging.backend: unknown backend (got "{name}", choose from {choices}){hint}')

@@ -51,6 +51,27 @@ def json_line(record: Mapping[str, object]) -> str:
     return json.dumps(_without_nonfinite(to_plain(record)), allow_nan=False)
 
 
+_SHOWN = {
+    "metrics.loss": "loss {:.4f}",
+    "metrics.lr": "lr {:.2e}",
+    "metrics.grad_l2_norm": "grad norm {:.3f}",
+    "metrics.tokens_per_second": "{:,.0f} tokens/s",
+    "metrics.valid_loss": "validation loss {:.4f}",
+    "metrics.valid_bits_per_byte": "{:.4f} bits per byte",
+}
+
+
+def text_line(record: Mapping[str, object]) -> str:
+    """Return a record as a line to read, "" if it holds nothing for one: a training step, a validation, a checkpoint,
+    or a prompt and its continuation."""
+    if "text.output" in record:
+        return f"{record['text.prompt']}{record['text.output']}"
+    shown = [text.format(to_plain(record[key])) for key, text in _SHOWN.items() if key in record]
+    if record.get("event") == "checkpoint":
+        shown.append(f"saved {record['path']}")
+    return f"step {record['step']:,}  {'  '.join(shown)}" if shown and "step" in record else ""
+
+
 def artifact_record(path: Path, *, name: str, kind: str) -> dict[str, object]:
     """Return the record by which the text backends mention an artifact."""
     return {"event": "artifact", "name": name, "kind": kind, "path": str(path)}

@@ -6,6 +6,7 @@ the console are switched off, so that stdout stays pure JSON; where the run is f
 
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,8 @@ class WandbLogger:
             ) from error
         # The charts' x axis. It is not wandb's own row number, which only ever grows: see `log`.
         run.define_metric("*", step_metric="step")
-        _announce(run)
+        if not run.offline and run.url:  # a disabled run has none
+            print(f"wandb: {run.url}", file=sys.stderr)
         self._run = run
         self._row = run.starting_step - 1
 
@@ -129,10 +131,17 @@ class WandbLogger:
         self._run.log_artifact(artifact)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Upload what is left and close the run, as failed if `exit_code` is not 0."""
+        """Upload what is left and close the run, as failed if `exit_code` is not 0.
+
+        Of an offline run, print the command that uploads it: all its parts in order, if it was resumed.
+        """
         if self._run is not None:
-            self._run.finish(exit_code=exit_code)
-            self._run = None
+            run, self._run = self._run, None
+            run.finish(exit_code=exit_code)
+            if run.offline:
+                part = Path(run.dir).parent
+                folder = part if self._run_dir is None else part.parent  # the run folder holds parts of this run only
+                print(f"wandb: offline, upload with: wandb sync {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 def _import_wandb() -> ModuleType:
@@ -160,10 +169,3 @@ def _stored_run_id(run_dir: Path | None) -> str:
 def _artifact_name(name: str) -> str:
     """Replace what wandb does not allow in the name of an artifact."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
-
-
-def _announce(run: "wandb.Run") -> None:
-    if run.offline:
-        print(f"wandb: offline, upload with: wandb sync {Path(run.dir).parent}", file=sys.stderr)
-    elif run.url:  # a disabled run has none
-        print(f"wandb: {run.url}", file=sys.stderr)

@@ -57,3 +57,16 @@ def test_a_bar_that_is_off_says_nothing(capsys: pytest.CaptureFixture[str]) -> N
     with progress_bar("work", enabled=False) as update:
         update(0.5, "half")
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_printed_to_the_bars_terminal_goes_above_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with progress_bar("work") as update:
+        update(0.5, "half")
+        print("step 1")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "step 1\n" in err

@@ -113,6 +113,6 @@ def test_only_the_address_differs(mirror: Path) -> None:
     path = RESOURCES / "tinystories/make_data.toml"
     shipped = load_config(MakeDataConfig, path)
     words = ["--config", str(path), *moved_inputs(shipped.input, HUB["tinystories"], str(mirror))]
-    invocation, _ = parse_command_line(MakeDataConfig, prog="x", argv=words)
+    invocation = parse_command_line(MakeDataConfig, prog="x", argv=words).load()
     assert invocation.overridden == {("input", "sources"), ("input", "valid_sources")}
     assert invocation.config.output == shipped.output

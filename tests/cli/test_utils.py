@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from config.quickstart import QuickstartConfig
 from config.schemas import Config
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
+from transformerlm import __version__
 from transformerlm.utils.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ DATA = ("--data.train", "a.dat", "--data.valid", "b.dat", "--data.tokenizer", "t
 
 
 def parse(schema: type[Config], *words: str) -> Any:
-    return parse_command_line(schema, prog="command", argv=words)[0].config
+    return parse_command_line(schema, prog="command", argv=words).load().config
 
 
 def run(*words: str, action: Callable[[Any], int] = lambda _invocation: 0, schema: type[Config] = TrainConfig) -> int:
@@ -84,6 +84,14 @@ def test_lists_take_several_words_or_several_options() -> None:
     assert parse(BenchInferConfig, "--benchmark.batch-sizes", "1", "4").benchmark.batch_sizes == (1, 4)
 
 
+def test_a_word_that_only_resembles_a_list_is_taken_as_it_is() -> None:
+    config = parse(InferConfig, "--checkpoint", "c", "--prompt", '["a", "b"]', "--sampling.stop", "[END]", "a, b")
+    assert config.inference.prompts == ('["a", "b"]',)
+    assert config.sampling.stop == ("[END]", "a, b")
+    paths = parse(TrainConfig, *DATA[2:], "--data.train", "a,b.dat").data.train
+    assert [str(path) for path in paths] == ["a,b.dat"]
+
+
 def test_none_unsets_what_may_be_unset(write_toml: Callable[..., Path]) -> None:
     path = write_toml({"inference": {"checkpoint": "c"}, "sampling": {"top_k": 5}})
     assert parse(InferConfig, "--config", str(path)).sampling.top_k == 5
@@ -120,6 +128,35 @@ def test_a_prompt_is_taken_as_it_is() -> None:
         (["--confg", "x.toml"], "command line: --confg: unknown option; did you mean --config?"),
         (["--zzzzzz"], "command line: --zzzzzz: unknown option; see --help"),
         (["train.toml"], "command line: train.toml: unknown option; see --help"),
+        (["--lr", "1"], "command line: --lr: unknown option; did you mean --schedule.max-learning-rate?"),
+        (
+            ["--optimizer.lr=0.1"],
+            "command line: optimizer.lr: unknown key (got '0.1'); did you mean schedule.max_learning_rate?",
+        ),
+        (
+            ["--batch_size", "4"],
+            "command line: --batch_size: unknown option; did you mean --training.batch-size or "
+            "--validation.batch-size?",
+        ),
+        (
+            ["--schedule.weight-decay", "0"],
+            "command line: schedule.weight_decay: unknown key (got '0'); did you mean optimizer.weight_decay?",
+        ),
+        (
+            ["--data.train", '["x.dat", "y z.dat"]'],
+            "command line: data.train: a list is typed as separate words, --data.train x.dat 'y z.dat' "
+            """(got '["x.dat", "y z.dat"]')""",
+        ),
+        (
+            ["--data.train-weights", "[3,1]"],
+            "command line: data.train_weights: a list is typed as separate words, --data.train-weights 3 1 "
+            "(got '[3,1]')",
+        ),
+        (
+            ["--logging.backend", "console,noop"],
+            "command line: logging.backend: a list is typed as separate words, --logging.backend console noop "
+            "(got 'console,noop')",
+        ),
         (["--training.steps", "5.0"], "command line: training.steps: should be a valid integer (got '5.0')"),
         (["--training.steps", "many"], "command line: training.steps: should be a valid integer (got 'many')"),
         (
@@ -191,6 +228,43 @@ def test_print_config_is_json_and_loads_again(
     kept = {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
     again = load_config(TrainConfig, write_toml(kept, "again.toml"))
     assert again == load_config(TrainConfig, path, {("training", "steps"): 77})
+
+
+def test_print_config_without_a_file_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--print-config", "--training.steps", "77", "--data.valid", "v.dat", action=lambda _i: 1 // 0) == 0
+    out, err = capsys.readouterr()
+    assert err == "without a default, null below: data.train, data.tokenizer\n"
+    tables = json.loads(out)
+    assert tables["data"] == {
+        "train": None, "train_weights": [], "valid": "v.dat", "tokenizer": None, "mask_documents": False
+    }  # fmt: skip
+    assert (tables["training"]["steps"], tables["model"]["d_ff"]) == (77, 512)
+    assert list(tables) == list(TrainConfig.model_fields)
+
+    assert run("--print-config", "--training.stepz", "1", "--data.train-weights", "-1") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(": ")[2] for line in err.splitlines()] == ["data.train_weights.0", "training.stepz"]
+
+
+def test_print_config_of_a_file_that_lacks_a_setting_is_an_error(
+    write_toml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--config", str(write_toml({"data": {"train": "a", "valid": "b"}})), "--print-config") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "data.tokenizer: is missing" in err
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_help_lists_the_words_that_a_setting_may_be(schema: type[Config]) -> None:
+    text = re.sub(r"\s", "", make_parser(schema, prog="command").format_help())
+    for table, table_field in schema.model_fields.items():
+        for key, field in table_field.annotation.model_fields.items():  # type: ignore[union-attr]
+            words = re.findall(r"Literal\[(.*?)\]", str(field.annotation))
+            if words:
+                choices = "|".join(word.strip("' ").lower() for word in words[0].split(","))
+                assert f"--{table}.{key}".replace("_", "-") + choices in text.lower()
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
@@ -288,21 +362,26 @@ def test_a_reader_of_stdout_that_has_gone_is_no_error() -> None:
         assert process.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
-def test_no_command_loads_torch_or_needs_data_to_print_its_configuration(tmp_path: Path) -> None:
+def test_no_command_loads_torch_or_needs_data_to_print_its_configuration_or_version(tmp_path: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    modules = [target.partition(":")[0] for target in scripts.values()]
-    modules = [module for module in modules if find_spec(module) is not None]
-    assert len(modules) >= 5
+    commands = {target.partition(":")[0]: script for script, target in scripts.items()}
     program = f"""
 import contextlib, importlib, io, json, sys
-for name in {modules!r}:
+scripts = {commands!r}
+for name in scripts:
     command = "quickstart" if name == "cli.quickstart" else name.rpartition(".")[2].replace("_latency", "")
     toml = {str(ROOT / "config/resources")!r} + f"/{{command}}.toml"
-    sys.argv = ["x", "--print-config"] + ([] if command == "quickstart" else ["--config", toml])
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert importlib.import_module(name).main() == 0, name
-    json.loads(out.getvalue())
+    main = importlib.import_module(name).main
+    for words in ([] if command == "quickstart" else ["--config", toml], []):
+        sys.argv = ["x", "--print-config", *words]
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            assert main() == 0, name
+        json.loads(out.getvalue())
+    sys.argv, out = ["x", "--version"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main()
+    assert out.getvalue().split() == [scripts[name], {__version__!r}], name
     heavy = {{"torch", "numpy", "matplotlib", "rich", "wandb", "databuilder"}} & set(sys.modules)
     assert not heavy, (name, heavy)
 """

@@ -1,5 +1,6 @@
 """The console backend writes JSON lines, at once, and outlives the reader of its pipe."""
 
+import io
 import json
 import os
 import subprocess
@@ -26,6 +27,39 @@ def test_stdout_is_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) ->
         {"event": "artifact", "name": "a", "kind": "checkpoint", "path": "runs/a/step_1"},
     ]
     assert err == ""
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_line_to_read_unless_json_is_asked_for() -> None:
+    step = {"event": "train_step", "step": 1200, "metrics.loss": 1.25, "metrics.lr": 1e-3, "metrics.epoch": 0.5}
+    records = [
+        step,
+        {"event": "validation", "step": 1200, "metrics.valid_loss": 1.5, "metrics.valid_bits_per_byte": 0.5},
+        {"event": "checkpoint", "step": 1200, "path": "runs/a/step_1"},
+        {"event": "artifact", "name": "a", "kind": "model", "path": "runs/a/step_1"},
+        {"event": "inference", "text.prompt": "Once", "text.output": " upon"},
+    ]
+    terminal, as_json, as_text = _Terminal(), _Terminal(), io.StringIO()
+    for stream, logger in (
+        (terminal, ConsoleLogger(terminal)),
+        (as_json, ConsoleLogger(as_json, format="json")),
+        (as_text, ConsoleLogger(as_text, format="text")),
+    ):
+        for record in records:
+            logger.log(record)
+        assert stream.getvalue().endswith("\n")
+    assert terminal.getvalue().splitlines() == [
+        "step 1,200  loss 1.2500  lr 1.00e-03",
+        "step 1,200  validation loss 1.5000  0.5000 bits per byte",
+        "step 1,200  saved runs/a/step_1",
+        "Once upon",
+    ]
+    assert as_text.getvalue() == terminal.getvalue()
+    assert [json.loads(line) for line in as_json.getvalue().splitlines()] == records
 
 
 def test_a_line_can_be_read_before_the_next_is_written() -> None:

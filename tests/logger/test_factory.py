@@ -1,4 +1,4 @@
-"""Names in a config become loggers; a wrong one is reported before anything is created."""
+"""Names in a config become loggers."""
 
 import json
 import subprocess
@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from logger import ConsoleLogger, JsonlLogger, Logger, MultiLogger, NoopLogger, make_logger
-from transformerlm.hparams import LoggingHparams, WandbHparams
-from transformerlm.utils.errors import ConfigError
+from transformerlm.hparams import LoggingBackend, LoggingHparams, WandbHparams
 
 
-def _make(backends: list[str], run_dir: Path | None = None, resume_step: int | None = None) -> Logger:
+def _make(backends: list[LoggingBackend], run_dir: Path | None = None, resume_step: int | None = None) -> Logger:
     logging = LoggingHparams(backend=tuple(backends), run_name="run", dataset="stories")
     return make_logger(logging, WandbHparams(project="p", mode="offline"), run_dir=run_dir, resume_step=resume_step)
 
@@ -29,7 +28,7 @@ def _make(backends: list[str], run_dir: Path | None = None, resume_step: int | N
         (["console"], True, MultiLogger),
     ],
 )
-def test_backends(backends: list[str], has_run_dir: bool, kind: type, tmp_path: Path) -> None:
+def test_backends(backends: list[LoggingBackend], has_run_dir: bool, kind: type, tmp_path: Path) -> None:
     logger = _make(backends, tmp_path / "run" if has_run_dir else None)
 
     assert type(logger) is kind
@@ -53,17 +52,6 @@ def test_the_resume_step_reaches_the_file(tmp_path: Path) -> None:
     logger.finish()
 
     assert json.loads((tmp_path / "metrics.jsonl").read_bytes()) == {"step": 1}
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("consle", 'did you mean "console"'), ("Wandb", 'did you mean "wandb"'), ("xyz", 'got "xyz"')],
-)
-def test_an_unknown_backend_is_reported(name: str, hint: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=hint):
-        _make(["console", name], tmp_path / "run")
-
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timeout(60)

@@ -1,7 +1,9 @@
 """The wandb backend in wandb's real offline mode: what it wrote is read back from the run's log file."""
 
 import json
+import shlex
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -145,7 +147,7 @@ def test_what_a_training_run_wrote_reads_back(
 
 
 @pytest.mark.timeout(120)
-def test_a_resumed_run_continues_its_wandb_run(run_dir: Path) -> None:
+def test_a_resumed_run_continues_its_wandb_run(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for steps in (range(1, 4), range(3, 6)):
         logger = _logger(run_dir)
         logger.start({})
@@ -157,6 +159,16 @@ def test_a_resumed_run_continues_its_wandb_run(run_dir: Path) -> None:
     first, second = (record.run for record in records if record.HasField("run"))
     assert first.run_id == second.run_id == (run_dir / RUN_ID_FILE).read_text(encoding="utf-8").strip()
     assert [row["_step"] for row in _history(records)] == [1, 2, 3, 3, 4, 5]
+
+    # One command uploads all parts (wandb does so in order of their start); here it only lists them.
+    first_command, command = (line.partition("with: ")[2] for line in capfd.readouterr().err.splitlines())
+    assert first_command == command == f"wandb sync {run_dir}/wandb"
+    words = [sys.executable, "-m", *shlex.split(command), "--dry-run"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    listed = [line.split()[-1] for line in done.stderr.splitlines() if line.endswith(".wandb")]
+    parts = {Path(file).parent.resolve() for file in listed}  # one is named by the link `latest-run`
+    assert parts == set(run_dir.glob("wandb/offline-run-*"))
+    assert len(parts) == 2
 
 
 @pytest.mark.timeout(120)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import DataError, require_list
 
 MOST_CHOICES = 1000
 """Of one question; a limit for files that are not what they should be."""
@@ -31,6 +31,9 @@ class Question:
     """Number of the right one, counted from 0."""
     where: str = ""
     """File and line, for errors."""
+
+    def __post_init__(self) -> None:
+        require_list("choices", self.choices)
 
 
 @dataclass(frozen=True)

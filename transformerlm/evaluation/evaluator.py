@@ -18,7 +18,7 @@ from transformerlm.inference.predictor import Predictor
 from transformerlm.tokenizer.layers import IdArray
 from transformerlm.training.checkpoint import Checkpoint
 from transformerlm.training.data import Tokens
-from transformerlm.utils.errors import ConfigError, DataError
+from transformerlm.utils.errors import ConfigError, DataError, require_list
 from transformerlm.utils.token_file import MAKE_DATA, read_info, verify_data
 from transformerlm.utils.token_stream import TokenStream
 
@@ -100,6 +100,7 @@ class Evaluator:
         They are encoded as the data builder does it, as plain text, and read one after another; as one stream they are
         in memory as ids. Raises `DataError` if there is no text.
         """
+        require_list("texts", texts)
         counts = {"bytes": 0, "documents": 0}
 
         def documents() -> Iterator[Tokens]:
@@ -123,6 +124,7 @@ class Evaluator:
 
         Windows are those of this evaluator, over each text by itself. `on_scored` is told how many texts are done.
         """
+        require_list("texts", texts)
         packs = (
             Pack([row], owner=number)
             for number, text in enumerate(texts)

@@ -27,7 +27,7 @@ from transformerlm.evaluation.evaluator import Evaluator
 from transformerlm.evaluation.likelihood import prompt_ids
 from transformerlm.hparams import EvaluationHparams, SamplingHparams
 from transformerlm.inference.predictor import Completion
-from transformerlm.utils.errors import ConfigError, DataError
+from transformerlm.utils.errors import ConfigError, DataError, require_list
 
 _NEW_TOKENS = 256  # where a task does not say how many: as in the harness' own models
 _RESAMPLINGS = 1000  # of the standard errors that have no formula
@@ -144,6 +144,7 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str], folder: Path | None = N
     What the harness prints goes to stderr. Raises `ConfigError` for a folder that is not there and for an
     unknown task, `DataError` for data that is not there or cannot be fetched.
     """
+    require_list("tasks", tasks)
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"evaluation.task_path: there is no folder {folder}; give one with the YAML files of tasks")
     with contextlib.redirect_stdout(sys.stderr):

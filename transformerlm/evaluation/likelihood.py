@@ -15,7 +15,7 @@ import numpy as np
 
 from transformerlm.evaluation.scorer import Row
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.utils.errors import ConfigError, DataError
+from transformerlm.utils.errors import ConfigError, DataError, require_list
 
 
 class Continuations(NamedTuple):
@@ -53,6 +53,7 @@ def continuation_rows(
     ids at the beginning of the context are left out, as many for every continuation. Raises `DataError` for a
     continuation that is empty or has no room even so, and `ConfigError` if there is no token to begin with.
     """
+    require_list("continuations", continuations)
     if not all(continuations):
         raise DataError("a continuation is empty, so that there is nothing to score")
     alone = encode_plain(tokenizer, context.rstrip())

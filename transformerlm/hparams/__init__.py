@@ -8,7 +8,13 @@ everything that is wrong at once. Importing this module does not import torch.
 
 from transformerlm.hparams.inference import EvaluationHparams, SamplingHparams
 from transformerlm.hparams.model import ROPE_SCALING_NUMBERS, ModelHparams, RopeScaling, swiglu_width
-from transformerlm.hparams.records import LOGGING_BACKENDS, LoggingHparams, TrainLoggingHparams, WandbHparams
+from transformerlm.hparams.records import (
+    LoggingBackend,
+    LoggingHparams,
+    RecordFormat,
+    TrainLoggingHparams,
+    WandbHparams,
+)
 from transformerlm.hparams.section import (
     DeviceName,
     DtypeName,
@@ -47,8 +53,9 @@ __all__ = [
     "ScheduleHparams",
     "TrainingHparams",
     "ValidationHparams",
-    "LOGGING_BACKENDS",
+    "LoggingBackend",
     "LoggingHparams",
+    "RecordFormat",
     "TrainLoggingHparams",
     "WandbHparams",
     "EvaluationHparams",

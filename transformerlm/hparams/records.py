@@ -1,31 +1,35 @@
 """Where records go."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, Strict
 
-from transformerlm.hparams.section import NamesSetting, Problem, Section
+from transformerlm.hparams.section import Problem, Section
 
-LOGGING_BACKENDS = ("console", "wandb", "noop")
+LoggingBackend = Literal["console", "wandb", "noop"]
+RecordFormat = Literal["auto", "text", "json"]
 
 
 class LoggingHparams(Section):
     """Where records go."""
 
-    backend: NamesSetting = Field(default=("console",), description="console | wandb | noop, or a list of them.")
+    backend: Annotated[
+        tuple[LoggingBackend, ...],
+        Strict(False),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = Field(default=("console",), description="One backend or a list of them.")
+    format: RecordFormat = Field(
+        default="auto",
+        description="How the console backend writes a record: as text, or as a line of JSON. auto is text on a "
+        "terminal, JSON in a pipe or file.",
+    )
     run_name: str = Field(default="run", min_length=1, description="Name of the run and of its folder.")
     architecture: str = Field(default="transformer", description="Free text, kept with the run.")
     dataset: str = Field(default="", description="Free text, kept with the run.")
 
     def problems(self) -> Iterator[Problem]:
-        for name in self.backend:
-            if name not in LOGGING_BACKENDS:
-                nearest = difflib.get_close_matches(name, LOGGING_BACKENDS, n=1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else ""
-                yield Problem("backend", f"must be one of {', '.join(LOGGING_BACKENDS)}, or a list of them", name, hint)
         if Path(self.run_name).name != self.run_name or self.run_name.startswith("."):
             yield Problem("run_name", "must be a plain folder name", self.run_name)
 

@@ -48,8 +48,6 @@ class Problem(NamedTuple):
     key: str
     message: str
     got: object
-    hint: str = ""
-    """What may have been meant, `; did you mean …?`."""
 
 
 class Section(BaseModel):

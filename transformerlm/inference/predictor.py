@@ -14,7 +14,7 @@ from transformerlm.tokenizer import Tokenizer
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
 from transformerlm.training.fitting import model_without_memory
 from transformerlm.utils.devices import select_device, select_dtype
-from transformerlm.utils.errors import CheckpointError, ConfigError
+from transformerlm.utils.errors import CheckpointError, ConfigError, require_list
 
 
 class Piece(NamedTuple):
@@ -131,6 +131,7 @@ class Predictor:
 
     def start(self, prompts: Sequence[str]) -> list[Completion]:
         """Return empty continuations for `stream` to fill; raises `ConfigError` as `encode_prompt` does."""
+        require_list("prompts", prompts)
         return [Completion(prompt, self.encode_prompt(prompt)) for prompt in prompts]
 
     def stream(self, completions: Sequence[Completion], sampling: SamplingHparams) -> Iterator[Piece]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from transformerlm.utils.errors import require_list
+
 
 class StopStrings:
     """Passes text on as it comes, but holds back an end that may be the start of a stop string.
@@ -10,6 +12,7 @@ class StopStrings:
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
+        require_list("stop", stop)
         self._stop = tuple(stop)
         self._held = ""
         self.stopped = False

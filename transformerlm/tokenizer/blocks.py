@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 from transformerlm.tokenizer.corpus import TextPath, read_bytes, stored_size
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.tokenizer.utf8 import valid_unicode
-from transformerlm.utils.errors import DataError
+from transformerlm.utils.errors import DataError, require_list
 
 BLOCK_BYTES = 1 << 18  # stays in a processor's cache; counted in a millisecond, much longer than handing it to a thread
 
@@ -62,6 +62,7 @@ def _paths(source: Source) -> list[TextPath] | None:
     """Return the paths that `source` is, or None if it is texts."""
     if isinstance(source, str | os.PathLike):
         return [source]
+    require_list("input_path", source)  # bytes are neither a path nor texts
     if not isinstance(source, list | tuple):
         return None
     paths: list[TextPath] = []

@@ -39,7 +39,7 @@ from transformerlm.tokenizer.kernels.unicode_ranges import (
     UPPER_CASE,
     WHITE_SPACE,
 )
-from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.errors import TokenizerError, require_list
 
 GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2", "o200k"
 PATTERNS = (GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K)
@@ -126,8 +126,7 @@ def split_special(text: str, pattern: re.Pattern[str] | None) -> list[str]:
 
 def check_special_tokens(special_tokens: Iterable[str]) -> None:
     """Raise `TokenizerError` unless the special tokens are distinct texts, none of them empty."""
-    if isinstance(special_tokens, str):
-        raise TokenizerError(f"special_tokens is the text {special_tokens!r}; give a list of texts")
+    require_list("special_tokens", special_tokens)
     seen: set[str] = set()
     for token in special_tokens:
         if token in seen:

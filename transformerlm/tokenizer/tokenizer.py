@@ -35,7 +35,7 @@ from transformerlm.tokenizer.recover import merges_of_ranks
 from transformerlm.tokenizer.settings import TokenizerSettings
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
-from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.errors import TokenizerError, require_list
 from transformerlm.utils.parallel import ordered_thread_map, worker_count
 
 BLOCK = 1 << 18
@@ -409,6 +409,7 @@ class Tokenizer:
         self, texts: Iterable[str | bytes], *, num_threads: int = 0, allowed_special: AllowedSpecial = "all"
     ) -> list[IdArray]:
         """Return the ids of each text, as `encode_to_array` does; 0 threads stand for one a core."""
+        require_list("texts", texts)
         specials = self._specials(allowed_special)
         encode_group = partial(self._codec.encode_to_arrays, specials=specials)
         groups = ordered_thread_map(encode_group, _groups(texts), threads=worker_count(num_threads))
@@ -468,7 +469,7 @@ class Tokenizer:
         if allowed_special == "all":
             return self._all_specials
         if isinstance(allowed_special, str):
-            raise TokenizerError(f'allowed_special is {allowed_special!r}; give "all" or a set of special tokens')
+            raise TypeError(f'allowed_special is {allowed_special!r}; give "all" or a set of special tokens')
         for special in allowed_special:
             if special not in self._special_tokens:
                 raise TokenizerError(

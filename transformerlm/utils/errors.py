@@ -37,6 +37,12 @@ class MissingDependencyError(TransformerLMError):
     """An optional package is not installed; the message is the command that installs it."""
 
 
+def require_list(name: str, value: object) -> None:
+    """Raise `TypeError` for a single text where a list is wanted; Python would take its characters for the items."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name} is one text, {value!r:.60}; give a list")
+
+
 def shown(value: object) -> str:
     """Return what a file says, in a form that is safe to print and not too long; a plain name stays as it is."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from config.make_data import MakeDataConfig
 from config.quickstart import QuickstartConfig, QuickstartSection
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
-from transformerlm.utils.errors import ConfigError, DataError
+from transformerlm.utils.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from cli.stages import Stage
@@ -125,7 +125,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
     quiet = config.model_copy(update={"logging": config.logging.model_copy(update={"backend": ("noop",)})})
 
     def run() -> int:
-        if run_dir.exists() and (force or not stage.is_same_work()):
+        if run_dir.exists() and (force or not stage.is_same_work() or not _is_of_this_code(run_dir)):
             _move_aside(run_dir)
         stage.stamp_begun()
         return train(quiet, origin=origin, show_bar=True)
@@ -137,8 +137,26 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
         outputs=lambda: [path / "manifest.json" for path in checkpoint_folders(run_dir / "checkpoints")],
         stamp=run_dir / "stage.json",
         run=run,
+        is_usable=lambda: _is_of_this_code(run_dir, say=say),
     )
     return stage
+
+
+def _is_of_this_code(run_dir: Path, *, say: Callable[[str], None] = lambda _line: None) -> bool:
+    """Whether this code computes what the code that trained the newest checkpoint did; `say` gets the reason if not."""
+    from transformerlm.training.checkpoint import Checkpoint, checkpoint_folders
+    from transformerlm.training.manifest import DamagedCheckpointError
+
+    if not checkpoint_folders(run_dir / "checkpoints"):
+        return True
+    try:
+        Checkpoint.open(run_dir).require_same_code()
+    except DamagedCheckpointError:  # training falls back to the one before
+        return True
+    except CheckpointError as error:
+        say(f"{error}; training again")
+        return False
+    return True
 
 
 def _files_of(token_files: Sequence[Path]) -> list[Path]:

@@ -25,10 +25,13 @@ class Stage:
     stamp: Path
     run: Callable[[], int]
     """Does the work; returns an exit code."""
+    is_usable: Callable[[], bool] = lambda: True
+    """Whether the outputs, untouched, can still be used."""
 
     def is_up_to_date(self) -> bool:
         """Whether the stage's last run finished, with the same settings and inputs, and its outputs are untouched."""
-        return self._stamped() == {"given": self._given(), "made": _checksums(self.outputs())}
+        is_untouched = self._stamped() == {"given": self._given(), "made": _checksums(self.outputs())}
+        return is_untouched and self.is_usable()
 
     def is_same_work(self) -> bool:
         """Whether the stage was last begun, perhaps not finished, with the same settings and inputs."""

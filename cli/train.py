@@ -144,15 +144,18 @@ def _train_logged(
 
 
 def _start_record(run: "TrainingRun", config: TrainConfig, changes: list[str]) -> dict[str, Any]:
-    """Return the record of a start: settings, versions and device, and what has changed since the checkpoint."""
+    """Return the record of a start: code, settings, versions, device, and what has changed since the checkpoint."""
+    from transformerlm.training.fingerprint import code_version
+
     settings = {
         f"settings.{table}.{key}": value
         for table, values in config.model_dump(mode="json").items()
         for key, value in values.items()
     }
+    code = {f"code.{key}": value for key, value in code_version().items()}
     environment = {f"environment.{key}": value for key, value in run.trainer.environment().items()}
     start = {"event": "train_start", "step": run.progress.step, "time": time.time(), "changes": changes}
-    return start | run.counters() | environment | settings
+    return start | run.counters() | code | environment | settings
 
 
 def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":

@@ -15,6 +15,7 @@ import re
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from cli.progress import say, speaks
 from config.io import COMMAND_LINE, choices_of, load_config, section_of, settings_named, to_json
 from config.schemas import Config
 from transformerlm import __version__
-from transformerlm.utils.errors import ConfigError, TransformerLMError
+from transformerlm.utils.errors import ConfigError, TransformerLMError, TransformerLMWarning
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
@@ -94,7 +95,8 @@ def run_command(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse `argv`, run `action`, and return the exit code; a user's mistake becomes one line on stderr each."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate), warnings.showwarning
+    warnings.showwarning = _show_warning
     try:
         words = parse_command_line(schema, prog=prog, epilog=epilog, argv=argv)
         if words.print_config:
@@ -130,7 +132,16 @@ def run_command(
         say("interrupted")
         return EXIT_INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before[0])
+        warnings.showwarning = before[1]
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a warning of ours as one line, and others as Python does."""
+    if issubclass(category, TransformerLMWarning):
+        say(f"warning: {message}")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cli import quickstart
+from transformerlm.models import SwiGLU
 
 Tables = dict[str, dict[str, Any]]
 
@@ -54,7 +55,7 @@ def test_it_ends_with_stories_loss_and_a_curve(run_quickstart: Callable[..., Any
     assert done.code == 0, done.err
     assert done.out.startswith("the cat")
     assert "validation loss" in done.err
-    assert "bits a byte" in done.err
+    assert "bits per byte" in done.err
     assert str(tmp_path / "runs/tiny/loss.png") in done.err
     assert (tmp_path / "runs/tiny/loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -73,6 +74,19 @@ def test_other_settings_train_anew_and_keep_the_old_run(run_quickstart: Callable
     assert done.err.count("up to date") == 2
     assert (tmp_path / "runs/tiny.old1/checkpoints").is_dir()
     assert (tmp_path / "runs/tiny/checkpoints/step_00000012").is_dir()
+
+
+def test_a_changed_layer_trains_anew_and_says_why(
+    run_quickstart: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_quickstart()
+    monkeypatch.setattr(SwiGLU, "forward", lambda layer, x: layer.w2(layer.w1(x).relu() * layer.w3(x)))
+    done = run_quickstart()
+    assert done.code == 0, done.err
+    assert "this checkpoint was made by other code (its logits differ by" in done.err
+    assert done.err.count("up to date") == 2
+    assert (tmp_path / "runs/tiny.old1/checkpoints").is_dir()
+    assert run_quickstart().err.count("up to date") == 3
 
 
 def test_force_runs_all_stages(run_quickstart: Callable[..., Any], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from transformerlm.hparams import ModelHparams
 from transformerlm.models.build import with_memory
 from transformerlm.training.fitting import model_without_memory
 from transformerlm.training.manifest import to_json
-from transformerlm.utils.errors import CheckpointError
+from transformerlm.utils.errors import CheckpointError, TransformerLMWarning
 from transformerlm.utils.json_file import read_json_object
 
 FINGERPRINT_FILE = "fingerprint.json"
@@ -123,6 +123,7 @@ def require_same_code(folder: Path, hparams: ModelHparams, state: Mapping[str, T
         warnings.warn(
             f"{folder}: this checkpoint's logits differ by {difference:.2g} from those of this code, more than "
             f"by rounding (tolerance {TOLERANCE * scale:.2g}); {_advice(saved)}",
+            TransformerLMWarning,
             stacklevel=2,
         )
 

@@ -37,6 +37,10 @@ class MissingDependencyError(TransformerLMError):
     """An optional package is not installed; the message is the command that installs it."""
 
 
+class TransformerLMWarning(UserWarning):
+    """Something a user should know, though the work goes on. A command prints it as one line."""
+
+
 def require_list(name: str, value: object) -> None:
     """Raise `TypeError` for a single text where a list is wanted; Python would take its characters for the items."""
     if isinstance(value, str | bytes):

@@ -162,7 +162,7 @@ def find_texts(settings: BenchTokenizerSection) -> list[Path]:
 
 
 def _read_head(path: Path, megabytes: float) -> str:
-    from transformerlm.tokenizer.corpus import read_text
+    from transformerlm.utils.text_files import read_text
 
     parts, length = [], 0.0
     for part in read_text(path):

@@ -18,7 +18,7 @@ def bits_per_byte(model: "TransformerLM", path: Path) -> dict[str, float]:
 
     Raises `ConfigError` if its vocabulary is larger than the model's.
     """
-    from transformerlm.distributed.decoding import with_int8_weights
+    from transformerlm.fast.decoding import with_int8_weights
     from transformerlm.training import TokenDataset
 
     dataset = TokenDataset.open(path, context_length=model.context_length)

@@ -115,7 +115,7 @@ def build(cell: Cell, tokenizer: Any, text: Path) -> Callable[[], Made]:
     import numpy as np
 
     from databuilder import build_dataset
-    from transformerlm.utils.token_file import read_info, shard_paths
+    from transformerlm.token_files.index import read_info, shard_paths
 
     out = Path(cell.out) / "ours.dat"
 
@@ -148,7 +148,7 @@ def make_with_peer(cell: Cell, tokenizer: Any, text: Path) -> Callable[[], Made]
     """A peer's batch call, and numpy to write what it gives."""
     import numpy as np
 
-    from transformerlm.utils.token_file import id_dtype
+    from transformerlm.token_files.index import id_dtype
 
     encode = peer_encoder(cell)
     dtype, end = id_dtype(tokenizer.vocab_size), tokenizer.eos_token_id

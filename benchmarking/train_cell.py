@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarking.timing import seconds
 from config.bench_train import TrainSize
-from transformerlm.utils.allocator import keep_freed_memory
+from transformerlm.fast.allocator import keep_freed_memory
 
 PEAK = "peak"
 _UNCOUNTED = 2

@@ -80,8 +80,8 @@ class Beginning:
 
     def require_tokenizer(self, config: TrainConfig, data: RunData) -> None:
         """Raise `DataError` unless the data's ids are those of the checkpoint's tokenizer, if it has one."""
+        from transformerlm.checkpoint.folder import TOKENIZER_FILES
         from transformerlm.tokenizer import Tokenizer
-        from transformerlm.training.checkpoint import TOKENIZER_FILES
 
         folder = self.checkpoint.path
         if not all((folder / name).exists() for name in TOKENIZER_FILES):
@@ -105,8 +105,8 @@ def _agrees(key: str, given: "ModelHparams", model: "ModelHparams") -> bool:
 
 def _own_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest checkpoint of the run folder that says what model it has; whether it is whole is seen later."""
+    from transformerlm.checkpoint.folder import checkpoint_folders
     from transformerlm.training import Checkpoint
-    from transformerlm.training.checkpoint import checkpoint_folders
 
     for folder in reversed(checkpoint_folders(run_dir / "checkpoints")):
         try:

@@ -11,9 +11,9 @@ from transformerlm.utils.errors import DataError
 if TYPE_CHECKING:
     import torch
 
+    from transformerlm.token_files.index import TokenFileInfo
     from transformerlm.tokenizer import Tokenizer
     from transformerlm.training import BatchLoader, TokenDataset
-    from transformerlm.utils.token_file import TokenFileInfo
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Record]:
 
 
 def _on_token_file(evaluator: "Evaluator", path: Path) -> "HeldOut":
-    from transformerlm.utils.token_file import read_info
+    from transformerlm.token_files.index import read_info
 
     total = max(1, read_info(path).num_tokens)
     with progress_bar(path.name, enabled=sys.stderr.isatty()) as update:

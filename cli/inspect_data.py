@@ -19,11 +19,11 @@ from transformerlm.hparams import ModelHparams
 from transformerlm.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformerlm.token_files.documents import Document
+    from transformerlm.token_files.index import TokenFileInfo
+    from transformerlm.token_files.stream import TokenStream
     from transformerlm.tokenizer import Tokenizer
     from transformerlm.training import BatchLoader, TokenDataset
-    from transformerlm.utils.token_documents import Document
-    from transformerlm.utils.token_file import TokenFileInfo
-    from transformerlm.utils.token_stream import TokenStream
 
 EPILOG = """what a training sees: --data data/stories/train.dat --inspect.train-config config/resources/train.toml
 one of its batches:   … --inspect.train-config runs/stories/config.toml --inspect.step 3
@@ -168,9 +168,9 @@ class Training:
 
 def inspect_data(settings: InspectSection) -> Findings:
     """Look at a token file; everything that was asked for is checked before anything is read at length."""
-    from transformerlm.utils.token_documents import document_begins, longest_documents
-    from transformerlm.utils.token_file import read_info
-    from transformerlm.utils.token_stream import TokenStream
+    from transformerlm.token_files.documents import document_begins, longest_documents
+    from transformerlm.token_files.index import read_info
+    from transformerlm.token_files.stream import TokenStream
 
     info = read_info(settings.data)
     stream = TokenStream.open(settings.data, info)

@@ -37,8 +37,8 @@ def _run(invocation: Invocation[MakeDataConfig]) -> int:
 def make_data(config: MakeDataConfig) -> int:
     """Build the token files that `config` describes; return the exit code."""
     from cli.sources import find_sources
+    from transformerlm.token_files.index import sidecar_path
     from transformerlm.tokenizer import Tokenizer
-    from transformerlm.utils.token_file import sidecar_path
 
     settings = config.output
     tokenizer = Tokenizer.load(_tokenizer_folder(settings.tokenizer))
@@ -51,7 +51,7 @@ def make_data(config: MakeDataConfig) -> int:
     try:
         report = _build(config, sources, valid_sources, tokenizer)
     except (KeyboardInterrupt, SystemExit):  # the latter of SIGTERM
-        from databuilder.workplace import work_folder
+        from databuilder.build_directory import work_folder
 
         say(f"stopped; what is finished is kept in {work_folder(settings.train)}, and the same command continues")
         raise

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformerlm.token_files.stream import TokenStream
     from transformerlm.tokenizer import Tokenizer
-    from transformerlm.utils.token_stream import TokenStream
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _data_stage(config: MakeDataConfig) -> "Stage":
 def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage":
     from cli.stages import Stage
     from cli.train import train
-    from transformerlm.training.checkpoint import checkpoint_folders
+    from transformerlm.checkpoint.folder import checkpoint_folders
 
     run_dir = config.training.runs_dir / config.logging.run_name
     token_files = [*config.data.train, config.data.valid]
@@ -144,8 +144,8 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
 
 def _is_of_this_code(run_dir: Path, *, say: Callable[[str], None] = lambda _line: None) -> bool:
     """Whether this code computes what the code that trained the newest checkpoint did; `say` gets the reason if not."""
-    from transformerlm.training.checkpoint import Checkpoint, checkpoint_folders
-    from transformerlm.training.manifest import DamagedCheckpointError
+    from transformerlm.checkpoint.folder import Checkpoint, checkpoint_folders
+    from transformerlm.checkpoint.integrity import DamagedCheckpointError
 
     if not checkpoint_folders(run_dir / "checkpoints"):
         return True
@@ -161,7 +161,7 @@ def _is_of_this_code(run_dir: Path, *, say: Callable[[str], None] = lambda _line
 
 def _files_of(token_files: Sequence[Path]) -> list[Path]:
     """Return the sidecars and shards of token files; of one that is not there or not whole, the sidecar alone."""
-    from transformerlm.utils.token_file import read_info, shard_paths, sidecar_path
+    from transformerlm.token_files.index import read_info, shard_paths, sidecar_path
 
     files: list[Path] = []
     for path in token_files:

@@ -17,9 +17,9 @@ def resume_newest(run: "TrainingRun", config: TrainConfig) -> list[str]:
     Newer ones that are damaged are named and set aside, but only when the run is sure to
     go on without them.
     """
+    from transformerlm.checkpoint.folder import checkpoint_folders
+    from transformerlm.checkpoint.integrity import DamagedCheckpointError
     from transformerlm.distributed.group import restarts
-    from transformerlm.training.checkpoint import checkpoint_folders
-    from transformerlm.training.manifest import DamagedCheckpointError
 
     how = config.training.resume
     if how == "never" and not restarts() and checkpoint_folders(run.store.folder):

@@ -19,8 +19,8 @@ from cli.utils import EXIT_OK, Invocation, run_command, stop_on_signals
 from config.io import COMMAND_LINE, to_toml
 from config.train import TrainConfig
 from profiling import attach_nvtx
+from transformerlm.fast.allocator import keep_freed_memory
 from transformerlm.hparams import ModelHparams
-from transformerlm.utils.allocator import keep_freed_memory
 from transformerlm.utils.errors import ConfigError
 from transformerlm.utils.files import atomic_write_text, exclusive
 
@@ -145,7 +145,7 @@ def _train_logged(
 
 def _start_record(run: "TrainingRun", config: TrainConfig, changes: list[str]) -> dict[str, Any]:
     """Return the record of a start: code, settings, versions, device, and what has changed since the checkpoint."""
-    from transformerlm.training.fingerprint import code_version
+    from transformerlm.checkpoint.fingerprint import code_version
 
     settings = {
         f"settings.{table}.{key}": value
@@ -195,12 +195,12 @@ def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_sto
     """Build the parts of a run. Nothing is created on disk."""
     import torch
 
+    from transformerlm.checkpoint.group_store import GroupCheckpointStore
     from transformerlm.distributed.sharding import Parallelism, choose_strategy
     from transformerlm.models.build import build_model
     from transformerlm.models.flops import flops_per_token
     from transformerlm.training import CheckpointStore, Trainer, TrainingRun
     from transformerlm.training.data import validation_windows
-    from transformerlm.training.group_store import GroupCheckpointStore
     from transformerlm.utils.devices import select_training_dtype, set_threads
 
     settings, device = config.training, world.device

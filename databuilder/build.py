@@ -11,21 +11,28 @@ from typing import final
 
 import numpy as np
 
+from databuilder.build_directory import Workplace
 from databuilder.encode import encode_part, finish_part
 from databuilder.job import Job, Order, SharedTokenizer, Work
-from databuilder.parts import Part
+from databuilder.merge_shards import (
+    ShardTask,
+    WrittenShard,
+    cut_into_shards,
+    finished_shard,
+    ids_by_bucket,
+    write_shard,
+)
+from databuilder.one_document import CutDocument, cut_only_document
 from databuilder.pieces import TextCounts
 from databuilder.plan import Plan
 from databuilder.progress import OnProgress, Report
-from databuilder.shards import ShardTask, WrittenShard, cut_into_shards, finished_shard, ids_by_bucket, write_shard
-from databuilder.single import CutDocument, cut_only_document
+from databuilder.sorted_runs import TRAIN, VALID, Summary
 from databuilder.sources import SourceFile, describe_source, say_empty
-from databuilder.spool import TRAIN, VALID, Summary
-from databuilder.workplace import Workplace
-from transformerlm.tokenizer.corpus import is_url
+from databuilder.splits import Part
+from transformerlm.token_files.index import FORMAT_VERSION, TokenFileInfo, id_dtype, joint_sha256
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.parallel import finished_tasks, worker_count
-from transformerlm.utils.token_file import FORMAT_VERSION, TokenFileInfo, id_dtype, joint_sha256
+from transformerlm.utils.text_files import is_url
 
 
 @final

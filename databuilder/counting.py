@@ -13,14 +13,14 @@ from functools import partial
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
+from databuilder.build_directory import Say
 from databuilder.engine import task_slots
 from databuilder.job import Meter, Work
-from databuilder.parts import PART_BYTES, Part, cut_into_parts
 from databuilder.pieces import Batch, End, Piece, Reading, TextCounts
-from databuilder.reading import read_part
+from databuilder.readers.dispatch import read_part
 from databuilder.sources import SourceFile, say_empty
-from databuilder.workplace import Say
-from transformerlm.tokenizer import bpe_reference
+from databuilder.splits import PART_BYTES, Part, cut_into_parts
+from transformerlm.tokenizer import bpe as bpe_reference
 from transformerlm.tokenizer.blocks import BLOCK_BYTES, Block
 from transformerlm.tokenizer.bpe_trainer import count_compiled, counting_is_compiled
 from transformerlm.tokenizer.streaming import safe_blocks

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from databuilder.build import Build
+from databuilder.build_directory import Say, at_work
 from databuilder.encode import LongDocument, grouped
 from databuilder.engine import open_executor, task_slots
-from databuilder.parts import cut_into_parts
 from databuilder.pieces import End, ErrorPolicy, Reading, TextCounts
 from databuilder.plan import SHARD_TOKENS, Plan, Source, as_files
 from databuilder.progress import OnProgress
-from databuilder.reading import read_part
-from databuilder.spool import TRAIN, VALID
-from databuilder.workplace import Say, at_work
+from databuilder.readers.dispatch import read_part
+from databuilder.sorted_runs import TRAIN, VALID
+from databuilder.splits import cut_into_parts
+from transformerlm.token_files.index import TokenFileInfo, read_info
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.utils.errors import TransformerLMError
-from transformerlm.utils.token_file import TokenFileInfo, read_info
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from databuilder.job import Job, Work, expected_id_bytes
-from databuilder.parts import Part
 from databuilder.pieces import Batch, Documents, End, Piece, TextCounts
-from databuilder.reading import read_part
-from databuilder.spool import Index, SpoolWriter, Summary
+from databuilder.readers.dispatch import read_part
+from databuilder.sorted_runs import Index, SpoolWriter, Summary
+from databuilder.splits import Part
 from databuilder.text_hash import TextHash, hash_texts
 from transformerlm.utils.files import atomic_write, writing
 

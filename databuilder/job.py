@@ -12,10 +12,10 @@ from typing import Any, final
 import numpy as np
 
 from databuilder.pieces import Reading
-from databuilder.spool import Index
+from databuilder.sorted_runs import Index
 from databuilder.text_hash import mixed
+from transformerlm.token_files.index import id_dtype
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.utils.token_file import id_dtype
 
 _PLACE_BITS = 40
 _BUCKET_BITS = 16

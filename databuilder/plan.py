@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from databuilder.build_directory import work_folder
 from databuilder.job import expected_id_bytes
-from databuilder.parts import PART_BYTES, Part, cut_into_parts
 from databuilder.pieces import Reading
+from databuilder.sorted_runs import SPOOL_VERSION, TRAIN, VALID
 from databuilder.sources import SourceFile, describe_source, identity
-from databuilder.spool import SPOOL_VERSION, TRAIN, VALID
-from databuilder.workplace import work_folder
+from databuilder.splits import PART_BYTES, Part, cut_into_parts
+from transformerlm.token_files.index import FORMAT_VERSION
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.tokenizer.corpus import is_url
-from transformerlm.tokenizer.file_content import is_compressed_name
 from transformerlm.utils.errors import DataError, require_list
+from transformerlm.utils.file_content import is_compressed_name
 from transformerlm.utils.files import require_free_space
-from transformerlm.utils.token_file import FORMAT_VERSION
+from transformerlm.utils.text_files import is_url
 
 SHARD_TOKENS = 100_000_000
 

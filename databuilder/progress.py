@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from databuilder.job import Meter, Work
-from databuilder.parts import Part
+from databuilder.splits import Part
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 
 from config.schemas import BUILTIN_STORIES
+from databuilder.build_directory import Say
 from databuilder.stories import generator_version, write_corpus
-from databuilder.workplace import Say
-from transformerlm.tokenizer.corpus import clear_errors, is_url, remote_info
-from transformerlm.tokenizer.file_content import COMPRESSED_SUFFIXES
 from transformerlm.utils.errors import DataError, require_list
+from transformerlm.utils.file_content import COMPRESSED_SUFFIXES
+from transformerlm.utils.text_files import clear_errors, is_url, remote_info
 
 BUILTIN_FOLDER = Path("data/builtin")
 BUILTIN_NUM_STORIES = 20_000

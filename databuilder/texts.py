@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from databuilder.parts import cut_into_parts
+from databuilder.build_directory import Say
 from databuilder.pieces import End, Reading, TextCounts
-from databuilder.reading import read_part
+from databuilder.readers.dispatch import read_part
 from databuilder.sources import SourceFile, say_empty
-from databuilder.workplace import Say
+from databuilder.splits import cut_into_parts
 
 
 def read_texts(

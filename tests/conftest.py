@@ -21,9 +21,9 @@ from cli import train as train_command
 from config.io import load_config
 from config.train import TrainConfig
 from databuilder import build_dataset
+from transformerlm.token_files.index import Shard, documents_path, joint_sha256, read_info, sidecar_path
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 from transformerlm.utils.files import sha256_file
-from transformerlm.utils.token_file import Shard, documents_path, joint_sha256, read_info, sidecar_path
 
 WORDS = (
     "the a little big old red blue kind cat dog bird fox tree house river hill girl boy ran "

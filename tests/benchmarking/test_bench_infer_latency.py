@@ -12,10 +12,10 @@ from benchmarking.bench_infer_latency import Repeat, main, summarise
 from benchmarking.infer_ways import llama_of
 from config.bench_infer import BenchInferConfig, BenchInferSection
 from config.io import to_toml
+from transformerlm.checkpoint.folder import CheckpointStore
 from transformerlm.hparams import ModelHparams
 from transformerlm.models.build import build_model
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
-from transformerlm.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 CACHES = ("dynamic", "static")

@@ -18,7 +18,7 @@ from config.train import TrainConfig
 
 Record = dict[str, Any]
 PRELOADED = [
-    *("cli.train", "logger", "transformerlm.training.group_store", "transformerlm.models.build"),
+    *("cli.train", "logger", "transformerlm.checkpoint.group_store", "transformerlm.models.build"),
     *("transformerlm.tokenizer", "matplotlib.pyplot"),
     *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp"),  # torch's optimizers load them when used
 ]

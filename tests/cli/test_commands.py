@@ -16,10 +16,10 @@ import pytest
 from cli import infer, make_data, train, train_tokenizer
 from config.io import load_config
 from config.train import TrainConfig
+from transformerlm.token_files.index import read_info
 from transformerlm.tokenizer import END_OF_TEXT
 from transformerlm.training import Checkpoint
 from transformerlm.utils.files import sha256_file
-from transformerlm.utils.token_file import read_info
 
 ROOT = Path(__file__).parents[2]
 Tables = dict[str, dict[str, Any]]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from transformerlm.checkpoint.folder import checkpoint_folders
 from transformerlm.training import Checkpoint
-from transformerlm.training.checkpoint import checkpoint_folders
 from transformerlm.utils.files import sha256_file
 
 Tables = dict[str, dict[str, Any]]

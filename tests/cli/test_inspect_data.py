@@ -15,9 +15,9 @@ import torch
 from cli import inspect_data
 from cli.passages import visible
 from databuilder import build_dataset
+from transformerlm.token_files.index import read_info
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.training import BatchLoader, TokenDataset
-from transformerlm.utils.token_file import read_info
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from cli import make_data
-from databuilder.workplace import work_folder
+from databuilder.build_directory import work_folder
+from transformerlm.token_files.index import read_info, verify_data
 from transformerlm.tokenizer import END_OF_TEXT
-from transformerlm.utils.token_file import read_info, verify_data
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., Any]

@@ -215,7 +215,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformerlm.utils.files.require_free_space", lambda *_: None)
-    monkeypatch.setattr("transformerlm.training.checkpoint.require_free_space", lambda *_: None)
+    monkeypatch.setattr("transformerlm.checkpoint.folder.require_free_space", lambda *_: None)
     with two_megabytes(tmp_path / "disk") as disk:
         done = command("--training.runs-dir", disk, "--checkpoint.keep-last", 9, "--checkpoint.interval", 2)
         last = Checkpoint.open(disk / "tiny")

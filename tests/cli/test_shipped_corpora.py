@@ -18,7 +18,7 @@ from config.io import load_config
 from config.make_data import MakeDataConfig
 from config.train import TrainConfig
 from config.train_tokenizer import TrainTokenizerConfig
-from transformerlm.utils.token_file import TokenFileInfo, read_info
+from transformerlm.token_files.index import TokenFileInfo, read_info
 
 RESOURCES = Path(__file__).parents[2] / "config/resources"
 NUM_ROWS = 8000

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from transformerlm.token_files.index import documents_path, read_info, shard_paths, verify_data
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
-from transformerlm.utils.token_file import documents_path, read_info, shard_paths, verify_data
 
 WORD = 2**64
 

@@ -13,10 +13,11 @@ from databuilder import counting
 from databuilder.counting import Counting, count_part, count_sources, document_blocks
 from databuilder.engine import open_executor
 from databuilder.job import Meter
-from databuilder.parts import cut_into_parts
 from databuilder.pieces import End, Piece, Reading, TextCounts
 from databuilder.sources import SourceFile, resolve_sources
-from transformerlm.tokenizer import bpe_reference, train_bpe
+from databuilder.splits import cut_into_parts
+from transformerlm.tokenizer import bpe as bpe_reference
+from transformerlm.tokenizer import train_bpe
 from transformerlm.tokenizer.bpe_trainer import train_bpe_on_counts
 from transformerlm.utils.errors import DataError
 

@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from databuilder import build_dataset, count_total_tokens, encode, pieces, shards, spool
+from databuilder import build_dataset, count_total_tokens, encode, pieces
+from databuilder import merge_shards as shards
+from databuilder import sorted_runs as spool
+from databuilder.build_directory import work_folder
 from databuilder.progress import Progress
-from databuilder.workplace import work_folder
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, corpus
+from transformerlm.token_files.index import read_info
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
+from transformerlm.utils import text_files as corpus
 from transformerlm.utils.errors import DataError
-from transformerlm.utils.token_file import read_info
 
 DATA = Path(__file__).parent / "data"
 

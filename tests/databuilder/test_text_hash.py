@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from databuilder import text_hash
 from databuilder.text_hash import TextHash, hash_texts
-from transformerlm.tokenizer.kernels import compiling
+from transformerlm.tokenizer.kernels import jit as compiling
 
 TEXTS = st.lists(st.text(min_size=1).map(lambda text: text * 7), min_size=1, max_size=8)
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.train import TrainConfig
+from transformerlm.distributed.dtensor import is_sharded, local_piece, norm_over_processes, sharded_like, whole
 from transformerlm.distributed.group import World, join_world
 from transformerlm.distributed.sharding import ALONE, choose_strategy
-from transformerlm.distributed.shards import is_sharded, local_piece, norm_over_processes, sharded_like, whole
 from transformerlm.training import BatchLoader
 from transformerlm.utils.errors import ConfigError, DataError
 

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from transformerlm.checkpoint.folder import Checkpoint
+from transformerlm.checkpoint.group_store import GroupCheckpointStore
+from transformerlm.distributed.dtensor import local_piece, whole
 from transformerlm.distributed.group import World, end_process, join_world
 from transformerlm.distributed.sharding import Parallelism, Strategy
-from transformerlm.distributed.shards import local_piece, whole
 from transformerlm.hparams import ModelHparams, OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models.build import build_model
 from transformerlm.training import CheckpointStore, Trainer
-from transformerlm.training.checkpoint import Checkpoint
-from transformerlm.training.group_store import GroupCheckpointStore
 from transformerlm.utils.errors import DataError, TransformerLMError
 
 STEPS, SAVED = 6, 3

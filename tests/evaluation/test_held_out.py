@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from databuilder import build_dataset
-from transformerlm.distributed.documents import document_mask
 from transformerlm.evaluation import Evaluator, HeldOut
+from transformerlm.fast.flex_attention import document_mask
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models import TransformerLM
+from transformerlm.token_files.index import documents_path, read_info, sidecar_path
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.utils.errors import ConfigError, DataError
-from transformerlm.utils.token_file import documents_path, read_info, sidecar_path
 
 CONTEXT = 12
 TEXTS = ["The cat sat near the house.", "A big red dog", "naïve café 你好 went home", "s"]

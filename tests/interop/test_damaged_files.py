@@ -18,13 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from transformerlm.checkpoint.folder import load_model_state
+from transformerlm.checkpoint.integrity import to_json
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop.huggingface_import import read_huggingface, write_checkpoint
 from transformerlm.models.build import build_model
 from transformerlm.training import Checkpoint
-from transformerlm.training.checkpoint import load_model_state
 from transformerlm.training.data import TokenDataset
-from transformerlm.training.manifest import to_json
 from transformerlm.utils.errors import CheckpointError, DataError, InteropError, TransformerLMError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))

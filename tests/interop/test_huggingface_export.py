@@ -18,6 +18,7 @@ pytest.importorskip("transformers", reason="needs transformers: uv sync --group 
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from transformerlm.checkpoint.integrity import FolderWriter
 from transformerlm.hparams import ModelHparams, SamplingHparams
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop.gguf_export import export_gguf
@@ -25,7 +26,6 @@ from transformerlm.interop.huggingface_export import export_huggingface
 from transformerlm.interop.source import Written, choose_architecture, read_source
 from transformerlm.models import Linear, SwiGLU, TransformerLM
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
-from transformerlm.training.manifest import FolderWriter
 from transformerlm.utils.errors import CheckpointError, ConfigError, DataError, InteropError
 
 CLASSES = {

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.import_model import main as import_main
+from transformerlm.checkpoint.folder import Checkpoint, load_model_state
 from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.huggingface_export import export_huggingface
 from transformerlm.interop.huggingface_import import read_huggingface, write_checkpoint
 from transformerlm.interop.source import read_source
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
-from transformerlm.training.checkpoint import Checkpoint, load_model_state
 from transformerlm.utils.errors import ConfigError, InteropError
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: uv sync --group peers")

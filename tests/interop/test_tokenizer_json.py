@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers import pre_tokenizers as steps
 
 from transformerlm.interop.tokenizer_json import read_tokenizer, write_tokenizer
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, gpt2_bytes_to_unicode, layers, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, gpt2_bytes_to_unicode, train_bpe
+from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.errors import InteropError
 

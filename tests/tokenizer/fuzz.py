@@ -19,11 +19,12 @@ import conftest  # the one beside this file
 import test_patterns  # and this
 import tiktoken
 
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, layers
-from transformerlm.tokenizer.checks import TokenIds, ordinary_ids
-from transformerlm.tokenizer.layers import Specials
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice
+from transformerlm.tokenizer import backend as layers
+from transformerlm.tokenizer.backend import Specials
 from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.utf8 import to_text
+from transformerlm.tokenizer.validation import TokenIds, ordinary_ids
 
 ALPHABETS = [
     "etaoinshrdlu  '",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.tokenizer import blocks, bpe_reference
+from transformerlm.tokenizer import blocks
+from transformerlm.tokenizer import bpe as bpe_reference
 from transformerlm.tokenizer.blocks import Block, Source, corpus_blocks
 from transformerlm.utils.errors import DataError
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.tokenizer import END_OF_TEXT, blocks, bpe_reference, bpe_trainer, choice, count_pretokens, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, blocks, bpe_trainer, choice, count_pretokens, train_bpe
+from transformerlm.tokenizer import bpe as bpe_reference
 from transformerlm.tokenizer.choice import Threshold
-from transformerlm.tokenizer.kernels.compiling import available
+from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.utils.errors import DataError, TokenizerError
 
 compiles = pytest.mark.skipif(not available(), reason="numba compiles nothing")

@@ -5,8 +5,8 @@ import unicodedata
 
 from tokenizers.normalizers import NFC
 
-from transformerlm.tokenizer.kernels.unicode_ranges import NORMALIZED
 from transformerlm.tokenizer.normalize import is_normalized, normalized
+from transformerlm.tokenizer.unicode.ranges import NORMALIZED
 
 EVERY_CHARACTER = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers
 from tokenizers import pre_tokenizers as steps
 
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, layers
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice
+from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.io import gpt2_bytes_to_unicode, read_merges
-from transformerlm.tokenizer.kernels import unicode_ranges
 from transformerlm.tokenizer.pretokenize import PATTERNS, in_brackets, pretokenize
 from transformerlm.tokenizer.streaming import safe_blocks
+from transformerlm.tokenizer.unicode import ranges as unicode_ranges
 from transformerlm.tokenizer.utf8 import to_text
 from transformerlm.utils.errors import TokenizerError
 

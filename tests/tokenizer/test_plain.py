@@ -3,9 +3,9 @@
 import pytest
 
 from transformerlm.tokenizer import plain
-from transformerlm.tokenizer.checks import TokenIds
-from transformerlm.tokenizer.layers import Specials
+from transformerlm.tokenizer.backend import Specials
 from transformerlm.tokenizer.plain import PlainEncoder
+from transformerlm.tokenizer.validation import TokenIds
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 

@@ -13,7 +13,8 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer import END_OF_TEXT, StreamingDecoder, Tokenizer, choice, layers, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, StreamingDecoder, Tokenizer, choice, train_bpe
+from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.utils.errors import DataError, TokenizerError
 

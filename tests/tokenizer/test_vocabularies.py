@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from transformerlm.tokenizer import Tokenizer, choice, layers, train_bpe
+from transformerlm.tokenizer import Tokenizer, choice, train_bpe
+from transformerlm.tokenizer import backend as layers
 from transformerlm.utils.errors import TokenizerError
 
 BYTES = {byte: bytes([byte]) for byte in range(256)}

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from transformerlm.checkpoint.folder import checkpoint_folders, read_eos_token_ids
+from transformerlm.checkpoint.integrity import DamagedCheckpointError, FolderWriter
 from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.training import AdamW, Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
-from transformerlm.training.checkpoint import checkpoint_folders, read_eos_token_ids
-from transformerlm.training.manifest import DamagedCheckpointError, FolderWriter
 from transformerlm.utils.errors import CheckpointError
 
 Factory = Callable[[Any], torch.optim.Optimizer]

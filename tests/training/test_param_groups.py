@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from transformerlm.checkpoint.tensor_file import to_bytes
 from transformerlm.hparams import OptimizerHparams
 from transformerlm.models import TransformerLM
 from transformerlm.training import load_checkpoint, save_checkpoint
@@ -21,7 +22,6 @@ from transformerlm.training.param_groups import (
     parameter_roles,
     set_learning_rate,
 )
-from transformerlm.training.serialization import to_bytes
 from transformerlm.utils.errors import CheckpointError
 
 MakeModel = Callable[..., TransformerLM]

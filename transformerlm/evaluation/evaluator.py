@@ -9,18 +9,18 @@ from typing import final
 
 import numpy as np
 
+from transformerlm.checkpoint.folder import Checkpoint
 from transformerlm.evaluation.choices import MultipleChoice, Question, count_right
 from transformerlm.evaluation.held_out import Following, HeldOut, OnScored, Tally, file_documents, rows_of
 from transformerlm.evaluation.likelihood import Continuations, beginning_id, continuation_rows
 from transformerlm.evaluation.scorer import Pack, Row, Scorer, share_beginnings
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.inference.predictor import Predictor
-from transformerlm.tokenizer.layers import IdArray
-from transformerlm.training.checkpoint import Checkpoint
+from transformerlm.token_files.index import MAKE_DATA, read_info, verify_data
+from transformerlm.token_files.stream import TokenStream
+from transformerlm.tokenizer.backend import IdArray
 from transformerlm.training.data import Tokens
 from transformerlm.utils.errors import ConfigError, DataError, require_list
-from transformerlm.utils.token_file import MAKE_DATA, read_info, verify_data
-from transformerlm.utils.token_stream import TokenStream
 
 
 @final

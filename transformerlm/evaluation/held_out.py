@@ -35,12 +35,12 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.evaluation.scorer import Row, Scored
+from transformerlm.token_files.documents import document_begins
+from transformerlm.token_files.index import TokenFileInfo
+from transformerlm.token_files.stream import TokenStream
 from transformerlm.training.data import Tokens
 from transformerlm.training.scoring import SlidingWindows, bits_per_byte, perplexity
 from transformerlm.utils.errors import DataError
-from transformerlm.utils.token_documents import document_begins
-from transformerlm.utils.token_file import TokenFileInfo
-from transformerlm.utils.token_stream import TokenStream
 
 OnScored = Callable[[int], None]
 """Told how many ids have been scored so far."""

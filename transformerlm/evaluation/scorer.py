@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transformerlm.distributed.documents import document_mask
+from transformerlm.fast.flex_attention import document_mask
 from transformerlm.models import TransformerLM
 from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, cross_entropy
 from transformerlm.utils.errors import DataError

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from transformerlm.distributed.decoding import (
+from transformerlm.fast.decoding import (
     CompiledStep,
     eager_is_slow_for_few_rows,
     for_few_rows,

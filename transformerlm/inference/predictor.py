@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from transformerlm.checkpoint.folder import TOKENIZER_FILES, Checkpoint, load_model_state
+from transformerlm.checkpoint.shapes import model_without_memory
 from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, Request
 from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import with_memory
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
-from transformerlm.training.fitting import model_without_memory
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError, require_list
 

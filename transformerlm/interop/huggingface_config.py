@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from transformerlm.checkpoint.integrity import MANIFEST
 from transformerlm.hparams import ModelHparams
-from transformerlm.training.manifest import MANIFEST
 from transformerlm.utils.errors import InteropError
 from transformerlm.utils.json_file import read_json_object
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from transformerlm.checkpoint.integrity import FolderWriter
+from transformerlm.checkpoint.tensor_file import safetensors_header, tensor_bytes
 from transformerlm.hparams import ModelHparams
 from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import huggingface_name
@@ -24,8 +26,6 @@ from transformerlm.interop.reference import weight_shapes
 from transformerlm.interop.source import LLAMA, QWEN2, QWEN3, Source, Written
 from transformerlm.interop.tokenizer_json import write_tokenizer
 from transformerlm.interop.weight_files import WeightFiles, require_tensors
-from transformerlm.training.manifest import FolderWriter
-from transformerlm.training.serialization import safetensors_header, tensor_bytes
 from transformerlm.utils.dtypes import dtype_name
 from transformerlm.utils.files import atomic_folder
 

@@ -16,6 +16,10 @@ from typing import Any, Literal, NamedTuple
 import tomli_w
 import torch
 
+from transformerlm.checkpoint.fingerprint import FINGERPRINT_FILE, fingerprint
+from transformerlm.checkpoint.folder import GENERATION_FILE
+from transformerlm.checkpoint.integrity import FORMAT_VERSION, FolderWriter, to_json
+from transformerlm.checkpoint.tensor_file import tensor_bytes, tensors_header
 from transformerlm.hparams import ModelHparams
 from transformerlm.interop.huggingface_config import read_model_config
 from transformerlm.interop.layout import from_huggingface, huggingface_name
@@ -28,10 +32,6 @@ from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_tens
 from transformerlm.models.attention import checked_head_size
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import GENERATION_FILE
-from transformerlm.training.fingerprint import FINGERPRINT_FILE, fingerprint
-from transformerlm.training.manifest import FORMAT_VERSION, FolderWriter, to_json
-from transformerlm.training.serialization import tensor_bytes, tensors_header
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
 from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_folder

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from transformerlm.checkpoint.fingerprint import TOLERANCE, probe_ids
 from transformerlm.hparams import ModelHparams
-from transformerlm.training.fingerprint import TOLERANCE, probe_ids
 from transformerlm.utils.errors import InteropError
 
 Weights = Callable[[str], Tensor]

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from transformerlm.checkpoint.fingerprint import probe_logits
+from transformerlm.checkpoint.folder import TOKENIZER_FILES, Checkpoint
 from transformerlm.hparams import ModelHparams
 from transformerlm.interop.layout import huggingface_name, is_rotated, pairs_to_halves
 from transformerlm.interop.reference import Weights, family_logits, require_family, require_same_logits
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint
-from transformerlm.training.fingerprint import probe_logits
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
 from transformerlm.utils.errors import CheckpointError, InteropError
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from transformerlm.interop.pre_tokenizers import pattern_of, pre_tokenizer_of
 from transformerlm.interop.token_roles import later_tokens, read_roles
 from transformerlm.tokenizer import Tokenizer, gpt2_bytes_to_unicode
-from transformerlm.tokenizer.checks import MAX_IDS, ordinary_tokens
 from transformerlm.tokenizer.io import from_stand_ins, to_stand_ins, vocab_entries
 from transformerlm.tokenizer.normalize import is_inert
+from transformerlm.tokenizer.validation import MAX_IDS, ordinary_tokens
 from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_write_text
 from transformerlm.utils.json_file import read_json_object

@@ -13,10 +13,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from transformerlm.tokenizer.corpus import TextPath, read_bytes, stored_size
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.tokenizer.utf8 import valid_unicode
 from transformerlm.utils.errors import DataError, require_list
+from transformerlm.utils.text_files import TextPath, read_bytes, stored_size
 
 BLOCK_BYTES = 1 << 18  # stays in a processor's cache; counted in a millisecond, much longer than handing it to a thread
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
-from transformerlm.tokenizer import bpe_reference, choice
+from transformerlm.tokenizer import bpe as bpe_reference
+from transformerlm.tokenizer import choice
 from transformerlm.tokenizer.blocks import Block, Source, corpus_blocks
 from transformerlm.tokenizer.pretokenize import check_special_tokens
 from transformerlm.utils.errors import TokenizerError

@@ -31,6 +31,6 @@ def compiled_pays(size: int, threshold: Threshold, kernel: str) -> bool:
     """
     if size < threshold.to_load:
         return False
-    from transformerlm.tokenizer.kernels import compiling  # imported here: numba takes long
+    from transformerlm.tokenizer.kernels import jit as compiling
 
     return compiling.available() and (size >= threshold.to_compile or compiling.is_kept(kernel))

@@ -6,15 +6,15 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.checks import TokenIds
+from transformerlm.token_files.index import id_dtype
 from transformerlm.tokenizer.kernels.decoder import decode_array, decode_list, decode_tables
 from transformerlm.tokenizer.kernels.encoder import SLACK, EncodeTables, Memory, encode_texts, new_memory
 from transformerlm.tokenizer.kernels.merger import merge_tables, token_numbers
+from transformerlm.tokenizer.kernels.pretokenize_regex import rules_of
 from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
-from transformerlm.tokenizer.kernels.walker import rules_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
+from transformerlm.tokenizer.validation import TokenIds
 from transformerlm.utils.parallel import worker_count
-from transformerlm.utils.token_file import id_dtype
 
 IdArray = npt.NDArray[np.unsignedinteger]
 

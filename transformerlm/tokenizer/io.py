@@ -10,7 +10,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from transformerlm.tokenizer.checks import check_merges, check_vocab, ordinary_ids, ordinary_tokens
 from transformerlm.tokenizer.settings import (
     SETTINGS_FILE,
     SpecialTokens,
@@ -18,6 +17,7 @@ from transformerlm.tokenizer.settings import (
     read_settings,
     write_settings,
 )
+from transformerlm.tokenizer.validation import check_merges, check_vocab, ordinary_ids, ordinary_tokens
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_text
 from transformerlm.utils.json_file import parse_json_object, read_bounded

@@ -11,8 +11,8 @@ import re
 import unicodedata
 from functools import cache
 
-from transformerlm.tokenizer.kernels.unicode_ranges import NORMALIZED
 from transformerlm.tokenizer.pretokenize import in_brackets
+from transformerlm.tokenizer.unicode.ranges import NORMALIZED
 from transformerlm.tokenizer.utf8 import to_text
 
 

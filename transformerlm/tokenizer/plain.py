@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Protocol, final
 
-from transformerlm.tokenizer.checks import TokenIds
 from transformerlm.tokenizer.merge import merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
 from transformerlm.tokenizer.utf8 import to_bytes
+from transformerlm.tokenizer.validation import TokenIds
 
 MAX_REMEMBERED = 1 << 18  # pre-tokens; about 60 MB
 MAX_REMEMBERED_CHARS = 64

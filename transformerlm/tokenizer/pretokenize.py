@@ -31,7 +31,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
-from transformerlm.tokenizer.kernels.unicode_ranges import (
+from transformerlm.tokenizer.unicode.ranges import (
     CASELESS,
     LOWER_CASE,
     MARKS,

@@ -13,11 +13,11 @@ import binascii
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from transformerlm.tokenizer.checks import MAX_IDS, SINGLE_BYTES, ordinary_tokens
 from transformerlm.tokenizer.merge import merge_table
 from transformerlm.tokenizer.pretokenize import CL100K, O200K, pretokenize
 from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
 from transformerlm.tokenizer.utf8 import to_text
+from transformerlm.tokenizer.validation import MAX_IDS, SINGLE_BYTES, ordinary_tokens
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_bytes
 from transformerlm.utils.json_file import read_bounded

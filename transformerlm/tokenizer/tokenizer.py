@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer import io, tiktoken_file
-from transformerlm.tokenizer.checks import (
+from transformerlm.tokenizer.backend import Codec, IdArray, Specials, joined
+from transformerlm.tokenizer.normalize import normalized
+from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens, split_special
+from transformerlm.tokenizer.recover import merges_of_ranks
+from transformerlm.tokenizer.settings import TokenizerSettings
+from transformerlm.tokenizer.streaming import safe_blocks
+from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
+from transformerlm.tokenizer.validation import (
     TokenIds,
     check_ends,
     check_merges,
@@ -27,16 +34,9 @@ from transformerlm.tokenizer.checks import (
     ordinary_ids,
     ordinary_tokens,
 )
-from transformerlm.tokenizer.corpus import read_bytes
-from transformerlm.tokenizer.layers import Codec, IdArray, Specials, joined
-from transformerlm.tokenizer.normalize import normalized
-from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens, split_special
-from transformerlm.tokenizer.recover import merges_of_ranks
-from transformerlm.tokenizer.settings import TokenizerSettings
-from transformerlm.tokenizer.streaming import safe_blocks
-from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
 from transformerlm.utils.errors import TokenizerError, require_list
 from transformerlm.utils.parallel import ordered_thread_map, worker_count
+from transformerlm.utils.text_files import read_bytes
 
 BLOCK = 1 << 18
 """Characters or bytes that are encoded at a time: so many that the call does not count, so few that they and their ids
@@ -88,7 +88,7 @@ class Tokenizer:
             unknown_token: the token for a byte that is no token itself; None to leave such bytes out, as `tokenizers`
                 does. They are left out before merging.
 
-        Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.checks` says, for
+        Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.validation` says, for
         special tokens that are also ordinary tokens but have no id given, and for settings that do not exist.
         """
         special_tokens = special_tokens or ()

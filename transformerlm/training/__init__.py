@@ -4,7 +4,8 @@ Everything here sees token ids only. `Trainer` takes one step, `TrainingRun` loo
 neither prints nor logs.
 """
 
-from transformerlm.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
+from transformerlm.checkpoint.folder import Checkpoint, CheckpointStore
+from transformerlm.training.checkpoint import load_checkpoint, save_checkpoint
 from transformerlm.training.data import BatchLoader, TokenDataset, get_batch
 from transformerlm.training.loop import TrainingRun
 from transformerlm.training.loss import cross_entropy

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transformerlm.token_files.index import TokenFileInfo, read_info, verify_data
+from transformerlm.token_files.stream import TokenStream
 from transformerlm.training.mixture import PERIOD, Mixture
 from transformerlm.training.permutation import permuted
 from transformerlm.training.scoring import SlidingWindows
 from transformerlm.utils.errors import ConfigError, DataError
-from transformerlm.utils.token_file import TokenFileInfo, read_info, verify_data
-from transformerlm.utils.token_stream import TokenStream
 
 
 class Tokens(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformerlm.distributed.shards import whole
+from transformerlm.distributed.dtensor import whole
 
 
 @contextlib.contextmanager

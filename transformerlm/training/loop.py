@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
+from transformerlm.checkpoint.folder import Checkpoint, CheckpointStore
+from transformerlm.checkpoint.group_store import GroupCheckpointStore
 from transformerlm.hparams import CheckpointHparams, ModelHparams, TrainLoggingHparams, ValidationHparams
 from transformerlm.models import TransformerLM
-from transformerlm.training.checkpoint import Checkpoint, CheckpointStore
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
-from transformerlm.training.group_store import GroupCheckpointStore
 from transformerlm.training.scoring import bits_per_byte, perplexity
 from transformerlm.training.trainer import Batch, StepResult, Trainer
 from transformerlm.utils.devices import peak_flops, peak_memory_bytes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from transformerlm.distributed.shards import local_piece, sharded_like, whole
+from transformerlm.distributed.dtensor import local_piece, sharded_like, whole
 from transformerlm.training.optim import call_closure, with_gradients
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from transformerlm.distributed.shards import local_piece, norm_over_processes
+from transformerlm.distributed.dtensor import local_piece, norm_over_processes
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformerlm.distributed.blocks import prepare_blocks
-from transformerlm.distributed.compiling import compile_any_length, compile_fixed_shapes, decide_together
+from transformerlm.checkpoint.folder import Checkpoint, load_model_state
+from transformerlm.checkpoint.sharded import Like
 from transformerlm.distributed.sharding import ALONE, Parallelism
+from transformerlm.fast.apply import prepare_blocks
+from transformerlm.fast.compile import compile_any_length, compile_fixed_shapes, decide_together
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models import TransformerLM, flops_per_token
-from transformerlm.training.checkpoint import Checkpoint, load_model_state
 from transformerlm.training.combined import CombinedOptimizer
 from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_gradient
 from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
 from transformerlm.training.param_groups import build_optimizer, load_optimizer, set_learning_rate
 from transformerlm.training.schedule import learning_rate
-from transformerlm.training.sharded import Like
 from transformerlm.utils.devices import fingerprint
 from transformerlm.utils.dtypes import dtype_name
 from transformerlm.utils.errors import CheckpointError

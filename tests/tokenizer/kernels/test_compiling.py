@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from transformerlm.tokenizer.kernels import compiling
-from transformerlm.tokenizer.kernels.compiling import available, kernel
+from transformerlm.tokenizer.kernels import jit as compiling
+from transformerlm.tokenizer.kernels.jit import available, kernel
 
 ROOT = Path(__file__).parents[3]
 COMPILING = "transformerlm: compiling the tokenizer's kernels"
@@ -218,7 +218,7 @@ def test_the_users_cache_folder(variables: dict[str, str], expected: str, monkey
 # What needs a process of its own.
 
 KERNEL = """
-from transformerlm.tokenizer.kernels.compiling import kernel
+from transformerlm.tokenizer.kernels.jit import kernel
 
 @kernel
 def add_one(number):

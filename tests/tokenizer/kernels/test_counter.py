@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer import bpe_reference
+from transformerlm.tokenizer import bpe as bpe_reference
 from transformerlm.tokenizer.kernels import counter as counter_module
 from transformerlm.tokenizer.kernels.chunks import CHUNK
-from transformerlm.tokenizer.kernels.compiling import available
 from transformerlm.tokenizer.kernels.counter import PieceCounter, Words
+from transformerlm.tokenizer.kernels.jit import available
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 

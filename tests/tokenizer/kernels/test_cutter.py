@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.kernels.compiling import available
 from transformerlm.tokenizer.kernels.cutter import cut_documents, find, is_utf8
+from transformerlm.tokenizer.kernels.jit import available
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 

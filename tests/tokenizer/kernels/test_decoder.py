@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels import decoder
-from transformerlm.tokenizer.kernels.compiling import available
 from transformerlm.tokenizer.kernels.decoder import decode_array, decode_list, decode_tables
+from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.utils.errors import TokenizerError
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")

@@ -12,12 +12,12 @@ import pytest
 from transformerlm.tokenizer import compiled
 from transformerlm.tokenizer.compiled import CompiledCodec
 from transformerlm.tokenizer.kernels import encoder
-from transformerlm.tokenizer.kernels.compiling import available
 from transformerlm.tokenizer.kernels.encoder import ENTRY_WORDS, LINE_WORDS, EncodeTables, Memory
+from transformerlm.tokenizer.kernels.jit import available
+from transformerlm.tokenizer.kernels.keys import piece_key
 from transformerlm.tokenizer.kernels.merger import SHORT, merge_tables, token_numbers
-from transformerlm.tokenizer.kernels.pieces import piece_key
+from transformerlm.tokenizer.kernels.pretokenize_regex import rules_of
 from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
-from transformerlm.tokenizer.kernels.walker import rules_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
 from transformerlm.tokenizer.merge import merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import GPT2, pretokenize

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transformerlm.tokenizer.kernels import machine
-from transformerlm.tokenizer.kernels.compiling import available, kernel
-from transformerlm.tokenizer.kernels.unicode_classes import LETTER, NUMBER, WHITE, class_table
+from transformerlm.tokenizer.kernels import intrinsics as machine
+from transformerlm.tokenizer.kernels.jit import available, kernel
+from transformerlm.tokenizer.unicode.classes import LETTER, NUMBER, WHITE, class_table
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformerlm.tokenizer import learn_merges
 from transformerlm.tokenizer.io import read_tokenizer_files
 from transformerlm.tokenizer.kernels import merger
-from transformerlm.tokenizer.kernels.compiling import available
+from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.tokenizer.kernels.merger import MergeTables, merge_tables, token_numbers
 from transformerlm.tokenizer.merge import MergeTable, merge_ids, merge_table
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.kernels.compiling import available
+from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.tokenizer.kernels.pair_queue import (
     NO_PAIR,
     NUM_DRAWERS,

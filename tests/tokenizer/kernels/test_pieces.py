@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.kernels.compiling import available
-from transformerlm.tokenizer.kernels.pieces import LONG, MAX_EXACT, hash_key, piece_key
+from transformerlm.tokenizer.kernels.jit import available
+from transformerlm.tokenizer.kernels.keys import LONG, MAX_EXACT, hash_key, piece_key
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 

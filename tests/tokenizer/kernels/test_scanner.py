@@ -14,10 +14,10 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.kernels.compiling import available
-from transformerlm.tokenizer.kernels.machine import BLOCK
-from transformerlm.tokenizer.kernels.scanner import LOOKAHEAD, PADDING, scan
-from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.kernels.intrinsics import BLOCK
+from transformerlm.tokenizer.kernels.jit import available
+from transformerlm.tokenizer.kernels.pretokenize_gpt2 import LOOKAHEAD, PADDING, scan
+from transformerlm.tokenizer.unicode.classes import class_table
 
 GPT2_PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -142,8 +142,8 @@ def test_an_empty_text_has_no_starts() -> None:
 FENCED = r"""
 import ctypes, mmap, random
 import numpy as np
-from transformerlm.tokenizer.kernels.scanner import PADDING, scan
-from transformerlm.tokenizer.kernels.unicode_classes import class_table
+from transformerlm.tokenizer.kernels.pretokenize_gpt2 import PADDING, scan
+from transformerlm.tokenizer.unicode.classes import class_table
 
 PROT_NONE = 0
 memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)

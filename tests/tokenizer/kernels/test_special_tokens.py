@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.kernels.compiling import available
+from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token, special_tokens_of
 from transformerlm.tokenizer.pretokenize import special_pattern
 

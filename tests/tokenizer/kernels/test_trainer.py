@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.bpe_reference import learn_merges
+from transformerlm.tokenizer.bpe import learn_merges
 from transformerlm.tokenizer.kernels import trainer
-from transformerlm.tokenizer.kernels.compiling import available
+from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.tokenizer.kernels.trainer import learn_merges_compiled
 from transformerlm.tokenizer.pretokenize import pretokenize
 from transformerlm.utils.errors import TokenizerError

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from transformerlm.tokenizer.kernels import generate_unicode_ranges
-from transformerlm.tokenizer.kernels.generate_unicode_ranges import module_text, unicode_version
-from transformerlm.tokenizer.kernels.unicode_classes import (
+from transformerlm.tokenizer.unicode import generate_ranges as generate_unicode_ranges
+from transformerlm.tokenizer.unicode.classes import (
     CAPITAL,
     LETTER,
     MARK,
@@ -18,7 +17,8 @@ from transformerlm.tokenizer.kernels.unicode_classes import (
     class_table,
     fine_class_table,
 )
-from transformerlm.tokenizer.kernels.unicode_ranges import UNICODE_VERSION
+from transformerlm.tokenizer.unicode.generate_ranges import module_text, unicode_version
+from transformerlm.tokenizer.unicode.ranges import UNICODE_VERSION
 
 EVERY_CHARACTER = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 CLASSES = {r"\p{L}": LETTER, r"\p{N}": NUMBER, r"\s": WHITE}

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer.kernels.chunks import CHUNK, next_pieces
-from transformerlm.tokenizer.kernels.compiling import available
-from transformerlm.tokenizer.kernels.scanner import PADDING
-from transformerlm.tokenizer.kernels.walker import BEYOND, rules_of, walk
+from transformerlm.tokenizer.kernels.jit import available
+from transformerlm.tokenizer.kernels.pretokenize_gpt2 import PADDING
+from transformerlm.tokenizer.kernels.pretokenize_regex import BEYOND, rules_of, walk
 from transformerlm.tokenizer.pretokenize import PATTERNS, pretokenize
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")

@@ -17,10 +17,10 @@ tried again with twice the length, which keeps the work linear.
 
 import numpy as np
 
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import read_word, write_word
-from transformerlm.tokenizer.kernels.scanner import LOOKAHEAD, PADDING, scan
-from transformerlm.tokenizer.kernels.walker import BEYOND, walk
+from transformerlm.tokenizer.kernels.intrinsics import read_word, write_word
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel, kernel
+from transformerlm.tokenizer.kernels.pretokenize_gpt2 import LOOKAHEAD, PADDING, scan
+from transformerlm.tokenizer.kernels.pretokenize_regex import BEYOND, walk
 
 CHUNK = 1 << 12
 """Bytes of a chunk: text, starts and keys of it stay in the processor's nearest cache (32 KB or more)."""

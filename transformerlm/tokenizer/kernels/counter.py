@@ -34,15 +34,15 @@ from typing import NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.checks import check_ends
 from transformerlm.tokenizer.kernels.chunks import CHUNK, next_pieces
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import prefetch, read_word, write_word
-from transformerlm.tokenizer.kernels.pieces import LONG, MAX_EXACT, hash_key, piece_key
-from transformerlm.tokenizer.kernels.scanner import PADDING
+from transformerlm.tokenizer.kernels.intrinsics import prefetch, read_word, write_word
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel, kernel
+from transformerlm.tokenizer.kernels.keys import LONG, MAX_EXACT, hash_key, piece_key
+from transformerlm.tokenizer.kernels.pretokenize_gpt2 import PADDING
+from transformerlm.tokenizer.kernels.pretokenize_regex import rules_of
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token, special_tokens_of
-from transformerlm.tokenizer.kernels.walker import rules_of
 from transformerlm.tokenizer.pretokenize import GPT2
+from transformerlm.tokenizer.validation import check_ends
 
 FIRST_ROWS = 1 << 12  # 128 KB, which a small text does not outgrow
 LENGTH_BYTES = 8  # of the number that stands before a pre-token in the arena

@@ -1,4 +1,4 @@
-r"""The cutter: a text → its documents, packed; `databuilder.documents` says what a document is.
+r"""The cutter: a text → its documents, packed; `databuilder.readers.text` says what a document is.
 
     data      \nOne.\n<|endoftext|>\nTwo.\n<|endoftext|>\n<|endoftext|>Thr
     packed    One.Two.                         without separators, line breaks at both ends, empty documents
@@ -10,8 +10,8 @@ for, UTF-8 is checked, the text is copied.
 
 import numpy as np
 
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import BLOCK, equal_bytes, lowest_bit, read_word
+from transformerlm.tokenizer.kernels.intrinsics import BLOCK, equal_bytes, lowest_bit, read_word
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel, kernel
 
 WORD = 8
 NONE, ONE = np.uint64(0), np.uint64(1)

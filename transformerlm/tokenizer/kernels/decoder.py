@@ -26,9 +26,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.checks import check_id_array, unknown_id
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
-from transformerlm.tokenizer.kernels.machine import read_word, write_word
+from transformerlm.tokenizer.kernels.intrinsics import read_word, write_word
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel
+from transformerlm.tokenizer.validation import check_id_array, unknown_id
 
 WORD = 8
 NO_TOKEN = -1

@@ -37,13 +37,13 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.tokenizer.kernels.chunks import CHUNK, next_pieces
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
-from transformerlm.tokenizer.kernels.machine import prefetch, read_word, write_word
+from transformerlm.tokenizer.kernels.intrinsics import prefetch, read_word, write_word
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel, kernel
+from transformerlm.tokenizer.kernels.keys import MAX_EXACT, hash_key, piece_key
 from transformerlm.tokenizer.kernels.merger import SHORT, MergeTables, merge_long, merge_short
-from transformerlm.tokenizer.kernels.pieces import MAX_EXACT, hash_key, piece_key
-from transformerlm.tokenizer.kernels.scanner import PADDING
+from transformerlm.tokenizer.kernels.pretokenize_gpt2 import PADDING
+from transformerlm.tokenizer.kernels.pretokenize_regex import Rules
 from transformerlm.tokenizer.kernels.special_tokens import find_special_token
-from transformerlm.tokenizer.kernels.walker import Rules
 from transformerlm.tokenizer.kernels.whole_words import NO_WORD, WholeWords, find_word
 
 LINE_BITS = 19

@@ -40,8 +40,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.checks import SINGLE_BYTES
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel, kernel
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel, kernel
+from transformerlm.tokenizer.validation import SINGLE_BYTES
 from transformerlm.utils.errors import TokenizerError
 
 SHORT = 80

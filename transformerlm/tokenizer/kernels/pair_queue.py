@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel
 
 NO_PAIR = -1
 

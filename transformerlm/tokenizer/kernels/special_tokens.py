@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
-from transformerlm.tokenizer.kernels.machine import BLOCK, equal_bytes, lowest_bit
+from transformerlm.tokenizer.kernels.intrinsics import BLOCK, equal_bytes, lowest_bit
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel
 
 NO_ID = np.int64(-1)
 NONE, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)

@@ -7,8 +7,8 @@ several are on their way at once.
 
 import numpy as np
 
-from transformerlm.tokenizer.kernels.compiling import kernel
-from transformerlm.tokenizer.kernels.machine import read_word
+from transformerlm.tokenizer.kernels.intrinsics import read_word
+from transformerlm.tokenizer.kernels.jit import kernel
 
 WORD = 8
 

@@ -34,7 +34,7 @@ A merge takes the best pair from the queue (`pair_queue`) and then goes through 
     renew    for each such neighbour: less of its pair with the old token, and a new pair with the new token
     list     write the new pairs' places into their slices
 
-The reference, which does the same with lists and dicts, is `transformerlm.tokenizer.bpe_reference.learn_merges`.
+The reference, which does the same with lists and dicts, is `transformerlm.tokenizer.bpe.learn_merges`.
 
 Source: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (2016), section 3.2.
 """
@@ -44,8 +44,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
-from transformerlm.tokenizer.kernels.machine import prefetch
+from transformerlm.tokenizer.kernels.intrinsics import prefetch
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel
 from transformerlm.tokenizer.kernels.pair_queue import (
     BITS_PER_BYTE,
     HEAD_BYTES,

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.tokenizer.kernels.compiling import borrowing_kernel
-from transformerlm.tokenizer.kernels.pieces import MAX_EXACT, hash_key, piece_key
+from transformerlm.tokenizer.kernels.jit import borrowing_kernel
+from transformerlm.tokenizer.kernels.keys import MAX_EXACT, hash_key, piece_key
 
 LOW, HIGH, NUMBER = range(3)
 EMPTY, ONE = np.uint64(0), np.uint64(1)

@@ -1,0 +1,73 @@
+"""A corpus that is a single document: what to do for validation, since no other document can go there.
+
+Its end does. It is cut where a line ends, between two ids, so that both sides together are the ids of the whole.
+"""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from databuilder.job import Job
+from databuilder.merge_shards import Document
+from databuilder.sorted_runs import Summary, read_index, read_vectors
+from transformerlm.token_files.index import little_endian
+
+_IDS_AT_A_TIME = 1 << 20
+
+
+class CutDocument(NamedTuple):
+    """The two ends of a document, and bytes of text of either."""
+
+    train: Document
+    valid: Document
+    num_text_bytes: tuple[int, int]
+
+
+def cut_only_document(job: Job) -> CutDocument:
+    """Cut the only document of all spools behind the first line that ends in the last `valid_fraction` of it.
+
+    Without one it is cut between any two ids. One side is empty if there are too few.
+    """
+    document, text_bytes = _only_document(job)
+    tokenizer = job.tokenizer.tokenizer
+    vocab = [tokenizer.vocab.get(token_id, b"") for token_id in range(tokenizer.vocab_size)]
+    ends_line = np.array([token.endswith(b"\n") for token in vocab])
+    sizes = np.array([len(token) for token in vocab])
+    wanted = cut = round(document.num_ids * (1 - job.valid_fraction))
+    for first in range(wanted, document.num_ids, _IDS_AT_A_TIME):
+        found = np.flatnonzero(ends_line[_read(job, document, first)])
+        if len(found):
+            line_end = first + int(found[0]) + 1
+            cut = line_end if line_end < document.num_ids else wanted
+            break
+    starts = range(cut, document.num_ids, _IDS_AT_A_TIME)
+    valid_bytes = sum(int(sizes[_read(job, document, first)].sum()) for first in starts)
+    part, byte, num_ids = document
+    return CutDocument(
+        Document(part, byte, cut),
+        Document(part, byte + cut * job.width, num_ids - cut),
+        (text_bytes - valid_bytes, valid_bytes),
+    )
+
+
+def _only_document(job: Job) -> tuple[Document, int]:
+    """Return the document, and its bytes of text."""
+    for part in range(job.order.num_parts):
+        summary = Summary.read(job.spool(part))
+        for rows in read_index(job.spool(part), summary.segments, job.width):
+            document = Document(part, int(rows.begins[0]), int(rows.lengths[0]))
+            return document, sum(summary.num_text_bytes)
+    raise AssertionError("there is no document")
+
+
+def _read(job: Job, document: Document, first: int) -> npt.NDArray[np.integer]:
+    ids = np.empty(min(_IDS_AT_A_TIME, document.num_ids - first), little_endian(job.dtype))
+    path = job.spool(document.part)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        read_vectors(file, [ids.data.cast("B")], document.byte + first * job.width, path)
+    finally:
+        os.close(file)
+    return ids

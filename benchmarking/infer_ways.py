@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from transformerlm.hparams import ModelHparams
     from transformerlm.inference import Engine
-    from transformerlm.models import RotaryPositionalEmbedding, TransformerLM
+    from transformerlm.models import TransformerLM
 
 Decode = Callable[["Tensor"], list[float]]
 """Continues prompts (B, T); returns the clock."""
@@ -142,7 +143,7 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
         num_attention_heads=attention.num_heads, num_key_value_heads=attention.num_kv_heads,
         max_position_embeddings=model.context_length, rms_norm_eps=first.ln1.eps, tie_word_embeddings=tied,
         head_dim=attention.d_head, attention_bias=attention.q_proj.bias is not None,
-        rope_parameters=_rope_parameters(attention.rope), bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        rope_parameters=_rope_parameters(model.settings), bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     peer = LlamaForCausalLM(config).eval()
     state = dict(to_huggingface(name, value, attention.d_head) for name, value in model.state_dict().items())
@@ -154,13 +155,14 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
     return peer
 
 
-def _rope_parameters(rope: "RotaryPositionalEmbedding") -> dict[str, object]:
+def _rope_parameters(settings: "ModelHparams") -> dict[str, object]:
     numbers = {
-        "factor": rope.factor, "low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor,
-        "original_max_position_embeddings": rope.original_context,
+        "factor": settings.rope_factor, "low_freq_factor": settings.rope_low_freq_factor,
+        "high_freq_factor": settings.rope_high_freq_factor,
+        "original_max_position_embeddings": settings.rope_original_context,
     }  # fmt: skip
     given = {name: value for name, value in numbers.items() if value is not None}
-    return {"rope_type": rope.scaling or "default", "rope_theta": rope.theta, **given}
+    return {"rope_type": settings.rope_scaling or "default", "rope_theta": settings.rope_theta, **given}
 
 
 def synchronize(device: "torch.device") -> None:

@@ -7,7 +7,7 @@ table, then what is impossible within a table, then, if the tables stand, what i
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -15,7 +15,8 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from config.schemas import Config
-from transformerlm.hparams import Problem, Section
+from transformerlm.hparams import Section
+from transformerlm.hparams.section import describe_errors, describe_problem
 from transformerlm.utils.errors import ConfigError
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -75,7 +76,7 @@ def load_config(
         for problem in config.problems():
             table, key = problem.key.split(".", 1)
             is_given = key in tables.get(table, {})
-            problems.append((table, key, _describe_problem(problem, is_given=is_given)))
+            problems.append((table, key, describe_problem(problem, is_given=is_given)))
         if not problems:
             return config
     raise ConfigError(
@@ -149,14 +150,20 @@ def _check_tables(
         try:
             section = section_type.model_validate(values)
         except ValidationError as error:
-            found = [(name, *found) for found in _describe(error, schema, name, allow_missing=incomplete)]
-            problems.extend(found)
-            if not found:
+            found = describe_errors(
+                error,
+                section_type,
+                suggest=lambda key, known=section_type.model_fields: _suggestion(schema, key, known),
+                allow_missing=incomplete,
+            )
+            described = [(name, *pair) for pair in found]
+            problems.extend(described)
+            if not described:
                 sections[name] = section_type.model_construct(**values)
             continue
         sections[name] = section
         if name not in completed_later:
-            problems.extend((name, p.key, _describe_problem(p, is_given=p.key in values)) for p in section.problems())
+            problems.extend((name, p.key, describe_problem(p, is_given=p.key in values)) for p in section.problems())
     return sections, problems
 
 
@@ -166,42 +173,6 @@ def _with_table_defaults(field: Any, values: dict[str, Any]) -> dict[str, Any]:
         return values
     default = field.get_default(call_default_factory=True)
     return {**default.model_dump(exclude_unset=True), **values}
-
-
-def _describe(
-    error: ValidationError, schema: type[Config], table: str, *, allow_missing: bool
-) -> Iterator[tuple[str, str]]:
-    section = section_of(schema, table)
-    items = error.errors(include_url=False)
-    parents = {item["loc"][:-1] for item in items}
-    for item in items:
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "default_factory_not_called":  # follows from another key's error
-            continue
-        if item["type"] == "too_short" and item["loc"] in parents:  # a wrong item of a list is not counted
-            continue
-        if item["type"] == "extra_forbidden":
-            yield key, f"unknown key (got {item['input']!r}){_suggestion(schema, key, section.model_fields)}"
-        elif item["type"] == "missing":
-            if allow_missing:
-                continue
-            description = section.model_fields[key].description
-            yield key, f"is missing: {description}"
-        else:
-            message = (
-                item["msg"]
-                .removeprefix("Input ")
-                .removeprefix("Value error, ")
-                .replace("tuple", "list")
-                .replace("Tuple", "list")
-            )
-            yield key, _with_value(message, item["input"])
-
-
-def _describe_problem(problem: Problem, *, is_given: bool) -> str:
-    if is_given or problem.got is None:
-        return _with_value(problem.message, problem.got)
-    return f"{problem.message} (it is {problem.got!r} unless it is set)"
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
@@ -214,10 +185,6 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
 def _suggestion(schema: type[Config], name: str, known: Mapping[str, Any]) -> str:
     likely = settings_named(schema, name) or difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {' or '.join(likely)}?" if likely else f"; known are {', '.join(known)}"
-
-
-def _with_value(message: str, got: object) -> str:
-    return f"{message} (got {'nothing' if got is None else repr(got)})"
 
 
 def _dotted(table: str, key: str) -> str:

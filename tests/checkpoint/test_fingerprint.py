@@ -35,10 +35,6 @@ class GELUMLP(nn.Module):
         self.w1 = Linear(d_model, d_ff, device=device, dtype=dtype)
         self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
 
-    def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
-        self.w1.reset_parameters(generator)
-        self.w2.reset_parameters(generator, residual_scale)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.w2(nn.functional.gelu(self.w1(x)))
 

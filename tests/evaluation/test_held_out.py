@@ -13,10 +13,10 @@ import torch
 
 from databuilder import build_dataset
 from transformerlm.evaluation import Evaluator, HeldOut
-from transformerlm.fast.flex_attention import document_mask
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models import TransformerLM
+from transformerlm.models.attention import document_mask
 from transformerlm.token_files.index import documents_path, read_info, sidecar_path
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.utils.errors import ConfigError, DataError

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformerlm.evaluation import scorer as scorer_module
 from transformerlm.evaluation.held_out import rows_of
 from transformerlm.evaluation.scorer import Pack, Row, Scored, Scorer, share_beginnings
-from transformerlm.fast.flex_attention import document_mask
 from transformerlm.models import TransformerLM
+from transformerlm.models.attention import document_mask
 from transformerlm.training.data import validation_windows
 from transformerlm.training.loss import NextTokenLoss
 from transformerlm.utils.errors import ConfigError, DataError

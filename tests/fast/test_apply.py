@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from transformerlm.fast.apply import blocks_of, choose_attention, prepare_blocks
+from transformerlm.fast.attention import fused_attention
 from transformerlm.models import TransformerLM
-from transformerlm.models.attention import fused_attention, written_out_attention
+from transformerlm.models.attention import grouped_attention
 from transformerlm.training.loss import NextTokenLoss
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def test_checkpointing_gives_the_same_bits_and_keeps_the_inputs_of_blocks_only(d
 
 def test_the_attention_function_is_chosen_by_device_type_and_compiler() -> None:
     cuda = torch.device("cuda")
-    assert choose_attention(CPU, torch.bfloat16, compiled=True) is written_out_attention
+    assert choose_attention(CPU, torch.bfloat16, compiled=True) is grouped_attention
     assert choose_attention(CPU, torch.bfloat16, compiled=False) is fused_attention
     assert choose_attention(CPU, torch.float32, compiled=True) is fused_attention
     assert choose_attention(cuda, torch.bfloat16, compiled=True) is fused_attention

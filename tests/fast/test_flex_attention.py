@@ -16,15 +16,14 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.checkpoint import checkpoint
 
 from transformerlm.fast.apply import blocks_of, prepare_blocks
+from transformerlm.fast.attention import fused_attention
 from transformerlm.fast.flex_attention import (
     attend_in_blocks,
     block_mask,
-    document_mask,
-    document_numbers,
 )
 from transformerlm.hparams import ModelHparams
 from transformerlm.models import TransformerLM
-from transformerlm.models.attention import fused_attention, written_out_attention
+from transformerlm.models.attention import document_mask, document_numbers, grouped_attention
 from transformerlm.models.build import build_model
 from transformerlm.training.loss import NextTokenLoss
 
@@ -100,7 +99,7 @@ def test_flex_attention_equals_the_plain_ones(
     qkv = [torch.randn(2, count, num_tokens, 16, dtype=dtype, generator=generator) for count in heads]
     ids = long_rows(num_tokens, [[3, 50, 140], []])
     found = attend_in_blocks(*qkv, block_mask(ids, END))
-    for plain in (fused_attention, written_out_attention):
+    for plain in (fused_attention, grouped_attention):
         torch.testing.assert_close(found, plain(*qkv, document_mask(ids, END)), rtol=0, atol=tolerance)
     assert torch.equal(attend_in_blocks(*qkv, None, True), fused_attention(*qkv, None, True))
 
@@ -201,7 +200,7 @@ def apart(model: TransformerLM, inputs: Tensor, targets: Tensor) -> Tensor:
     [(torch.float64, 1e-6, 1e-6), (torch.float32, 1e-4, 1e-5)],
     ids=["float64", "float32"],
 )
-@pytest.mark.parametrize("attend", [fused_attention, written_out_attention])
+@pytest.mark.parametrize("attend", [fused_attention, grouped_attention])
 @pytest.mark.parametrize("of", [{}, {"num_kv_heads": 1, "qk_norm": True, "tie_embeddings": True}], ids=["", "options"])
 def test_a_masked_window_has_the_loss_and_gradients_of_its_documents_apart(
     of: dict[str, Any], attend: Callable[..., Tensor], dtype: torch.dtype, rtol: float, atol: float

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from transformerlm.fast.apply import use_fused_kernels
 from transformerlm.hparams import ModelHparams, SamplingHparams
 from transformerlm.inference import Engine, generate
 from transformerlm.inference.predictor import Completion, Predictor
@@ -65,6 +66,7 @@ def test_weights_and_tables_are_those_of_the_checkpoint(trained: Predictor, run_
     model = build_model(checkpoint.model_hparams(), seed=1)
     model.load_state_dict(checkpoint.model_state())
     ids = torch.arange(20).unsqueeze(0)
+    use_fused_kernels(model)
     assert torch.equal(trained.model(ids), model(ids))
     assert not trained.model.training
 

@@ -307,9 +307,6 @@ def test_a_layer_that_the_family_has_not_is_not_exported(
             self.w1 = Linear(d_model, d_ff, device=device, dtype=dtype)
             self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)
 
-        def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
-            pass
-
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.w2(torch.nn.functional.gelu(self.w1(x)))
 

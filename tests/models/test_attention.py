@@ -1,17 +1,20 @@
 """Attention: the written-out formula, PyTorch's fused one, and the module around it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as functional
 
+from transformerlm.fast.attention import fused_attention
+from transformerlm.hparams import ModelHparams
+from transformerlm.models import TransformerLM
 from transformerlm.models.attention import (
     MultiheadSelfAttentionRoPE,
-    checked_head_size,
-    fused_attention,
+    Rotation,
+    grouped_attention,
     scaled_dot_product_attention,
-    written_out_attention,
 )
 from transformerlm.models.layers import RotaryPositionalEmbedding
 from transformerlm.utils.errors import ConfigError
@@ -65,10 +68,23 @@ def test_softmax_is_computed_in_float32() -> None:
     assert torch.equal(output, torch.softmax(scores, -1).bfloat16() @ v)
 
 
+def attention(d_model: int, num_heads: int, **settings: Any) -> MultiheadSelfAttentionRoPE:
+    return MultiheadSelfAttentionRoPE(ModelHparams.checked(d_model=d_model, num_heads=num_heads, **settings))
+
+
+def rope_of(layer: MultiheadSelfAttentionRoPE) -> RotaryPositionalEmbedding:
+    return RotaryPositionalEmbedding(10000.0, layer.d_head, 64)
+
+
+def rotation(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor, positions: torch.Tensor | None = None) -> Rotation:
+    return rope_of(layer).rows(x.shape[-2], positions)
+
+
 def written_out(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor) -> torch.Tensor:
     """The module's output, head by head, from its weights and the written-out formula."""
     seq, size, per_group = x.shape[-2], layer.d_head, layer.num_heads // layer.num_kv_heads
     mask = torch.ones(seq, seq, dtype=torch.bool).tril()
+    rope = rope_of(layer)
     heads = []
     for head in range(layer.num_heads):
         own = slice(head * size, (head + 1) * size)
@@ -78,68 +94,67 @@ def written_out(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor) -> torch.Ten
             q, k, v = q + layer.q_proj.bias[own], k + layer.k_proj.bias[group], v + layer.v_proj.bias[group]
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = layer.q_norm(q), layer.k_norm(k)
-        heads.append(scaled_dot_product_attention(layer.rope(q), layer.rope(k), v, mask))
+        heads.append(scaled_dot_product_attention(rope(q), rope(k), v, mask))
     return torch.cat(heads, dim=-1) @ layer.output_proj.weight.T
 
 
 @pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
 @pytest.mark.parametrize(("qk_norm", "options"), [(False, {}), (True, {}), (True, {"head_size": 10, "qkv_bias": True})])
 def test_module_equals_the_written_out_version(num_kv_heads: int | None, qk_norm: bool, options: dict) -> None:
-    layer = MultiheadSelfAttentionRoPE(24, 4, 16, 10000.0, num_kv_heads=num_kv_heads, qk_norm=qk_norm, **options)
+    layer = attention(24, 4, num_kv_heads=num_kv_heads, qk_norm=qk_norm, **options)
     for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
         if projection.bias is not None:
             torch.nn.init.normal_(projection.bias, generator=generator(1))
     x = torch.randn(2, 9, 24, generator=generator())
-    torch.testing.assert_close(layer(x), written_out(layer, x))
-
-
-def test_a_head_size_of_its_own_need_not_divide_the_width() -> None:
-    assert checked_head_size(9, 3, 3, 8) == 8
-    with pytest.raises(ConfigError, match=r"must be even for rotary positions \(got head_size = 7"):
-        checked_head_size(16, 2, None, 7)
-    with pytest.raises(ConfigError, match="head_size must be at least 1"):
-        checked_head_size(16, 2, None, 0)
+    torch.testing.assert_close(layer(x, rotation(layer, x)), written_out(layer, x))
 
 
 def test_positions_are_relative() -> None:
-    layer = MultiheadSelfAttentionRoPE(16, 2, 64, 10000.0)
+    layer = attention(16, 2)
     x = torch.randn(2, 6, 16, generator=generator())
-    shifted = layer(x, torch.arange(6) + 50)
-    torch.testing.assert_close(shifted, layer(x), atol=1e-5, rtol=1e-4)
-    rows = torch.stack((torch.arange(6), torch.arange(6) * 2))
-    torch.testing.assert_close(layer(x, rows)[1], layer(x[1:], rows[1])[0])
-    assert not torch.allclose(layer(x, rows)[1], layer(x)[1], atol=1e-4)
+    plain = layer(x, rotation(layer, x))
+    shifted = layer(x, rotation(layer, x, torch.arange(6) + 50))
+    torch.testing.assert_close(shifted, plain, atol=1e-5, rtol=1e-4)
+    positions = torch.stack((torch.arange(6), torch.arange(6) * 2))
+    both = layer(x, rotation(layer, x, positions))
+    torch.testing.assert_close(both[1], layer(x[1:], rotation(layer, x, positions[1]))[0])
+    assert not torch.allclose(both[1], plain[1], atol=1e-4)
 
 
 def test_leading_dimensions_are_free() -> None:
-    layer = MultiheadSelfAttentionRoPE(16, 2, 64, 10000.0)
+    layer = attention(16, 2)
     x = torch.randn(2, 3, 6, 16, generator=generator())
-    torch.testing.assert_close(layer(x)[1, 2], layer(x[1, 2]))
+    torch.testing.assert_close(layer(x, rotation(layer, x))[1, 2], layer(x[1, 2], rotation(layer, x)))
 
 
-def test_rope_can_be_shared_and_is_not_in_the_state() -> None:
-    rope = RotaryPositionalEmbedding(10000.0, 8, 16)
-    layer = MultiheadSelfAttentionRoPE(16, 2, 16, 10000.0, rope=rope, qk_norm=True)
-    assert layer.rope is rope
+def test_the_state_holds_the_weights_alone() -> None:
     names = {"q_proj", "k_proj", "v_proj", "output_proj", "q_norm", "k_norm"}
-    assert set(layer.state_dict()) == {f"{name}.weight" for name in names}
+    assert set(attention(16, 2, qk_norm=True).state_dict()) == {f"{name}.weight" for name in names}
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((10, 3, None), "multiple of num_heads .got 10 and 3.; try d_model = 12"),
-        ((9, 3, None), "must be even .* try d_model = 12"),
-        ((16, 4, 3), r"multiple of num_kv_heads .got 4 and 3.; num_kv_heads may be one of \[1, 2, 4\]"),
-        ((16, 4, 0), "num_kv_heads must be at least 1"),
-        ((16, 0, None), "num_heads must be at least 1"),
+        ({"d_model": 10, "num_heads": 3}, "d_model must be divisible by num_heads = 3 .got 10.; try 12"),
+        ({"d_model": 9, "num_heads": 3}, "d_model .* must be even .*; try 12"),
+        (
+            {"num_heads": 4, "num_kv_heads": 3},
+            r"num_kv_heads must divide num_heads = 4 .*; use one of \[1, 2, 4\]",
+        ),
+        ({"num_heads": 4, "num_kv_heads": 0}, "num_kv_heads should be greater than 0"),
+        ({"num_heads": 0}, "num_heads should be greater than 0"),
+        ({"head_size": 7}, "head_size should be a multiple of 2 .got 7"),
+        ({"head_size": 0}, "head_size should be greater than 0"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_a_fix(sizes: tuple[int, int, int | None], message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused_with_a_fix(sizes: dict[str, int], message: str) -> None:
+    values = {"vocab_size": 50, "context_length": 16, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32}
     with pytest.raises(ConfigError, match=message):
-        checked_head_size(*sizes)
-    with pytest.raises(ConfigError, match=message):
-        MultiheadSelfAttentionRoPE(sizes[0], sizes[1], 16, 10000.0, num_kv_heads=sizes[2])
+        TransformerLM(**{**values, **sizes})
+
+
+def test_a_head_size_of_its_own_need_not_divide_the_width() -> None:
+    assert attention(9, 3, head_size=8).q_proj.weight.shape == (24, 9)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -152,9 +167,9 @@ def test_both_attention_functions_give_the_same_output_and_gradients(kv_heads: i
     shapes = [(2, 4, 6, 8), (2, kv_heads, 6, 8), (2, kv_heads, 6, 8)]
     tensors = [torch.randn(shape, generator=draw) for shape in shapes]
     results = []
-    for attention in (written_out_attention, fused_attention):
+    for attend in (grouped_attention, fused_attention):
         leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-        output = attention(*leaves, mask, not masked)
+        output = attend(*leaves, mask, not masked)
         output.square().sum().backward()
         results.append([output, *(leaf.grad for leaf in leaves)])
     for written_out, fused in zip(*results, strict=True):

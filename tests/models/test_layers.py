@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from transformerlm.fast.attention import rotate_as_complex
 from transformerlm.hparams import ModelHparams
 from transformerlm.models.build import build_model
 from transformerlm.models.layers import (
@@ -14,6 +15,7 @@ from transformerlm.models.layers import (
     RMSNorm,
     RotaryPositionalEmbedding,
     SwiGLU,
+    init_weights,
     rotate_pairs,
     truncated_normal_,
 )
@@ -118,12 +120,12 @@ def test_rope_products_depend_on_the_distance_only() -> None:
     torch.testing.assert_close(product(3, 1), product(43, 41))
 
 
-def test_rope_form_for_the_compiler_equals_the_complex_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_complex_rotation_equals_the_real_one() -> None:
     rope = RotaryPositionalEmbedding(10000.0, 8, 16)
     x = torch.randn(2, 16, 8, generator=generator())
-    eager = rope(x)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(rope(x), eager)
+    torch.testing.assert_close(rotate_as_complex(x, *rope.rows(16)), rope(x))
+    strided = torch.randn(8, 16, generator=generator()).T
+    torch.testing.assert_close(rotate_as_complex(strided, *rope.rows(16)), rope(strided))
 
 
 def test_rotation_takes_any_layout() -> None:
@@ -210,12 +212,25 @@ def test_truncated_normal_has_the_asked_standard_deviation_and_cut() -> None:
 
 def test_linear_variance_is_glorots() -> None:
     layer = Linear(300, 700)
-    layer.reset_parameters(generator())
+    init_weights(layer, generator())
     assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / 1000), rel=1e-2)
 
 
 def test_lower_precision_rounds_the_same_draw() -> None:
     wide, narrow = Linear(8, 8), Linear(8, 8, dtype=torch.bfloat16)
-    wide.reset_parameters(generator(3))
-    narrow.reset_parameters(generator(3))
+    init_weights(wide, generator(3))
+    init_weights(narrow, generator(3))
     assert torch.equal(narrow.weight, wide.weight.bfloat16())
+
+
+def test_a_linear_map_rounds_its_weight_and_the_gradient_comes_back_in_float32() -> None:
+    linear = Linear(6, 5)
+    weight = linear.weight.detach().bfloat16().requires_grad_()
+    x = torch.randn(4, 6).bfloat16()
+    output, expected = linear(x), x @ weight.T
+    assert torch.equal(output, expected)
+    output.sum().backward()
+    expected.sum().backward()
+    assert linear.weight.grad is not None and weight.grad is not None
+    assert linear.weight.grad.dtype == torch.float32
+    assert torch.equal(linear.weight.grad, weight.grad.float())

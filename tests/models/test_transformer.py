@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from transformerlm.models import TransformerBlock, TransformerLM
+from transformerlm.hparams import ModelHparams
+from transformerlm.models import RotaryPositionalEmbedding, TransformerBlock, TransformerLM
 from transformerlm.utils.errors import ConfigError
 
 
@@ -75,17 +76,18 @@ def test_state_of_a_model_with_biases_and_a_head_size_of_its_own() -> None:
 def test_positional_arguments_are_the_contract() -> None:
     model = TransformerLM(50, 16, 24, 2, 4, 32, 500.0, "cpu", torch.float64)
     assert model.token_embeddings.weight.dtype == torch.float64
-    assert model.layers[0].attn.rope.theta == 500.0
+    assert model.rope.theta == 500.0
     assert model(random_ids(2, 5)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_causality_by_gradient(options: dict) -> None:
     """The output at t has gradients with respect to the inputs up to t, and exactly none after."""
-    block = small_model(**options).layers[0]
+    model = small_model(**options)
+    block, rotation = model.layers[0], model.rope.rows(8)
     x = torch.randn(1, 8, 24, generator=generator()).requires_grad_()
     for t in range(8):
-        (gradient,) = torch.autograd.grad(block(x)[0, t].square().sum(), x)
+        (gradient,) = torch.autograd.grad(block(x, rotation)[0, t].square().sum(), x)
         reach = gradient[0].abs().sum(dim=-1)
         assert (reach[: t + 1] > 0).all()
         assert (reach[t + 1 :] == 0).all()
@@ -129,9 +131,8 @@ def test_explicit_positions_equal_counting() -> None:
     torch.testing.assert_close(model(ids, torch.arange(6).expand(3, 6)), model(ids))
 
 
-def test_rotary_tables_are_shared_and_no_masks_are_stored() -> None:
+def test_there_is_one_pair_of_rotary_tables_and_no_masks_are_stored() -> None:
     model = small_model(num_layers=3)
-    assert len({id(layer.attn.rope) for layer in model.layers}) == 1
     assert sum(1 for _ in model.buffers()) == 2
     names = [name for name, _ in model.named_parameters()]
     assert set(model.state_dict()) == set(names)
@@ -209,10 +210,11 @@ def test_too_many_tokens_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff"])
 def test_sizes_must_be_positive(name: str) -> None:
-    with pytest.raises(ConfigError, match="must be at least 1"):
+    with pytest.raises(ConfigError, match=f"{name} should be greater than 0"):
         small_model(**{name: 0})
 
 
 def test_a_block_stands_alone() -> None:
-    block = TransformerBlock(16, 2, 32, 8, 10000.0)
-    assert block(torch.randn(2, 8, 16)).shape == (2, 8, 16)
+    block = TransformerBlock(ModelHparams(d_model=16, num_heads=2, d_ff=32))
+    rotation = RotaryPositionalEmbedding(10000.0, 8, 8).rows(8)
+    assert block(torch.randn(2, 8, 16), rotation).shape == (2, 8, 16)

@@ -24,7 +24,6 @@ from torch import Tensor
 from transformerlm.checkpoint.integrity import to_json
 from transformerlm.checkpoint.shapes import model_without_memory
 from transformerlm.hparams import ModelHparams
-from transformerlm.models.build import with_memory
 from transformerlm.utils.errors import CheckpointError, TransformerLMWarning
 from transformerlm.utils.json_file import read_json_object
 
@@ -75,7 +74,8 @@ def probe_logits(hparams: ModelHparams, state: Mapping[str, Tensor]) -> Tensor:
 
     Weights that are float32 and on the CPU are not copied. Raises `CheckpointError` if they do not fit the model.
     """
-    model = with_memory(model_without_memory(hparams, state))  # memory that is not written to takes none
+    model = model_without_memory(hparams, state)
+    model.materialise("cpu")  # memory that is not written to takes none
     model.load_state_dict({name: weight.to("cpu", torch.float32) for name, weight in state.items()}, assign=True)
     return model.eval()(probe_ids(hparams).unsqueeze(0))[0]
 

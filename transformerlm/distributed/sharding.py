@@ -102,9 +102,9 @@ def _shard(loss: nn.Module, dtype: torch.dtype, world: World) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    policy = MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if dtype != torch.float32:  # weights are rounded before they are sent, gradients widened before they are averaged
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in loss.modules():
         if isinstance(module, TransformerBlock):
             fully_shard(module, mesh=mesh, mp_policy=policy)

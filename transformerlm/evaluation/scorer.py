@@ -26,8 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transformerlm.fast.flex_attention import document_mask
 from transformerlm.models import TransformerLM
+from transformerlm.models.attention import document_mask
 from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, cross_entropy
 from transformerlm.utils.errors import DataError
 

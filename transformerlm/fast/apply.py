@@ -1,8 +1,6 @@
-"""What is done to a model's blocks for a device, in place and in this order: attention, precision, compile, checkpoint.
+"""Switches on the faster versions of the core: every replacement is made in `make_fast`, in the order that matters.
 
-    block.forward ──▶ compiled forward ──▶ checkpointed forward       what wraps it wraps the compiled one
-
-Only `forward` of the instance is replaced. Names, hooks and parameters stay; what shards the model comes after.
+Names, hooks and parameters of the model stay as they are; what shards the model comes after.
 """
 
 import functools
@@ -13,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from transformerlm.distributed.precision import compute_in
+from transformerlm.fast.attention import fused_attention, rotate_as_complex
 from transformerlm.fast.compile import compile_fixed_shapes
-from transformerlm.fast.flex_attention import SMALLEST_HEAD, attend_in_blocks, block_mask, document_mask
+from transformerlm.fast.flex_attention import SMALLEST_HEAD, attend_in_blocks, block_mask
 from transformerlm.models import TransformerBlock
-from transformerlm.models.attention import AttentionFunction, AttentionMask, fused_attention, written_out_attention
+from transformerlm.models.attention import AttentionFunction, AttentionMask, document_mask, grouped_attention
+from transformerlm.models.layers import rotate_pairs
 
 
 def prepare_blocks(
@@ -35,9 +34,9 @@ def prepare_blocks(
     mask of a batch of ids (B, T), in the form that the blocks then want.
     """
     in_blocks = mask_after is not None and _can_attend_in_blocks(model, device, compiled=compiled)
-    compute_in(model, dtype)
     for block in blocks_of(model):
         block.attn.attend = attend_in_blocks if in_blocks else choose_attention(device, dtype, compiled=compiled)
+        block.attn.rotate = rotate_pairs if compiled else rotate_as_complex
         if compiled:
             block.forward = compile_fixed_shapes(block.forward)
         if activation_checkpointing:
@@ -45,6 +44,13 @@ def prepare_blocks(
     if mask_after is None:
         return None
     return functools.partial(block_mask if in_blocks else document_mask, end_of_text_id=mask_after)
+
+
+def use_fused_kernels(model: nn.Module) -> None:
+    """Let `model` use PyTorch's attention kernel and the complex rotation: for eager mode."""
+    for block in blocks_of(model):
+        block.attn.attend = fused_attention
+        block.attn.rotate = rotate_as_complex
 
 
 def blocks_of(model: nn.Module) -> list[TransformerBlock]:
@@ -55,13 +61,12 @@ def blocks_of(model: nn.Module) -> list[TransformerBlock]:
 def choose_attention(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> AttentionFunction:
     """Return the faster attention function.
 
-    PyTorch's kernel, but for compiled bfloat16 on a CPU that multiplies it by matrix instructions: there the products
-    over whole matrices of scores, with loops made by the compiler around them, take three quarters of the time
-    (context of 256). In float32, without those instructions, they take longer than the kernel, which skips the half of
-    the scores that causality forbids.
+    That is PyTorch's kernel, except for compiled bfloat16 on a CPU with matrix instructions for it: there the
+    written-out form, fused by the compiler, takes 75 % of the kernel's time (context of 256). In float32, without those
+    instructions, it is slower than the kernel, which skips the half of the scores that causality forbids.
     """
     if compiled and device.type == "cpu" and dtype == torch.bfloat16:
-        return written_out_attention
+        return grouped_attention
     return fused_attention
 
 
@@ -71,7 +76,7 @@ def _can_attend_in_blocks(model: nn.Module, device: torch.device, *, compiled: b
 
 
 def _checkpointed(forward: Any) -> Any:
-    """Return a `forward` that keeps its inputs only, and computes the rest again in the backward pass.
+    """Return a `forward` that keeps only its inputs, and computes the rest again in the backward pass.
 
     "Training Deep Nets with Sublinear Memory Cost" (Chen et al. 2016): a third more arithmetic, and memory for the
     activations of one block instead of all.

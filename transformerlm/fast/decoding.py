@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from transformerlm.fast.apply import blocks_of
 from transformerlm.fast.compile import require_compiler
-from transformerlm.models import Linear, TransformerLM
+from transformerlm.models import Linear, MultiheadSelfAttentionRoPE, SwiGLU, TransformerLM
 from transformerlm.models.kv_cache import KVCache
+from transformerlm.models.layers import rotate_pairs
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -80,12 +81,12 @@ class CompiledStep:
 
 
 def _prepared(model: TransformerLM, *, int8: bool) -> TransformerLM:
-    """Return a copy to compile, which shares its weights but those that are rounded."""
-    if model.token_embeddings.weight.device.type != "cpu":
-        return with_int8_weights(model) if int8 else _sharing_copy(model)
-    copied = with_int8_weights(model) if int8 else for_few_rows(model)
+    """Return a copy to compile, which shares its weights except those that are rounded."""
+    on_cpu = model.token_embeddings.weight.device.type == "cpu"
+    copied = with_int8_weights(model) if int8 else for_few_rows(model) if on_cpu else _sharing_copy(model)
     for block in blocks_of(copied):
-        block.attn.attend = attend_from_one
+        block.attn.attend = attend_from_one if on_cpu else block.attn.attend
+        block.attn.rotate = rotate_pairs
     return copied
 
 
@@ -105,36 +106,36 @@ def attend_from_one(
 def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
     def step(ids_B: Tensor, positions_B: Tensor, slots_L: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         cache = KVCache.of(keys, values, length=slots_L.shape[0] - 1)
-        return model(ids_B.unsqueeze(1), positions_B.unsqueeze(1), cache)[:, -1]
+        ids_B1, positions_B1 = ids_B.unsqueeze(1), positions_B.unsqueeze(1)
+        rotation = model.rope.cos[positions_B1], model.rope.sin[positions_B1]
+        features_B1D = model.run_blocks(ids_B1, rotation, cache.layers(ids_B1.shape, positions_B1))
+        return model.logits(features_B1D)[:, -1]
 
-    # What was compiled is kept with the code: with a code of its own, no other model's step is taken for this one's.
-    # And this model is not changed any more, so its modules need not be looked at again at every step.
+    # Dynamo caches compiled code by code object: a code object for each step keeps two models apart. And this model is
+    # not changed any more, so its modules need not be guarded at every step.
     own = types.FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
     options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def with_int8_weights(model: TransformerLM) -> TransformerLM:
-    """Return a copy whose matrices are rounded to bytes; what is no matrix is shared.
+    """Return a copy whose matrices are rounded to bytes; what is not a matrix is shared.
 
-    Matrices that are multiplied with the same activations become one. A tied model's output projection is rounded, its
-    embeddings are not: they are looked up, not multiplied.
+    A tied model's output projection is rounded, its embeddings are not: they are looked up, not multiplied.
     """
     copied = _sharing_copy(model)
     for block in blocks_of(copied):
-        for part, joined, other in (
-            (block.attn, ("q_proj", "k_proj", "v_proj"), "output_proj"),
-            (block.ffn, ("w1", "w3"), "w2"),
+        for part, names in (
+            (block.attn, ("q_proj", "k_proj", "v_proj", "output_proj")),
+            (block.ffn, ("w1", "w3", "w2")),
         ):
-            if not all(isinstance(getattr(part, name, None), Linear) for name in (*joined, other)):
+            if not all(isinstance(getattr(part, name, None), Linear) for name in names):
                 raise ConfigError(
-                    f"int8 weights are for the layers of this project, and {type(part).__name__} has not the matrices "
-                    f"{', '.join((*joined, other))}; teach with_int8_weights the layer, or go without int8"
+                    f"int8 weights are for the layers of this project, and {type(part).__name__} lacks the matrices "
+                    f"{', '.join(names)}; teach with_int8_weights the layer, or go without int8"
                 )
-            part.project = _JoinedInt8([part.get_submodule(name) for name in joined]).forward  # type: ignore[assignment]
-            for name in joined:
-                delattr(part, name)
-            setattr(part, other, Int8Linear(getattr(part, other).weight))
+        block.attn = _Int8Attention(block.attn)
+        block.ffn = _Int8SwiGLU(block.ffn)  # type: ignore[assignment]
     copied.lm_head = Int8Linear(model.output_weight)  # type: ignore[assignment]
     return copied
 
@@ -242,17 +243,39 @@ class Int8Linear(nn.Module):
 
 
 @final
-class _JoinedInt8(nn.Module):
-    """Several linear maps of the same input, rounded to bytes, as one product."""
+class _Int8Attention(MultiheadSelfAttentionRoPE):
+    """Attention with rounded weights, those of queries, keys and values as one matrix."""
 
-    def __init__(self, layers: Sequence[Linear]) -> None:
+    def __init__(self, attn: MultiheadSelfAttentionRoPE) -> None:
+        nn.Module.__init__(self)
+        self.d_head, self.num_heads, self.num_kv_heads = attn.d_head, attn.num_heads, attn.num_kv_heads
+        self.q_norm, self.k_norm = attn.q_norm, attn.k_norm
+        self.attend, self.rotate = attn.attend, attn.rotate
+        self.qkv_proj = _joined([attn.q_proj, attn.k_proj, attn.v_proj])
+        self.output_proj = Int8Linear(attn.output_proj.weight)  # type: ignore[assignment]
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d_kv = self.num_kv_heads * self.d_head
+        return self.qkv_proj(x_BTD).split((self.num_heads * self.d_head, d_kv, d_kv), dim=-1)
+
+
+@final
+class _Int8SwiGLU(nn.Module):
+    """SwiGLU with rounded weights, those of gate and up as one matrix."""
+
+    def __init__(self, ffn: SwiGLU) -> None:
         super().__init__()
-        self._sizes = [layer.out_features for layer in layers]
-        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        assert len(biases) in (0, len(layers))
-        weight = torch.cat([layer.weight for layer in layers])
-        self._joined = Int8Linear(weight, torch.cat(biases) if biases else None)
+        self.gate_and_up = _joined([ffn.w1, ffn.w3])
+        self.w2 = Int8Linear(ffn.w2.weight)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map (..., in) to one (..., out) for each layer."""
-        return self._joined(x).split(self._sizes, dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d_model) to (..., d_model)."""
+        gate, up = self.gate_and_up(x).chunk(2, dim=-1)
+        return self.w2(nn.functional.silu(gate) * up)
+
+
+def _joined(layers: Sequence[Linear]) -> Int8Linear:
+    """Return linear maps of the same input as one."""
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return Int8Linear(torch.cat(weights), torch.cat(biases) if biases else None)

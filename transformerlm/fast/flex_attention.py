@@ -1,19 +1,9 @@
-"""Masks that keep attention inside documents, made of a batch's ids. A document ends with its end-of-text id, here ".".
+"""Same result as attention with `models.attention.document_mask`, by FlexAttention (Dong et al. 2024).
 
-    ids        a b . c d . e        attend     a b . c d . e
-    document   0 0 0 1 1 1 2                 a ×
-                                             b × ×
-    a token attends to itself and            . × × ×
-    to those before it that are of           c       ×
-    its document                             d       × ×
-                                             .       × × ×
-                                             e             ×
-
-Positions go on over the ends of documents: what rotary attention sees of them is differences only.
-
-A plain mask has a boolean for each pair of tokens. FlexAttention (Dong et al. 2024) goes through blocks of 128 by 128
-pairs instead: it skips those in which nothing attends, so that many short documents cost less than a long one, needs no
-mask where everything does, and in the others asks a function. It has to be compiled, and has gradients on GPUs only.
+Tested in tests/fast/test_flex_attention.py. A plain mask has a boolean for each pair of tokens. FlexAttention goes
+through blocks of 128 by 128 pairs instead: it skips those in which nothing attends, so that many short documents cost
+less than a long one, needs no mask where everything attends, and calls a function in the others. It has to be compiled,
+and has gradients on GPUs only.
 """
 
 from typing import TYPE_CHECKING
@@ -21,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from transformerlm.models.attention import fused_attention
+from transformerlm.fast.attention import fused_attention
+from transformerlm.models.attention import document_numbers
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -31,20 +22,6 @@ BLOCK = 128
 
 SMALLEST_HEAD = 16
 """Size of a head that FlexAttention's compiled kernels need at least."""
-
-
-def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
-    """Return for each token (B, T) the number of its document in the row, int32, counted from 0."""
-    ends_BT = (ids_BT == end_of_text_id).to(torch.int32)
-    return ends_BT.cumsum(-1, dtype=torch.int32) - ends_BT
-
-
-def document_mask(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
-    """Return the plain mask of a batch: boolean, (B, 1, T, T), True = attend."""
-    numbers_BT = document_numbers(ids_BT, end_of_text_id)
-    places_T = torch.arange(ids_BT.shape[-1], device=ids_BT.device)
-    same_BTT = numbers_BT.unsqueeze(-1) == numbers_BT.unsqueeze(-2)
-    return (same_BTT & (places_T.unsqueeze(-1) >= places_T)).unsqueeze(1)
 
 
 def block_mask(ids_BT: Tensor, end_of_text_id: int) -> "BlockMask":

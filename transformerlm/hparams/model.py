@@ -22,7 +22,7 @@ def swiglu_width(d_model: int) -> int:
     return math.ceil(8 * d_model / 3 / 64) * 64
 
 
-# A model beyond these sizes is a mistake or an attack: files of others name them too, and they multiply.
+# A model beyond these sizes is a mistake or an attack: files of others name sizes too, and they multiply.
 _MOST, _MOST_WIDE = 1 << 24, 1 << 20
 _MOST_ANGLES = 1 << 28  # a gigabyte of cosines and sines
 
@@ -83,15 +83,26 @@ class ModelHparams(Section):
         default=None, gt=0, le=_MOST, description="llama3: context, in tokens, of the first training."
     )
 
+    @property
+    def d_head(self) -> int:
+        """Width of an attention head."""
+        return self.head_size or self.d_model // self.num_heads
+
     def problems(self) -> Iterator[Problem]:
         if self.head_size is None:
             yield from self._division_problems()
-        width = self.head_size or self.d_model // self.num_heads
+        width = self.d_head
         if self.context_length * width > _MOST_ANGLES:
             most = _MOST_ANGLES // max(1, width)
             yield Problem("context_length", f"must be at most {most} with heads of {width}", self.context_length)
         if self.num_heads % self.num_kv_heads:
-            yield Problem("num_kv_heads", f"must divide num_heads = {self.num_heads}", self.num_kv_heads)
+            divisors = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            yield Problem(
+                "num_kv_heads",
+                f"must divide num_heads = {self.num_heads}",
+                self.num_kv_heads,
+                f"; use one of {divisors}",
+            )
         needed = () if self.rope_scaling is None else ROPE_SCALING_NUMBERS[self.rope_scaling]
         for name in ROPE_SCALING_NUMBERS["llama3"]:
             value = getattr(self, f"rope_{name}")
@@ -104,11 +115,10 @@ class ModelHparams(Section):
             yield Problem("rope_low_freq_factor", f"must be below rope_high_freq_factor = {high}", low)
 
     def _division_problems(self) -> Iterator[Problem]:
-        if self.d_model % self.num_heads:
-            yield Problem("d_model", f"must be divisible by num_heads = {self.num_heads}", self.d_model)
-        elif (self.d_model // self.num_heads) % 2:
-            yield Problem(
-                "d_model",
-                f"d_model / num_heads = {self.d_model // self.num_heads} must be even for rotary positions",
-                self.d_model,
-            )
+        d_head, rest = divmod(self.d_model, self.num_heads)
+        if rest:
+            hint = f"; try {(d_head + 1) * self.num_heads}"
+            yield Problem("d_model", f"must be divisible by num_heads = {self.num_heads}", self.d_model, hint)
+        elif d_head % 2:
+            message = f"d_model / num_heads = {d_head} must be even for rotary positions"
+            yield Problem("d_model", message, self.d_model, f"; try {(d_head + 1) * self.num_heads}")

@@ -1,10 +1,13 @@
 """What sections of settings are made of: the base class, what it reports, and types of fields."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+
+from transformerlm.utils.errors import ConfigError
 
 PathSetting = Annotated[Path, Strict(False), BeforeValidator(lambda value: _not_empty(value))]
 """A path: TOML has only strings."""
@@ -48,6 +51,8 @@ class Problem(NamedTuple):
     key: str
     message: str
     got: object
+    hint: str = ""
+    """What would work, `; try 12`."""
 
 
 class Section(BaseModel):
@@ -58,3 +63,74 @@ class Section(BaseModel):
     def problems(self) -> Iterator[Problem]:
         """Yield what is impossible in combination; keys are the section's field names."""
         return iter(())
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """Return the section with these values, of which None is left out.
+
+        Raises `ConfigError` with a line for each that is unknown, out of range, or does not fit the others.
+        """
+        try:
+            section = cls(**{name: value for name, value in values.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigError("\n".join(f"{key} {text}" for key, text in describe_errors(error, cls))) from None
+        if problems := list(section.problems()):
+            raise ConfigError("\n".join(f"{problem.key} {describe_problem(problem)}" for problem in problems))
+        return section
+
+
+def describe_errors(
+    error: ValidationError,
+    section: "type[Section]",
+    *,
+    suggest: Callable[[str], str] | None = None,
+    allow_missing: bool = False,
+) -> Iterator[tuple[str, str]]:
+    """Yield each wrong key of a section with what is wrong about it.
+
+    `suggest` returns what to try instead of an unknown key; with `allow_missing` keys without a value are passed over.
+    """
+    items = error.errors(include_url=False)
+    parents = {item["loc"][:-1] for item in items}
+    for item in items:
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "default_factory_not_called":  # follows from another key's error
+            continue
+        if item["type"] == "too_short" and item["loc"] in parents:  # a wrong item of a list is not counted
+            continue
+        if item["type"] == "extra_forbidden":
+            yield (
+                key,
+                f"unknown key (got {item['input']!r}){suggest(key) if suggest else suggestion(key, section.model_fields)}",
+            )
+        elif item["type"] == "missing":
+            if allow_missing:
+                continue
+            description = section.model_fields[key].description
+            yield key, f"is missing: {description}"
+        else:
+            message = (
+                item["msg"]
+                .removeprefix("Input ")
+                .removeprefix("Value error, ")
+                .replace("tuple", "list")
+                .replace("Tuple", "list")
+            )
+            yield key, _with_value(message, item["input"])
+
+
+def describe_problem(problem: Problem, *, is_given: bool = True) -> str:
+    """Return what is wrong, what to do, and the value found."""
+    if is_given or problem.got is None:
+        return _with_value(problem.message, problem.got) + problem.hint
+    return f"{problem.message} (it is {problem.got!r} unless it is set){problem.hint}"
+
+
+def suggestion(name: str, known: Mapping[str, Any]) -> str:
+    """Return which known name was probably meant, or all of them."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
+
+
+def _with_value(message: str, got: object) -> str:
+    return f"{message} (got {'nothing' if got is None else repr(got)})"

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
+from transformerlm.fast.apply import use_fused_kernels
 from transformerlm.fast.decoding import (
     CompiledStep,
     eager_is_slow_for_few_rows,
@@ -91,6 +92,7 @@ class Engine:
         machine cannot compile, and for int8 weights off the CPU that are not for compiled steps.
         """
         self._model = model.eval()
+        use_fused_kernels(model)
         self._eos_token_id = eos_token_id
         self._cache = model.new_cache(max_batch_size, max_length)
         self._device = model.token_embeddings.weight.device

@@ -11,7 +11,6 @@ from transformerlm.hparams import SamplingHparams
 from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, Request
 from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
-from transformerlm.models.build import with_memory
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError, require_list
@@ -89,7 +88,8 @@ class Predictor:
             )
         state = checkpoint.model_state()
         checkpoint.require_same_code(state)
-        model = with_memory(model_without_memory(checkpoint.model_hparams(), state))
+        model = model_without_memory(checkpoint.model_hparams(), state)
+        model.materialise("cpu")
         load_model_state(model, state)
         model = model.to(chosen, select_dtype(dtype, chosen))
         return cls(

@@ -16,6 +16,7 @@ from transformerlm.interop.gguf_tokenizer import add_tokenizer
 from transformerlm.interop.layout import huggingface_name, is_rotated, our_name, pairs_to_halves
 from transformerlm.interop.output import check_output
 from transformerlm.interop.source import LLAMA, Source, Written
+from transformerlm.models.layers import rotary_frequencies
 from transformerlm.models.rope_scaling import scaled_frequencies
 from transformerlm.utils.errors import InteropError, MissingDependencyError
 from transformerlm.utils.files import atomic_path
@@ -127,15 +128,8 @@ def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
             "llama.cpp has the rotary scaling of Llama 3 for Llama alone, and this is "
             f"{source.architecture.huggingface}; export with --format hf instead"
         )
-    plain = hparams.rope_theta ** -(torch.arange(0, source.d_head, 2, dtype=torch.float32) / source.d_head)
-    return plain / scaled_frequencies(
-        plain,
-        hparams.rope_scaling,
-        factor=hparams.rope_factor,
-        low_freq_factor=hparams.rope_low_freq_factor,
-        high_freq_factor=hparams.rope_high_freq_factor,
-        original_context=hparams.rope_original_context,
-    )
+    plain = rotary_frequencies(hparams.rope_theta, hparams.d_head)
+    return plain / scaled_frequencies(plain, hparams)
 
 
 def _gguf_names(source: Source) -> dict[str, str]:

@@ -29,7 +29,6 @@ from transformerlm.interop.token_roles import CONFIG_FILE as ROLES_FILE
 from transformerlm.interop.token_roles import MAX_BYTES, read_end_ids
 from transformerlm.interop.tokenizer_json import read_tokenizer
 from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_tensors
-from transformerlm.models.attention import checked_head_size
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
@@ -68,8 +67,7 @@ class ForeignModel:
     def weight(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Return our weight `name`; raise `InteropError` if `dtype` does not hold its numbers."""
         hparams, theirs = self.hparams, huggingface_name(name)
-        d_head = checked_head_size(hparams.d_model, hparams.num_heads, hparams.num_kv_heads, hparams.head_size)
-        _, stored = from_huggingface(theirs, self.files.read(theirs), d_head)
+        _, stored = from_huggingface(theirs, self.files.read(theirs), hparams.d_head)
         weight = stored.to(dtype)
         if not bool(weight.isfinite().all()):
             if not bool(stored.isfinite().all()):

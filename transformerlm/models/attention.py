@@ -1,7 +1,7 @@
-"""Causal multi-head self-attention with rotary positions, and scaled dot-product attention written out.
+"""Causal multi-head self-attention with rotary positions, written out.
 
-Shapes: B rows, T tokens, S keys, D = d_model, H query heads, G key-value heads, K head size (D / H, if not given).
-Leading dimensions other than one B work as well where no cache is given.
+Shapes: B rows, T tokens, S keys, D = d_model, H query heads, G key-value heads, K head size (D / H, unless given).
+Without a cache any leading dimensions will do in place of B.
 """
 
 import math
@@ -11,20 +11,25 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from transformerlm.hparams import ModelHparams
 from transformerlm.models.kv_cache import LayerCache
-from transformerlm.models.layers import (
-    Linear,
-    RMSNorm,
-    RotaryPositionalEmbedding,
-    require_positive,
-    rotate_pairs,
-)
+from transformerlm.models.layers import Linear, RMSNorm, rotate_pairs
 from transformerlm.utils.dtypes import at_least_float32
-from transformerlm.utils.errors import ConfigError
+
+AttentionMask: TypeAlias = Any
+"""Which token may attend to which: a boolean tensor, broadcastable to (B, H, T, S), True = attend. A faster attention
+function may want it in another form."""
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionMask | None, bool], Tensor]
+"""Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one
+(T = S; then no other is given) to (B, H, T, K). H is a multiple of G."""
+
+Rotation: TypeAlias = tuple[Tensor, Tensor]
+"""Cosines and sines of the tokens' positions, each (T, P) or (B, T, P)."""
 
 
 def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return `softmax(Q Kᵀ / sqrt(d_k)) V` (Vaswani et al. 2017, eq. 1), written out.
+    """Return `softmax(Q Kᵀ / sqrt(d_k)) V` (Vaswani et al. 2017, eq. 1).
 
     Args:
         Q, K, V: (..., T, d_k), (..., S, d_k) and (..., S, d_v).
@@ -41,28 +46,10 @@ def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor |
     return weights.to(V.dtype) @ V
 
 
-AttentionMask: TypeAlias = Any
-"""Which token may attend to which: a boolean tensor, broadcastable to (B, H, T, S), True = attend. Attention functions
-other than those here may want it in another form."""
-
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionMask | None, bool], Tensor]
-"""Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one
-(T = S; then no other is given) to (B, H, T, K). H is a multiple of G."""
-
-
-def fused_attention(
+def grouped_attention(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Attend by PyTorch's kernel, which never has all scores in memory (Dao et al. 2022, FlashAttention)."""
-    return nn.functional.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=is_causal, enable_gqa=q_BHTK.shape[-3] != k_BGSK.shape[-3]
-    )
-
-
-def written_out_attention(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    """Attend by `scaled_dot_product_attention`, of which a compiler can make a few loops around two products."""
+    """Attend with H / G query heads to each key-value head (Ainslie et al. 2023, GQA): an `AttentionFunction`."""
     if is_causal:
         positions = torch.arange(q_BHTK.shape[-2], device=q_BHTK.device)
         mask = positions.unsqueeze(-1) >= positions
@@ -72,83 +59,78 @@ def written_out_attention(
     return scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, mask)
 
 
+def document_mask(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
+    """Return the mask (B, 1, T, T) that keeps attention causal and inside documents, which end with `end_of_text_id`.
+
+        ids        a b . c d . e        attend     a b . c d . e        (the end-of-text id is shown as ".")
+        document   0 0 0 1 1 1 2                 a ×
+                                                 b × ×
+                                                 . × × ×
+                                                 c       ×
+                                                 d       × ×
+                                                 .       × × ×
+                                                 e             ×
+
+    Positions are not restarted: rotary attention depends on their differences only.
+    """
+    numbers_BT = document_numbers(ids_BT, end_of_text_id)
+    places_T = torch.arange(ids_BT.shape[-1], device=ids_BT.device)
+    same_BTT = numbers_BT.unsqueeze(-1) == numbers_BT.unsqueeze(-2)
+    return (same_BTT & (places_T.unsqueeze(-1) >= places_T)).unsqueeze(1)
+
+
+def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
+    """Return for each token (B, T) the number of its document in the row, int32, counted from 0."""
+    ends_BT = (ids_BT == end_of_text_id).to(torch.int32)
+    return ends_BT.cumsum(-1, dtype=torch.int32) - ends_BT
+
+
 class MultiheadSelfAttentionRoPE(nn.Module):
     """Causal self-attention: project, rotate queries and keys by position, attend, project back.
 
-    With `num_kv_heads` < `num_heads` groups of query heads share one key-value head (Ainslie et al. 2023,
-    GQA). With `qk_norm` queries and keys pass an RMS norm over the head size before the rotation, as in
-    Qwen3 (Henry et al. 2020 introduced the idea). With `qkv_bias` the three projections have biases, as in Qwen2
-    (Yang et al. 2024, section 2.2.1), the one back has none. `head_size` is D / H where it is not given. Layers of one
-    model may share one `rope`. `attend` is the attention function; which one is faster depends on the device.
+    Of the settings it reads `d_model`, `num_heads`, `d_head`, and `num_kv_heads`: where there are fewer of them than
+    query heads, groups of query heads share one (GQA). With `qk_norm` queries and keys pass an RMS norm over the head
+    size before the rotation, as in Qwen3 (Henry et al. 2020 introduced the idea). With `qkv_bias` the three input
+    projections have biases, as in Qwen2 (Yang et al. 2024, section 2.2.1).
 
-    Raises `ConfigError` if the sizes do not divide, or the head size is odd.
+    `attend` and `rotate` are the functions used for attention and rotation; `fast` has quicker ones.
     """
 
     def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        max_seq_len: int,
-        theta: float,
-        *,
-        num_kv_heads: int | None = None,
-        qk_norm: bool = False,
-        qkv_bias: bool = False,
-        head_size: int | None = None,
-        norm_eps: float = 1e-5,
-        rope: RotaryPositionalEmbedding | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, settings: ModelHparams, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.d_head = checked_head_size(d_model, num_heads, num_kv_heads, head_size)
-        self.num_heads = num_heads
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        d_q, d_kv = num_heads * self.d_head, self.num_kv_heads * self.d_head
-        self.q_proj = Linear(d_model, d_q, device=device, dtype=dtype, bias=qkv_bias)
-        self.k_proj = Linear(d_model, d_kv, device=device, dtype=dtype, bias=qkv_bias)
-        self.v_proj = Linear(d_model, d_kv, device=device, dtype=dtype, bias=qkv_bias)
-        self.output_proj = Linear(d_q, d_model, device=device, dtype=dtype)
-        self.q_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
-        self.k_norm = RMSNorm(self.d_head, norm_eps, device=device, dtype=dtype) if qk_norm else None
-        self.attend: AttentionFunction = fused_attention
-        self.rope = rope or RotaryPositionalEmbedding(theta, self.d_head, max_seq_len, device=device)
-
-    def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
-        """Draw all weights; `output_proj`, which writes to the residual stream, times `residual_scale`."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            projection.reset_parameters(generator)
-        self.output_proj.reset_parameters(generator, residual_scale)
-        for norm in (self.q_norm, self.k_norm):
-            if norm is not None:
-                norm.reset_parameters()
+        self.d_head = settings.d_head
+        self.num_heads, self.num_kv_heads = settings.num_heads, settings.num_kv_heads
+        d_q, d_kv, bias = self.num_heads * self.d_head, self.num_kv_heads * self.d_head, settings.qkv_bias
+        self.q_proj = Linear(settings.d_model, d_q, device=device, dtype=dtype, bias=bias)
+        self.k_proj = Linear(settings.d_model, d_kv, device=device, dtype=dtype, bias=bias)
+        self.v_proj = Linear(settings.d_model, d_kv, device=device, dtype=dtype, bias=bias)
+        self.output_proj = Linear(d_q, settings.d_model, device=device, dtype=dtype)
+        self.q_norm = RMSNorm(self.d_head, settings.norm_eps, device=device, dtype=dtype) if settings.qk_norm else None
+        self.k_norm = RMSNorm(self.d_head, settings.norm_eps, device=device, dtype=dtype) if settings.qk_norm else None
+        self.attend: AttentionFunction = grouped_attention
+        self.rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rotate_pairs
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H · K), keys and values (B, T, G · K)."""
         return self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        token_positions: Tensor | None = None,
-        cache: LayerCache | None = None,
-        mask: AttentionMask | None = None,
+        self, x_BTD: Tensor, rotation: Rotation, cache: LayerCache | None = None, mask: AttentionMask | None = None
     ) -> Tensor:
         """Let each token attend to itself and those before it: (B, T, D) to (B, T, D).
 
-        `token_positions`, of shape (T,) or (B, T), are the positions of the tokens, by default counted
-        from 0, or from the end of the cache. With a cache the tokens before them are those in the cache.
-        Without one, `mask` says instead which tokens may attend to which, as `attend` wants it: a boolean
-        tensor (T, T) or (B, 1, T, T), True = attend.
+        With a cache the tokens before include those in the cache. Without one, `mask` may say which tokens attend to
+        which: boolean, (T, T) or (B, 1, T, T), True = attend, or whatever form `attend` takes.
         """
-        q_BTHK, k_BTGK, v_BTGK = (one.unflatten(-1, (-1, self.d_head)) for one in self.project(x_BTD))
+        q_BTHK, k_BTGK, v_BTGK = (part.unflatten(-1, (-1, self.d_head)) for part in self.project(x_BTD))
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
 
-        start = 0 if cache is None else cache.start
-        cos, sin = (rows.unsqueeze(-2) for rows in self.rope.rows(x_BTD.shape[-2], token_positions, start))
-        q_BHTK = rotate_pairs(q_BTHK, cos, sin).transpose(-3, -2)
-        k_BGSK = rotate_pairs(k_BTGK, cos, sin).transpose(-3, -2)
+        cos, sin = (table.unsqueeze(-2) for table in rotation)  # the same for every head
+        q_BHTK = self.rotate(q_BTHK, cos, sin).transpose(-3, -2)
+        k_BGSK = self.rotate(k_BTGK, cos, sin).transpose(-3, -2)
         v_BGSK = v_BTGK.transpose(-3, -2)
         if cache is not None:
             k_BGSK, v_BGSK = cache.update(k_BGSK, v_BGSK)
@@ -156,35 +138,3 @@ class MultiheadSelfAttentionRoPE(nn.Module):
         mask, is_causal = (mask, mask is None) if cache is None else (cache.attn_mask, cache.is_causal)
         attended_BHTK = self.attend(q_BHTK, k_BGSK, v_BGSK, mask, is_causal)
         return self.output_proj(attended_BHTK.transpose(-3, -2).flatten(-2))
-
-
-def checked_head_size(
-    d_model: int, num_heads: int, num_kv_heads: int | None = None, head_size: int | None = None
-) -> int:
-    """Return `head_size`, or `d_model / num_heads` without it; `ConfigError` says which sizes do not fit together."""
-    require_positive(d_model=d_model, num_heads=num_heads)
-    if num_kv_heads is not None:
-        require_positive(num_kv_heads=num_kv_heads)
-        if num_heads % num_kv_heads:
-            divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
-            raise ConfigError(
-                f"num_heads must be a multiple of num_kv_heads (got {num_heads} and {num_kv_heads}); "
-                f"num_kv_heads may be one of {divisors}"
-            )
-    if head_size is not None:
-        require_positive(head_size=head_size)
-        if head_size % 2:
-            raise ConfigError(f"the head size must be even for rotary positions (got head_size = {head_size})")
-        return head_size
-    if d_model % num_heads:
-        raise ConfigError(
-            f"d_model must be a multiple of num_heads (got {d_model} and {num_heads}); "
-            f"try d_model = {-(-d_model // num_heads) * num_heads}"
-        )
-    d_head = d_model // num_heads
-    if d_head % 2:
-        raise ConfigError(
-            f"the head size must be even for rotary positions (got d_model / num_heads = {d_model} / "
-            f"{num_heads} = {d_head}); try d_model = {(d_head + 1) * num_heads}"
-        )
-    return d_head

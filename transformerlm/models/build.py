@@ -19,32 +19,25 @@ def build_model(
     Raises `ConfigError` if `vocab_size` is unset or the sizes do not fit together.
     """
     if hparams.vocab_size is None:
-        raise ConfigError("model.vocab_size: is not set, and no data or checkpoint gives it")
+        raise ConfigError("vocab_size is not set, and no data or checkpoint gives it")
     values = hparams.model_dump()
     if seed is None:
         return TransformerLM(**values, device=device, dtype=dtype)
-    model = with_memory(TransformerLM(**values, device="meta", dtype=dtype))
+    model = TransformerLM(**values, device="meta", dtype=dtype)
+    model.materialise("cpu")
     model.init_weights(torch.Generator().manual_seed(seed))
     return model.to(device)
 
 
-def with_memory(model: TransformerLM) -> TransformerLM:
-    """Return `model`, which is on the meta device, on the CPU; its weights are whatever the memory held.
-
-    It is `to_empty`, which would load sympy for half a second.
-    """
-    return model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-
-
 def state_shapes(hparams: ModelHparams) -> dict[str, torch.Size]:
-    """Return the shape of every weight of the model that `hparams` describe, without making its layers.
+    """Return the shape of every weight of the model that `hparams` describe, without building all its layers.
 
     Raises `ConfigError` as `build_model`.
     """
     one = build_model(hparams.model_copy(update={"num_layers": 1, "context_length": 1}), device="meta")
     shapes: dict[str, torch.Size] = {}
     for name, weight in one.state_dict().items():
-        room, number, rest = name.partition("layers.0.")
-        names = [f"{room}layers.{layer}.{rest}" for layer in range(hparams.num_layers)] if number else [name]
+        before, number, rest = name.partition("layers.0.")
+        names = [f"{before}layers.{layer}.{rest}" for layer in range(hparams.num_layers)] if number else [name]
         shapes.update((each, weight.shape) for each in names)
     return shapes

@@ -1,7 +1,4 @@
-"""The layers a Transformer block is made of: linear map, embedding, RMS norm, SwiGLU, rotary positions.
-
-Every layer draws its weights when it is built, and again, from an explicit generator, in
-`reset_parameters`. Sizes are checked where they are used; a wrong one raises `ConfigError`.
+"""The layers of a Transformer block: linear map, embedding, RMS norm, SwiGLU, rotary positions.
 
 Shapes: `...` any leading dimensions, T positions, P = d_k / 2 rotated pairs.
 """
@@ -12,15 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from transformerlm.hparams import RopeScaling
-from transformerlm.models.rope_scaling import scaled_frequencies
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
-
-# A normal distribution of standard deviation c, cut off at ±3, has standard deviation 1 for this c
-# (the cut removes the tails, so c is slightly above 1; solved from the variance of a truncated normal).
-_PARENT_STD = 1.0153869850528114
-_CUTOFF = 3.0
 
 
 def require_positive(**sizes: int) -> None:
@@ -30,26 +20,13 @@ def require_positive(**sizes: int) -> None:
             raise ConfigError(f"{name} must be at least 1 (got {size})")
 
 
-@torch.no_grad()
-def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill `tensor` with normal values cut off at ±3 `std`, of which the standard deviation is `std`.
-
-    Drawn in float32 by inverting the cumulative distribution, on the generator's device if one is given:
-    the same seed gives the same weights on every device, in lower precision merely rounded. On the meta device,
-    which has no values, nothing is drawn.
-    """
-    if tensor.is_meta:
-        return tensor
-    device = tensor.device if generator is None else generator.device
-    bound = math.erf(_CUTOFF / _PARENT_STD / math.sqrt(2))
-    draw = torch.empty(tensor.shape, dtype=torch.float32, device=device)
-    draw.uniform_(-bound, bound, generator=generator)
-    draw.erfinv_().mul_(math.sqrt(2) * _PARENT_STD * std).clamp_(-_CUTOFF * std, _CUTOFF * std)
-    return tensor.copy_(draw)
-
-
 class Linear(nn.Module):
-    """`y = W x`, or `y = W x + b` with `bias`; `weight` has shape (out_features, in_features)."""
+    """`y = W x`, or `y = W x + b` with `bias`; `weight` has shape (out_features, in_features).
+
+    The product is computed in the type of `x`, to which the weight is rounded first. The rounding is a step of the
+    forward pass like any other, so the gradient arrives in the type of the weight: float32 weights can be trained
+    with bfloat16 products.
+    """
 
     def __init__(
         self,
@@ -66,18 +43,12 @@ class Linear(nn.Module):
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
-        """Draw the weights with variance 2 / (in + out) (Glorot & Bengio 2010), times `scale` squared; no bias yet."""
-        std = scale * math.sqrt(2 / (self.in_features + self.out_features))
-        truncated_normal_(self.weight, std, generator)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return nn.functional.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}" + ", bias=True" * (self.bias is not None)
@@ -98,11 +69,7 @@ class Embedding(nn.Module):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None, std: float = 1.0) -> None:
-        """Draw the vectors with standard deviation `std`."""
-        truncated_normal_(self.weight, std, generator)
+        init_weights(self)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Look up (...) integer ids: (..., embedding_dim)."""
@@ -127,14 +94,9 @@ class RMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(d_model=d_model)
-        self.d_model = d_model
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set every gain to one."""
-        nn.init.ones_(self.weight)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., d_model) to root mean square one, times the gains."""
@@ -143,7 +105,7 @@ class RMSNorm(nn.Module):
         return (wide * inverse_rms * self.weight).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.d_model}, eps={self.eps}"
+        return f"{len(self.weight)}, eps={self.eps}"
 
 
 class SwiGLU(nn.Module):
@@ -161,32 +123,19 @@ class SwiGLU(nn.Module):
         self.w2 = Linear(d_ff, d_model, device=device, dtype=dtype)  # down
         self.w3 = Linear(d_model, d_ff, device=device, dtype=dtype)  # up
 
-    def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
-        """Draw all weights; `w2`, which writes to the residual stream, times `residual_scale`."""
-        self.w1.reset_parameters(generator)
-        self.w2.reset_parameters(generator, residual_scale)
-        self.w3.reset_parameters(generator)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gate and up, each (..., d_ff), of (..., d_model)."""
-        return self.w1(x), self.w3(x)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_model) to (..., d_model)."""
-        gate, up = self.project(x)
-        return self.w2(nn.functional.silu(gate) * up)
+        return self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
 
 
 class RotaryPositionalEmbedding(nn.Module):
     """Rotate pair i of the vector at position m by m · theta^(-2i / d_k) (Su et al. 2021, RoFormer, eq. 34).
 
-    A pair is two neighbours, (x[2i], x[2i + 1]). The cosines and sines are float32 tables that are not
-    saved with the model; being functions of the sizes alone they are computed again when the module moves to
-    another device and kept otherwise, so neither `model.to(torch.bfloat16)` nor `to_empty` after the meta device
-    can spoil them.
+    A pair is two neighbours, (x[2i], x[2i + 1]). `frequencies` (P,), in radians per position, replaces those powers of
+    `theta`; `rope_scaling` has some for contexts longer than the original one.
 
-    `scaling` and the numbers that follow slow the rotation, for contexts longer than those of the first training: see
-    `rope_scaling.scaled_frequencies`.
+    The cosines and sines are float32 tables that are not saved with the model. They are computed again whenever the
+    module moves, so neither `model.to(torch.bfloat16)` nor `to_empty` after the meta device can spoil them.
     """
 
     cos: Tensor
@@ -199,45 +148,22 @@ class RotaryPositionalEmbedding(nn.Module):
         max_seq_len: int,
         device: torch.device | str | None = None,
         *,
-        scaling: RopeScaling | None = None,
-        factor: float | None = None,
-        low_freq_factor: float | None = None,
-        high_freq_factor: float | None = None,
-        original_context: int | None = None,
+        frequencies: Tensor | None = None,
     ) -> None:
         super().__init__()
-        require_positive(d_k=d_k, max_seq_len=max_seq_len)
-        if d_k % 2:
-            raise ConfigError(f"rotary positions need an even head size (got d_k = {d_k})")
-        if not theta > 0:
-            raise ConfigError(f"rope theta must be positive (got {theta}); 10000 is usual")
+        require_positive(max_seq_len=max_seq_len)
         self.theta = theta
         self.d_k = d_k
         self.max_seq_len = max_seq_len
-        self.scaling: RopeScaling | None = scaling
-        self.factor = factor
-        self.low_freq_factor = low_freq_factor
-        self.high_freq_factor = high_freq_factor
-        self.original_context = original_context
+        self.frequencies = rotary_frequencies(theta, d_k) if frequencies is None else frequencies
         self._build_tables(device)
 
     def _build_tables(self, device: torch.device | str | None) -> None:
         size = self.max_seq_len, self.d_k // 2
         cos_TP, sin_TP = (torch.empty(size, device=device, dtype=torch.float32) for _ in range(2))
-        # Arithmetic on the meta device would load torch's compiler, for seconds, and give nothing.
-        device = "cpu" if cos_TP.is_meta else cos_TP.device
-        exponents_P = torch.arange(0, self.d_k, 2, device=device, dtype=torch.float32) / self.d_k
-        frequencies_P = scaled_frequencies(
-            self.theta**-exponents_P,
-            self.scaling,
-            factor=self.factor,
-            low_freq_factor=self.low_freq_factor,
-            high_freq_factor=self.high_freq_factor,
-            original_context=self.original_context,
-        )
-        if not cos_TP.is_meta:
-            positions_T = torch.arange(self.max_seq_len, device=device, dtype=torch.float32)
-            angles_TP = torch.outer(positions_T, frequencies_P)
+        if not cos_TP.is_meta:  # arithmetic on the meta device would load torch's compiler, which takes seconds
+            positions_T = torch.arange(self.max_seq_len, device=cos_TP.device, dtype=torch.float32)
+            angles_TP = torch.outer(positions_T, self.frequencies.to(cos_TP.device))
             torch.cos(angles_TP, out=cos_TP)
             torch.sin(angles_TP, out=sin_TP)
         self.register_buffer("cos", cos_TP, persistent=False)
@@ -253,16 +179,16 @@ class RotaryPositionalEmbedding(nn.Module):
     def rows(self, num_positions: int, token_positions: Tensor | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines of `num_positions` positions, for `rotate_pairs`.
 
-        Without `token_positions` (integers, shape (..., T)) the positions are `start`, `start` + 1, …,
-        and the rows are views of the tables. Raises `ConfigError` for positions past the tables' end;
-        explicit ones are looked at only where that costs no synchronisation, on the CPU.
+        Without `token_positions` (integers, shape (..., T)) the positions are `start`, `start` + 1, …, and the rows
+        are views of the tables. Raises `ConfigError` for positions past the end of the tables; `token_positions` on a
+        device other than the CPU are not checked, since reading them back would stall it.
         """
         if token_positions is None:
             end = start + num_positions
             if end > self.max_seq_len:
                 raise ConfigError(f"{end} positions asked for, but the model has {self.max_seq_len}; shorten the input")
             return self.cos[start:end], self.sin[start:end]
-        if token_positions.device.type == "cpu" and not torch.compiler.is_compiling():
+        if token_positions.device.type == "cpu":
             self._check_range(token_positions)
         return self.cos[token_positions], self.sin[token_positions]
 
@@ -278,22 +204,71 @@ class RotaryPositionalEmbedding(nn.Module):
         return rotate_pairs(x, *self.rows(x.shape[-2], token_positions))
 
     def extra_repr(self) -> str:
-        scaling = "" if self.scaling is None else f", scaling={self.scaling} by {self.factor}"
-        return f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}{scaling}"
+        return f"theta={self.theta}, d_k={self.d_k}, max_seq_len={self.max_seq_len}"
+
+
+def rotary_frequencies(theta: float, d_k: int) -> Tensor:
+    """Return theta^(-2i / d_k) for each pair i: (P,), float32, on the CPU."""
+    require_positive(d_k=d_k)
+    if d_k % 2:
+        raise ConfigError(f"rotary positions need an even head size (got d_k = {d_k})")
+    if not theta > 0:
+        raise ConfigError(f"rope theta must be positive (got {theta}); 10000 is usual")
+    return theta ** -(torch.arange(0, d_k, 2, device="cpu", dtype=torch.float32) / d_k)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[2i], x[2i + 1]) of (..., d_k) by the angle whose cosine and sine are given (..., P).
+    """Rotate each pair (x[2i], x[2i + 1]) of (..., d_k) by the angle whose cosine and sine (..., P) are given."""
+    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 
-    As in the RoFormer paper: a pair is a complex number, multiplied by e^{i·angle}. In eager mode that one
-    product is about four times faster than the real form, which `torch.compile` needs instead, since it
-    fuses real arithmetic only.
+
+def init_weights(
+    module: nn.Module,
+    generator: torch.Generator | None = None,
+    *,
+    embedding_std: float = 1.0,
+    residual_scale: float = 1.0,
+) -> None:
+    """Initialise every weight in `module`, in place: all initialisation happens here.
+
+    Matrices are drawn from a normal distribution of variance 2 / (in + out) (Glorot & Bengio 2010, eq. 16), cut off at
+    three standard deviations, and those that write to the residual stream (`attn.output_proj`, `ffn.w2`) are multiplied
+    by `residual_scale`. Embeddings have standard deviation `embedding_std`, gains are one, biases zero. The weights are
+    a function of `generator`, or of torch's global one.
     """
-    pairs = at_least_float32(x).unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():
-        even, odd = pairs.unbind(-1)
-        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    else:
-        product = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
-        rotated = torch.view_as_real(product)
-    return rotated.flatten(-2).to(x.dtype)
+    for name, layer in module.named_modules():
+        if isinstance(layer, Linear):
+            std = math.sqrt(2 / (layer.in_features + layer.out_features))
+            is_residual = name.endswith((".output_proj", ".w2"))
+            truncated_normal_(layer.weight, std * residual_scale if is_residual else std, generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, Embedding):
+            truncated_normal_(layer.weight, embedding_std, generator)
+        elif isinstance(layer, RMSNorm):
+            nn.init.ones_(layer.weight)
+
+
+# A normal distribution of standard deviation c, cut off at ±3, has standard deviation 1 for this c
+# (the cut removes the tails, so c is slightly above 1; solved from the variance of a truncated normal).
+_PARENT_STD = 1.0153869850528114
+_CUTOFF = 3.0
+
+
+@torch.no_grad()
+def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill `tensor` with normal values cut off at ±3 `std`, whose standard deviation is `std` after the cut.
+
+    They are drawn in float32 by inverting the cumulative distribution, on the generator's device if one is given:
+    the same seed gives the same weights on every device, merely rounded in lower precision. A tensor on the meta
+    device has no values and is left alone.
+    """
+    if tensor.is_meta:
+        return tensor
+    device = tensor.device if generator is None else generator.device
+    bound = math.erf(_CUTOFF / _PARENT_STD / math.sqrt(2))
+    draw = torch.empty(tensor.shape, dtype=torch.float32, device=device)
+    draw.uniform_(-bound, bound, generator=generator)
+    draw.erfinv_().mul_(math.sqrt(2) * _PARENT_STD * std).clamp_(-_CUTOFF * std, _CUTOFF * std)
+    return tensor.copy_(draw)

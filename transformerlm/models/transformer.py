@@ -1,20 +1,20 @@
 """The decoder-only Transformer language model: token ids in, logits of the next token out.
 
-Pre-norm blocks as in LLaMA (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, no biases but for
-those of queries, keys and values where they are asked for. The same
-`forward` trains and decodes; the key-value cache is an argument. Nothing here chooses a device, compiles,
-casts or prints.
+Pre-norm blocks as in LLaMA (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, and no biases except, if asked
+for, those of queries, keys and values. The same `forward` trains and decodes; the key-value cache is an argument.
 
 Shapes: B rows, T tokens, D = d_model, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transformerlm.hparams import RopeScaling
-from transformerlm.models.attention import AttentionMask, MultiheadSelfAttentionRoPE, checked_head_size
+from transformerlm.hparams import ModelHparams
+from transformerlm.models.attention import AttentionMask, MultiheadSelfAttentionRoPE, Rotation
 from transformerlm.models.kv_cache import KVCache, LayerCache
 from transformerlm.models.layers import (
     Embedding,
@@ -22,8 +22,11 @@ from transformerlm.models.layers import (
     RMSNorm,
     RotaryPositionalEmbedding,
     SwiGLU,
+    init_weights,
     require_positive,
+    rotary_frequencies,
 )
+from transformerlm.models.rope_scaling import scaled_frequencies
 from transformerlm.utils.errors import ConfigError
 
 
@@ -31,70 +34,34 @@ class TransformerBlock(nn.Module):
     """`x + attn(ln1(x))`, then `x + ffn(ln2(x))`: the pre-norm block (Xiong et al. 2020)."""
 
     def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        d_ff: int,
-        max_seq_len: int,
-        theta: float,
-        *,
-        num_kv_heads: int | None = None,
-        qk_norm: bool = False,
-        qkv_bias: bool = False,
-        head_size: int | None = None,
-        norm_eps: float = 1e-5,
-        rope: RotaryPositionalEmbedding | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, settings: ModelHparams, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.ln1 = RMSNorm(d_model, norm_eps, device=device, dtype=dtype)
-        self.attn = MultiheadSelfAttentionRoPE(
-            d_model,
-            num_heads,
-            max_seq_len,
-            theta,
-            num_kv_heads=num_kv_heads,
-            qk_norm=qk_norm,
-            qkv_bias=qkv_bias,
-            head_size=head_size,
-            norm_eps=norm_eps,
-            rope=rope,
-            device=device,
-            dtype=dtype,
-        )
-        self.ln2 = RMSNorm(d_model, norm_eps, device=device, dtype=dtype)
-        self.ffn = SwiGLU(d_model, d_ff, device=device, dtype=dtype)
-
-    def reset_parameters(self, generator: torch.Generator | None = None, residual_scale: float = 1.0) -> None:
-        """Draw all weights; those that write to the residual stream times `residual_scale`."""
-        self.ln1.reset_parameters()
-        self.attn.reset_parameters(generator, residual_scale)
-        self.ln2.reset_parameters()
-        self.ffn.reset_parameters(generator, residual_scale)
+        self.ln1 = RMSNorm(settings.d_model, settings.norm_eps, device=device, dtype=dtype)
+        self.attn = MultiheadSelfAttentionRoPE(settings, device=device, dtype=dtype)
+        self.ln2 = RMSNorm(settings.d_model, settings.norm_eps, device=device, dtype=dtype)
+        self.ffn = SwiGLU(settings.d_model, settings.d_ff, device=device, dtype=dtype)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        token_positions: Tensor | None = None,
-        cache: LayerCache | None = None,
-        mask: AttentionMask | None = None,
+        self, x_BTD: Tensor, rotation: Rotation, cache: LayerCache | None = None, mask: AttentionMask | None = None
     ) -> Tensor:
-        """Map (B, T, D) to (B, T, D); arguments as of `MultiheadSelfAttentionRoPE.forward`."""
-        x_BTD = x_BTD + self.attn(self.ln1(x_BTD), token_positions, cache, mask)
+        """Map (B, T, D) to (B, T, D); for the arguments see `MultiheadSelfAttentionRoPE.forward`."""
+        x_BTD = x_BTD + self.attn(self.ln1(x_BTD), rotation, cache, mask)
         return x_BTD + self.ffn(self.ln2(x_BTD))
 
 
 class TransformerLM(nn.Module):
     """A stack of `TransformerBlock`s between a token embedding and a projection to the vocabulary.
 
-    Options: `num_kv_heads` for grouped-query attention, `qk_norm`, `qkv_bias` and `head_size` as of
-    `MultiheadSelfAttentionRoPE`; `rope_scaling` and its numbers as of `RotaryPositionalEmbedding`; and
-    `tie_embeddings`, with which the embedding table serves as the output projection too (Press & Wolf 2017).
-    A tied model has no `lm_head` (it is None) and no `lm_head.weight` in its state: one parameter stays one
-    parameter when it is moved, sharded or saved.
+    `options` are the other fields of `ModelHparams`: `num_kv_heads`, `qk_norm`, `qkv_bias`, `head_size`, `norm_eps`,
+    `rope_scaling` and its numbers, and `tie_embeddings`, with which the embedding table serves as the output projection
+    too (Press & Wolf 2017). A tied model has no `lm_head` (it is None) and no `lm_head.weight` in its state: one
+    parameter stays one parameter when it is moved, sharded or saved.
 
-    Raises `ConfigError` for sizes that are not positive or do not fit together.
+    Weights are held in `dtype` (float32 by default). Matrix products run in the type of the activations, which is that
+    of the weights unless `compute_dtype` is set.
+
+    Raises `ConfigError` for settings that are out of range or do not fit together.
     """
 
     def __init__(
@@ -108,75 +75,53 @@ class TransformerLM(nn.Module):
         rope_theta: float = 10000.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        num_kv_heads: int | None = None,
-        tie_embeddings: bool = False,
-        qk_norm: bool = False,
-        qkv_bias: bool = False,
-        head_size: int | None = None,
-        norm_eps: float = 1e-5,
-        rope_scaling: RopeScaling | None = None,
-        rope_factor: float | None = None,
-        rope_low_freq_factor: float | None = None,
-        rope_high_freq_factor: float | None = None,
-        rope_original_context: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        require_positive(vocab_size=vocab_size, context_length=context_length, num_layers=num_layers)
+        self.settings = settings = ModelHparams.checked(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            rope_theta=rope_theta,
+            **options,
+        )
         self.vocab_size = vocab_size
         self.context_length = context_length
-        rope = RotaryPositionalEmbedding(
-            rope_theta,
-            checked_head_size(d_model, num_heads, num_kv_heads, head_size),
-            context_length,
-            device=device,
-            scaling=rope_scaling,
-            factor=rope_factor,
-            low_freq_factor=rope_low_freq_factor,
-            high_freq_factor=rope_high_freq_factor,
-            original_context=rope_original_context,
+        self.compute_dtype: torch.dtype | None = None
+        frequencies = scaled_frequencies(rotary_frequencies(rope_theta, settings.d_head), settings)
+        self.rope = RotaryPositionalEmbedding(
+            rope_theta, settings.d_head, context_length, device="meta", frequencies=frequencies
         )
-        self.token_embeddings = Embedding(vocab_size, d_model, device=device, dtype=dtype)
-        self.layers = nn.ModuleList(
-            TransformerBlock(
-                d_model,
-                num_heads,
-                d_ff,
-                context_length,
-                rope_theta,
-                num_kv_heads=num_kv_heads,
-                qk_norm=qk_norm,
-                qkv_bias=qkv_bias,
-                head_size=head_size,
-                norm_eps=norm_eps,
-                rope=rope,
-                device=device,
-                dtype=dtype,
-            )
-            for _ in range(num_layers)
-        )
-        self.ln_final = RMSNorm(d_model, norm_eps, device=device, dtype=dtype)
-        self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size, device=device, dtype=dtype)
+        self.token_embeddings = Embedding(vocab_size, d_model, device="meta", dtype=dtype)
+        self.layers = nn.ModuleList(TransformerBlock(settings, device="meta", dtype=dtype) for _ in range(num_layers))
+        self.ln_final = RMSNorm(d_model, settings.norm_eps, device="meta", dtype=dtype)
+        self.lm_head = None if settings.tie_embeddings else Linear(d_model, vocab_size, device="meta", dtype=dtype)
+        self.materialise(device)
         self.init_weights()
+
+    def materialise(self, device: torch.device | str | None = None) -> None:
+        """Allocate the weights on `device`, uninitialised, if they are on the meta device."""
+        # `to_empty` would do, but loads sympy, which takes half a second.
+        self._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw every weight afresh, from `generator` if given (else from torch's global one).
 
-        Matrices: truncated normal of variance 2 / (in + out). Those that write to the residual stream
-        (`attn.output_proj`, `ffn.w2`) are divided by sqrt(2 · num_layers), so that the stream's variance
-        does not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Embeddings: variance 1, the
-        scale of what the blocks add to them; tied ones 1 / d_model, which makes the first logits, their
-        products with features of variance 1, of variance 1 as well.
+        What writes to the residual stream is divided by sqrt(2 · num_layers), so that the variance of the stream does
+        not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Embeddings have variance 1, the scale of what the
+        blocks add to them; tied ones 1 / d_model, so that the first logits, which are their products with features of
+        variance 1, have variance 1 as well.
         """
-        residual_scale = 1 / math.sqrt(2 * len(self.layers))
-        embedding_std = 1.0 if self.lm_head is not None else self.token_embeddings.embedding_dim**-0.5
-        self.token_embeddings.reset_parameters(generator, embedding_std)
-        for layer in self.layers:
-            assert isinstance(layer, TransformerBlock)
-            layer.reset_parameters(generator, residual_scale)
-        self.ln_final.reset_parameters()
-        if self.lm_head is not None:
-            self.lm_head.reset_parameters(generator)
+        tied_std = self.settings.d_model**-0.5
+        init_weights(
+            self,
+            generator,
+            embedding_std=tied_std if self.lm_head is None else 1.0,
+            residual_scale=1 / math.sqrt(2 * len(self.layers)),
+        )
 
     def forward(
         self,
@@ -187,7 +132,7 @@ class TransformerLM(nn.Module):
     ) -> Tensor:
         """Return the logits (B, T, V) of the token that follows each of the ids (B, T).
 
-        Arguments as of `hidden_states`.
+        For the arguments see `hidden_states`.
         """
         return self.logits(self.hidden_states(in_indices_BT, token_positions, cache, mask))
 
@@ -200,32 +145,44 @@ class TransformerLM(nn.Module):
     ) -> Tensor:
         """Return the features (B, T, D) after the final norm, from which `logits` are computed.
 
-        `token_positions`, of shape (T,) or (B, T), default to 0, 1, …; with a cache to what follows the
-        slots in use. See `kv_cache` for what they may be there. `mask`, boolean of shape (T, T) or (B, 1, T, T),
-        says which tokens (True) a token may attend to instead of itself and all before it. Raises `ConfigError` for
-        more than `context_length` positions, and for a mask beside a cache, which has its own.
+        `token_positions`, (T,) or (B, T), default to 0, 1, …, or with a cache to the positions after the slots in use;
+        see `kv_cache` for which positions are allowed there. `mask`, boolean of shape (T, T) or (B, 1, T, T), says
+        which tokens (True) a token attends to, instead of itself and all before it. Raises `ConfigError` for more than
+        `context_length` positions, and for a mask beside a cache, which has its own.
         """
         if mask is not None and cache is not None:
-            raise ConfigError("a mask cannot be given with a key-value cache, which says itself who attends to what")
+            raise ConfigError("a mask cannot be given with a key-value cache, which determines who attends to what")
+        start = 0 if cache is None else cache.length
+        rotation = self.rope.rows(in_indices_BT.shape[-1], token_positions, start)
+        if cache is None:
+            return self.run_blocks(in_indices_BT, rotation, [None] * len(self.layers), mask)
+        features_BTD = self.run_blocks(in_indices_BT, rotation, cache.layers(in_indices_BT.shape, token_positions))
+        cache.length += in_indices_BT.shape[-1]
+        return features_BTD
+
+    def run_blocks(
+        self,
+        in_indices_BT: Tensor,
+        rotation: Rotation,
+        layer_caches: Sequence[LayerCache | None],
+        mask: AttentionMask | None = None,
+    ) -> Tensor:
+        """Embed the ids (B, T), apply every block and the final norm: (B, T, D)."""
         x_BTD = self.token_embeddings(in_indices_BT)
-        layer_caches: list[LayerCache] | list[None] = [None] * len(self.layers)
-        if cache is not None:
-            layer_caches = cache.layers(in_indices_BT.shape, token_positions)
+        x_BTD = x_BTD if self.compute_dtype is None else x_BTD.to(self.compute_dtype)
         for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
-            x_BTD = layer(x_BTD, token_positions, layer_cache, mask)
-        if cache is not None:
-            cache.length += in_indices_BT.shape[-1]
+            x_BTD = layer(x_BTD, rotation, layer_cache, mask)
         return self.ln_final(x_BTD)
 
     def logits(self, features: Tensor) -> Tensor:
         """Project features (..., D) to the vocabulary, (..., V)."""
         if self.lm_head is None:
-            return nn.functional.linear(features, self.token_embeddings.weight)
+            return nn.functional.linear(features, self.token_embeddings.weight.to(features.dtype))
         return self.lm_head(features)
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix (V, D) of `logits`, for a loss that makes the logits piece by piece."""
+        """The matrix (V, D) of `logits`."""
         return self.token_embeddings.weight if self.lm_head is None else self.lm_head.weight
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
@@ -234,15 +191,13 @@ class TransformerLM(nn.Module):
         require_positive(batch_size=batch_size, max_len=max_len)
         if max_len > self.context_length:
             raise ConfigError(f"max_len {max_len} exceeds the model's context length {self.context_length}")
-        first = self.layers[0]
-        assert isinstance(first, TransformerBlock)
         weight = self.token_embeddings.weight
         return KVCache(
             num_layers=len(self.layers),
             batch_size=batch_size,
-            num_kv_heads=first.attn.num_kv_heads,
+            num_kv_heads=self.settings.num_kv_heads,
             max_len=max_len,
-            d_head=first.attn.d_head,
+            d_head=self.settings.d_head,
             device=weight.device,
-            dtype=weight.dtype,
+            dtype=self.compute_dtype or weight.dtype,
         )

@@ -81,6 +81,8 @@ class Trainer:
         self.parallelism = parallelism
         self.compilation = decide_together(training.compile, device, self._run_flops(), parallelism.world)
         compiled = self.compilation.active
+        if isinstance(model, TransformerLM):
+            model.compute_dtype = dtype
         make_mask = prepare_blocks(
             model,
             device=device,

@@ -1,7 +1,7 @@
 """Data types by name, and the precision policy of the whole library.
 
 The policy: weights are float32 while they are trained, and matrix products run in the type of the activations, to
-which a weight is rounded once a forward pass (`distributed.precision`); a model for inference may hold its weights in
+which a `Linear` rounds its weight in each forward pass; a model for inference may hold its weights in
 that type. What is sensitive to rounding is computed in float32 at least: RMS norms and their gains, softmax, rotary
 tables and rotations, the cross-entropy, sums of gradients over tokens and micro-batches of what is a table (the token
 embeddings, the output layer), gradient norms and the optimizer's moments. Each of these calls `at_least_float32` on its

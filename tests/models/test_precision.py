@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from transformerlm.distributed.precision import compute_in
 from transformerlm.models import TransformerLM
-from transformerlm.models.layers import Linear
 from transformerlm.training.loss import NextTokenLoss
 
 
@@ -22,27 +20,13 @@ def small_batch() -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, targets
 
 
-def test_a_linear_map_rounds_its_weight_and_the_gradient_comes_back_in_float32() -> None:
-    linear = Linear(6, 5)
-    weight = linear.weight.detach().bfloat16().requires_grad_()
-    compute_in(nn.ModuleList([linear]), torch.bfloat16)
-    x = torch.randn(4, 6).bfloat16()
-    output, expected = linear(x), x @ weight.T
-    assert torch.equal(output, expected)
-    output.sum().backward()
-    expected.sum().backward()
-    assert linear.weight.grad is not None and weight.grad is not None
-    assert linear.weight.grad.dtype == torch.float32
-    assert torch.equal(linear.weight.grad, weight.grad.float())
-
-
 @pytest.mark.parametrize(
     "settings", [{}, {"tie_embeddings": True, "qk_norm": True}, {"qkv_bias": True, "head_size": 6}]
 )
 def test_a_model_is_that_of_autocast_to_the_precision_of_bfloat16(settings: dict[str, bool]) -> None:
     model = small_model(**settings)
     exact, rounded = NextTokenLoss(model, chunk_rows=16), NextTokenLoss(copy.deepcopy(model), chunk_rows=16)
-    compute_in(rounded.model, torch.bfloat16)
+    rounded.model.compute_dtype = torch.bfloat16
     losses = [loss(*small_batch()) for loss in (exact, rounded)]
     for loss in losses:
         loss.backward()
@@ -58,7 +42,7 @@ def test_a_model_is_that_of_autocast_to_the_precision_of_bfloat16(settings: dict
 def test_what_flows_between_blocks_is_bfloat16_and_no_name_changes() -> None:
     model = small_model()
     names = list(model.state_dict())
-    compute_in(model, torch.bfloat16)
+    model.compute_dtype = torch.bfloat16
     seen: list[torch.dtype] = []
     for layer in model.layers:
         layer.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
@@ -69,13 +53,9 @@ def test_what_flows_between_blocks_is_bfloat16_and_no_name_changes() -> None:
 
 
 def test_the_gradient_of_a_frequent_token_is_summed_in_float32() -> None:
-    model = nn.ModuleList([TransformerLM(4, 8, 8, 1, 1, 8).token_embeddings])
-    compute_in(model, torch.bfloat16)
-    model[0](torch.zeros(4096, dtype=torch.long)).sum().backward()
-    assert model[0].weight.grad[0, 0] == 4096  # bfloat16 stops counting at 256
-
-
-def test_float32_changes_nothing() -> None:
-    model = small_model()
-    compute_in(model, torch.float32)
-    assert not any("forward" in vars(module) or module._forward_hooks for module in model.modules())
+    model = TransformerLM(4, 8, 8, 1, 1, 8)
+    model.compute_dtype = torch.bfloat16
+    embedded = model.token_embeddings(torch.zeros(4096, dtype=torch.long)).to(model.compute_dtype)
+    embedded.sum().backward()
+    gradient = model.token_embeddings.weight.grad
+    assert gradient is not None and gradient[0, 0] == 4096  # bfloat16 stops counting at 256

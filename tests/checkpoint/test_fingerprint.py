@@ -147,5 +147,5 @@ def test_infer_resume_and_init_from_refuse_what_other_code_made(
 
 def test_int8_weights_of_a_changed_layer_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformerlm.models.transformer.SwiGLU", GELUMLP)
-    with pytest.raises(ConfigError, match="GELUMLP has not the matrices w1, w3, w2"):
+    with pytest.raises(ConfigError, match="GELUMLP lacks the matrices w1, w3, w2"):
         with_int8_weights(build_model(HPARAMS, seed=0))

@@ -81,7 +81,7 @@ def test_a_model_without_later_features_has_the_identity_that_it_always_had(run_
     """What is None need not be in the checkpoint that a run goes on from."""
     shape = {name for name, value in identity(run_folder).items() if name.startswith("model.") and value is not None}
     names = "vocab_size context_length d_model num_layers num_heads num_kv_heads d_ff rope_theta norm_eps"
-    assert shape == {f"model.{name}" for name in [*names.split(), "tie_embeddings", "qk_norm"]}
+    assert shape == {f"model.{name}" for name in [*names.split(), "tie_embeddings", "qk_norm", "qkv_bias"]}
 
 
 def test_a_masked_run_goes_on_exactly_and_only_masked(command: Command) -> None:

@@ -163,7 +163,10 @@ def test_a_prompt_is_taken_as_it_is() -> None:
             ["--model.tie-embeddings", "yes"],
             "command line: model.tie_embeddings: should be a valid boolean (got 'yes')",
         ),
-        (["--model.d-model", "100"], "command line: model.d_model: must be divisible by num_heads = 6 (got 100)"),
+        (
+            ["--model.d-model", "100"],
+            "command line: model.d_model: must be divisible by num_heads = 6 (got 100); try 102",
+        ),
         (
             ["--schedule.max-learning-rate", "nan"],
             "command line: schedule.max_learning_rate: should be a finite number (got nan)",

@@ -42,12 +42,15 @@ LLAMA3 = {
         ({"model": {"num_heads": 6.5}}, "model.num_heads: should be a valid integer (got 6.5)"),
         ({"model": {"num_layers": 0}}, "model.num_layers: should be greater than 0 (got 0)"),
         ({"model": {"tie_embeddings": 1}}, "model.tie_embeddings: should be a valid boolean (got 1)"),
-        ({"model": {"d_model": 190}}, "model.d_model: must be divisible by num_heads = 6 (got 190)"),
+        ({"model": {"d_model": 190}}, "model.d_model: must be divisible by num_heads = 6 (got 190); try 192"),
         (
             {"model": {"d_model": 30}},
-            "model.d_model: d_model / num_heads = 5 must be even for rotary positions (got 30)",
+            "model.d_model: d_model / num_heads = 5 must be even for rotary positions (got 30); try 36",
         ),
-        ({"model": {"num_kv_heads": 4}}, "model.num_kv_heads: must divide num_heads = 6 (got 4)"),
+        (
+            {"model": {"num_kv_heads": 4}},
+            "model.num_kv_heads: must divide num_heads = 6 (got 4); use one of [1, 2, 3, 6]",
+        ),
         ({"model": {"num_layers": 10_001}}, "model.num_layers: should be less than or equal to 10000 (got 10001)"),
         (
             {"model": {"context_length": 1 << 24}},
@@ -83,7 +86,7 @@ LLAMA3 = {
         ),
         (
             {"model": {"num_heads": 5}},
-            "model.d_model: must be divisible by num_heads = 5 (it is 192 unless it is set)",
+            "model.d_model: must be divisible by num_heads = 5 (it is 192 unless it is set); try 195",
         ),
         (
             {"schedule": {"name": "wsd", "cosine_cycle_iters": 500}},

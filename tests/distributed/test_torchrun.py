@@ -92,7 +92,8 @@ def test_a_launcher_told_to_stop_saves_one_common_step_which_goes_on(
     out, err = stopped.communicate(timeout=TIMEOUT)
     assert stopped.returncode != 0
     step = records(out)[-1]["step"]
-    assert records(out)[-1] == {"event": "train_end", "step": step, "finished": False}
+    end = records(out)[-1]
+    assert (end["event"], end["step"], end["finished"]) == ("train_end", step, False)
     assert f"stopped after step {step} of 100000" in err
     checkpoint = Checkpoint.open(tmp_path / "run")
     assert checkpoint.step == step

@@ -51,7 +51,6 @@ def test_no_special_tokens_leave_the_text_whole() -> None:
 @pytest.mark.parametrize(
     ("special_tokens", "message"),
     [
-        ("<e>", "give a list"),
         (["<e>", "<f>", "<e>"], "'<e>' is given twice"),
         ([""], "is empty"),
         (["<\ud800>"], "not valid Unicode"),

@@ -99,10 +99,8 @@ def describe_errors(
         if item["type"] == "too_short" and item["loc"] in parents:  # a wrong item of a list is not counted
             continue
         if item["type"] == "extra_forbidden":
-            yield (
-                key,
-                f"unknown key (got {item['input']!r}){suggest(key) if suggest else suggestion(key, section.model_fields)}",
-            )
+            advice = suggest(key) if suggest else suggestion(key, section.model_fields)
+            yield key, f"unknown key (got {item['input']!r}){advice}"
         elif item["type"] == "missing":
             if allow_missing:
                 continue

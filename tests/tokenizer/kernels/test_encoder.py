@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from transformerlm.tokenizer import compiled
+from transformerlm.tokenizer.checks import TokenIds
 from transformerlm.tokenizer.compiled import CompiledCodec
 from transformerlm.tokenizer.kernels import encoder
 from transformerlm.tokenizer.kernels.compiling import available
@@ -107,7 +108,9 @@ def test_long_pieces_between_short_ones(length: int) -> None:
 
 
 def test_a_burst_of_threads_leaves_no_more_memories_than_can_be_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = CompiledCodec({value: bytes([value]) for value in range(256)}, [], pattern=GPT2, whole_words={})
+    vocab = {value: bytes([value]) for value in range(256)}
+    token_ids = TokenIds({token: token_id for token_id, token in vocab.items()})
+    codec = CompiledCodec(vocab, token_ids, [], pattern=GPT2, whole_words={})
     together = threading.Barrier(6)
     encode_texts = compiled.encode_texts
 

@@ -230,18 +230,16 @@ CASES = Path(__file__).parent / "data" / "tokenizers"
 READ = (
     "added_dup added_is_merge_product_tab added_one_byte added_ordinary bos_eos_template command_r decoder_sequence "
     "dropout_zero id_gap iso_inverted minimax nested_sequence nfc_space_added norm_seq_nfc order_dead_way "
-    "order_live_way raw_vocab_no_added roberta_nomask starcoder truncation unk_token"
+    "order_live_way raw_vocab_no_added roberta_nomask starcoder tekken truncation unk_token"
 ).split()
 REFUSED = {
     "bloom": r"its pre-tokenization pattern is none that is known here: ' \?\[\^",
     "bytelevel_after_split_space": "add_prefix_space",
-    "decoder_null": "it has no decoder",
     "falcon": "its pre-tokenizer, Punctuation and ByteLevel and Digits and Split, splits further after ByteLevel",
     "norm_nfkc": "its normalizer is NFKC",
     "opt_prefix_space": "add_prefix_space",
     "phi4_rstrip": r"'<\|im_start\|>' is matched with lstrip",
     "roberta": "'<mask>' is matched with lstrip",
-    "tekken": r"its pre-tokenization pattern is none that is known here: '\[\^",
 }
 
 
@@ -277,7 +275,18 @@ def test_what_families_write_and_is_not_supported_is_named(name: str) -> None:
 
 
 def test_every_case_is_tested() -> None:
-    assert sorted(path.name for path in CASES.iterdir()) == sorted([*READ, *REFUSED])
+    assert sorted(path.name for path in CASES.iterdir()) == sorted([*READ, *REFUSED, "decoder_null"])
+
+
+def test_without_a_decoder_the_ids_are_the_same_and_text_is_decoded_to() -> None:
+    folder = CASES / "decoder_null"
+    with pytest.warns(UserWarning, match="has no decoder, so tokenizers shows tokens in GPT-2's byte encoding"):
+        ours = read_tokenizer(folder)
+    ids = ours.encode("ab é abc")
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ids == theirs.encode("ab é abc", add_special_tokens=False).ids
+    assert theirs.decode(ids) == "ab Ġ Ã © Ġ ab c"
+    assert ours.decode(ids) == "ab é abc"
 
 
 def spoilt(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -332,7 +341,6 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         ("normalizer", {"type": "Lowercase"}, "its normalizer is Lowercase"),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}, "only NFC is done"),
         ("decoder", {"type": "Metaspace"}, "its decoder is not ByteLevel"),
-        ("decoder", None, "it has no decoder"),
         ("added_tokens/0/lstrip", True, "matched with lstrip"),
         ("added_tokens/0/rstrip", True, "matched with rstrip"),
         ("added_tokens/0/single_word", True, "matched with single_word"),

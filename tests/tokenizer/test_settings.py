@@ -154,8 +154,9 @@ def test_a_tokenizer_saved_today_is_loaded_without_a_warning(tmp_path: Path) -> 
     assert Tokenizer.load(tmp_path).sha256() == tokenizer.sha256()
 
 
-def test_only_o200k_tells_marks_and_cases_apart() -> None:
+def test_only_patterns_of_cased_words_tell_marks_and_cases_apart() -> None:
     for character in ("ʕ", "\u1acf"):
         assert changed_character([b"a", character.encode()], "gpt2") is None
-        assert changed_character([b"a", character.encode()], "o200k") == character
+        for pattern in ("o200k", "tekken"):
+            assert changed_character([b"a", character.encode()], pattern) == character
     assert changed_character([*(bytes([byte]) for byte in range(256)), "é\u3042".encode()], "o200k") is None

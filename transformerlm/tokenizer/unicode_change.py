@@ -8,7 +8,7 @@ without the record matters only if it has such a token: then it was trained on t
 import re
 from collections.abc import Iterable
 
-from transformerlm.tokenizer.pretokenize import O200K, in_brackets
+from transformerlm.tokenizer.pretokenize import O200K, TEKKEN, in_brackets
 
 _CHANGED = """
 558 58b-58c 88f c5c cdc 208f 209d-209f a7ce-a7cf a7d2 a7d4 a7dd a7e2 a7f1 ab6c-ab6d 107bb-107bf 10940-10959 10ec5-10ec7
@@ -19,16 +19,16 @@ _CHANGED = """
 """
 """Letters and numbers of Unicode 18.0 that are not assigned in 16.0."""
 
-_CHANGED_FOR_O200K = """
+_CHANGED_FOR_CASED = """
 295 5c8-5c9 b53-b54 1acf-1af0 10ecb-10ecf 10ef0-10efb 11b60-11b67 11df0 1d127-1d128 1d250-1d252 1d25b-1d25c 1d25f
 1d280-1d281 1e6e3 1e6e6 1e6ee-1e6ef 1e6f5
 """
-"""And what `o200k` alone tells apart: marks, and a letter whose case changed."""
+"""And what `o200k` and `tekken` tell apart: marks, and a letter whose case changed."""
 
 
 def changed_character(tokens: Iterable[bytes], pattern: str) -> str | None:
     """Return a character of `tokens` for which `pattern` depends on which of the two versions it uses, or None."""
-    changed = _CHANGED + (_CHANGED_FOR_O200K if pattern == O200K else "")
+    changed = _CHANGED + (_CHANGED_FOR_CASED if pattern in (O200K, TEKKEN) else "")
     text = b" ".join(tokens).decode("utf-8", errors="ignore")
     found = re.search(f"[{in_brackets(changed)}]", text)
     return found and found[0]

@@ -23,11 +23,11 @@ _CHANGED_FOR_CASED = """
 295 5c8-5c9 b53-b54 1acf-1af0 10ecb-10ecf 10ef0-10efb 11b60-11b67 11df0 1d127-1d128 1d250-1d252 1d25b-1d25c 1d25f
 1d280-1d281 1e6e3 1e6e6 1e6ee-1e6ef 1e6f5
 """
-"""And what `o200k` and `tekken` tell apart: marks, and a letter whose case changed."""
+"""Marks, and a letter whose case changed: only `o200k` and `tekken` distinguish these."""
 
 
 def changed_character(tokens: Iterable[bytes], pattern: str) -> str | None:
-    """Return a character of `tokens` for which `pattern` depends on which of the two versions it uses, or None."""
+    """Return a character of `tokens` that `pattern` treats differently under the two versions, or None."""
     changed = _CHANGED + (_CHANGED_FOR_CASED if pattern in (O200K, TEKKEN) else "")
     text = b" ".join(tokens).decode("utf-8", errors="ignore")
     found = re.search(f"[{in_brackets(changed)}]", text)

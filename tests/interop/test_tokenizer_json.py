@@ -29,7 +29,6 @@ LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 BYTES = {byte: bytes([byte]) for byte in range(256)}
-TOKENIZERS = Path(__file__).parent / "data" / "tokenizers"
 
 Read = Callable[[dict[str, Any]], Tokenizer]
 
@@ -230,19 +229,18 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 CASES = Path(__file__).parent / "data" / "tokenizers"
 READ = (
-    "added_dup bos_eos_template command_r decoder_sequence dropout_zero iso_inverted minimax nested_sequence "
-    "nfc_space_added norm_seq_nfc roberta_nomask starcoder truncation"
+    "added_dup added_is_merge_product_tab added_one_byte added_ordinary bos_eos_template command_r decoder_sequence "
+    "dropout_zero id_gap iso_inverted minimax nested_sequence nfc_space_added norm_seq_nfc order_dead_way "
+    "order_live_way raw_vocab_no_added roberta_nomask starcoder tekken truncation unk_token"
 ).split()
 REFUSED = {
     "bloom": r"its pre-tokenization pattern is none that is known here: ' \?\[\^",
     "bytelevel_after_split_space": "add_prefix_space",
-    "decoder_null": "it has no decoder",
     "falcon": "its pre-tokenizer, Punctuation and ByteLevel and Digits and Split, splits further after ByteLevel",
     "norm_nfkc": "its normalizer is NFKC",
     "opt_prefix_space": "add_prefix_space",
     "phi4_rstrip": r"'<\|im_start\|>' is matched with lstrip",
     "roberta": "'<mask>' is matched with lstrip",
-    "tekken": r"its pre-tokenization pattern is none that is known here: '\[\^",
 }
 
 
@@ -250,9 +248,14 @@ REFUSED = {
 def test_what_families_write_is_read_as_by_tokenizers(name: str) -> None:
     ours, theirs = read_tokenizer(CASES / name), tokenizers.Tokenizer.from_file(str(CASES / name / "tokenizer.json"))
     added = sorted(token.content for token in theirs.get_added_tokens_decoder().values())
+    parts = [*added, *TEXT, *"abcdx \t\n\u0301", "ab", "  ", "\u0338"]
 
     @settings(max_examples=100)
-    @given(st.lists(st.sampled_from([*added, *TEXT, "ab", "  ", "\u0338"]) | st.characters(codec="utf-8")).map("".join))
+    @given(
+        st.lists(
+            st.sampled_from(parts) | st.sampled_from(sorted(theirs.get_vocab())) | st.characters(codec="utf-8")
+        ).map("".join)
+    )
     @example(TEXT)
     @example("ab".join(["", *added, ""]))
     @example("a   b\u0338  \u0338")
@@ -273,7 +276,18 @@ def test_what_families_write_and_is_not_supported_is_named(name: str) -> None:
 
 
 def test_every_case_is_tested() -> None:
-    assert sorted(path.name for path in CASES.iterdir()) == sorted([*READ, *REFUSED])
+    assert sorted(path.name for path in CASES.iterdir()) == sorted([*READ, *REFUSED, "decoder_null"])
+
+
+def test_without_a_decoder_the_ids_are_the_same_and_text_is_decoded_to() -> None:
+    folder = CASES / "decoder_null"
+    with pytest.warns(UserWarning, match="has no decoder, so tokenizers shows tokens in GPT-2's byte encoding"):
+        ours = read_tokenizer(folder)
+    ids = ours.encode("ab é abc")
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ids == theirs.encode("ab é abc", add_special_tokens=False).ids
+    assert theirs.decode(ids) == "ab Ġ Ã © Ġ ab c"
+    assert ours.decode(ids) == "ab é abc"
 
 
 def spoilt(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -328,7 +342,6 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         ("normalizer", {"type": "Lowercase"}, "its normalizer is Lowercase"),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}, "only NFC is done"),
         ("decoder", {"type": "Metaspace"}, "its decoder is not ByteLevel"),
-        ("decoder", None, "it has no decoder"),
         ("added_tokens/0/lstrip", True, "matched with lstrip"),
         ("added_tokens/0/rstrip", True, "matched with rstrip"),
         ("added_tokens/0/single_word", True, "matched with single_word"),
@@ -532,34 +545,6 @@ def test_vocabularies_as_in_published_files(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "order_dead_way",
-        "order_live_way",
-        "id_gap",
-        "added_is_merge_product_tab",
-        "added_one_byte",
-        "added_ordinary",
-        "added_dup",
-        "nfc_space_added",
-        "raw_vocab_no_added",
-        "unk_token",
-    ],
-)
-def test_any_text_has_the_ids_of_tokenizers(name: str) -> None:
-    ours = read_tokenizer(TOKENIZERS / name)
-    theirs = tokenizers.Tokenizer.from_file(str(TOKENIZERS / name / "tokenizer.json"))
-
-    @given(
-        st.text("abcd \t\n\u0301é€x", max_size=30) | st.lists(st.sampled_from(list(theirs.get_vocab()))).map("".join)
-    )
-    def check(text: str) -> None:
-        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
-
-    check()
-
-
-@pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
         ("order_dead_way", "abcd abc ab", [258, 32, 259, 32, 256]),
@@ -570,7 +555,7 @@ def test_any_text_has_the_ids_of_tokenizers(name: str) -> None:
     ],
 )
 def test_files_that_were_once_refused_have_these_ids(name: str, text: str, expected: list[int]) -> None:
-    assert read_tokenizer(TOKENIZERS / name).encode(text) == expected
+    assert read_tokenizer(CASES / name).encode(text) == expected
 
 
 def test_an_added_token_that_is_written_like_another_byte_is_refused(read: Read) -> None:

@@ -42,12 +42,17 @@ O200K = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{FRONT}+{BACK}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{FRONT}*{BACK}+|[^\r\n\p{{L}}\p{{N}}]?{FRONT}+{BACK}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PUBLISHED = {
     "gpt2": GPT2,
     "llama3": rf"{WORDS}|\p{{N}}{{1,3}}|{SIGNS_AND_WHITE}",
     "qwen2": rf"{WORDS}|\p{{N}}|{SIGNS_AND_WHITE}",
     "cl100k": CL100K,
     "o200k": O200K,
+    "tekken": TEKKEN,
 }
 NASTY = [
     *"  ''''''sStTlLvVeErRdDmM", *"aAbZ", "ſ", "é", "É", "ǅ", "ʰ", "你", "か", "\u0301", "\u0308", "\u3099", "\u0903",

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.tokenizer.settings import SETTINGS_FILE
+from transformerlm.tokenizer.unicode.change import changed_character
 from transformerlm.utils.errors import TokenizerError
 
 BYTES = {byte: bytes([byte]) for byte in range(256)}
@@ -83,6 +85,8 @@ def test_each_setting_changes_the_hash() -> None:
         ({"special_tokens": ["<s>", "<ende é>", "<t>"]}, r"vocab\.json: the special token '<t>' is missing"),
         ({"special_tokens": ["<s>"]}, r"vocab\.json: '<ende é>' is no special token, and ' ' stands for no byte"),
         ({"more": 1}, "'more' is not known"),
+        ({"unicode": "18.0"}, "unicode is '18.0', not '16.0', so text would be cut differently"),
+        ({"unicode": 16}, "unicode is 16, not '16.0'"),
     ],
 )
 def test_a_damaged_file_is_refused(unlike_gpt2: Tokenizer, tmp_path: Path, change: dict, message: str) -> None:
@@ -114,3 +118,45 @@ def test_a_file_that_is_too_large_is_not_read(unlike_gpt2: Tokenizer, tmp_path: 
 def test_a_role_needs_a_special_token() -> None:
     with pytest.raises(TokenizerError, match="beginning_of_text is '<s>', which is no special token"):
         Tokenizer(BYTES, [], beginning_of_text="<s>")
+
+
+NEWER = "\U00012652"  # a letter from Unicode 17.0 on
+NEWER_MERGES = [(NEWER.encode()[:size], NEWER.encode()[size : size + 1]) for size in (1, 2, 3)]
+NEWER_VOCAB = BYTES | {256 + at: left + right for at, (left, right) in enumerate(NEWER_MERGES)}
+
+
+def test_an_old_tokenizer_with_a_character_of_another_class_is_loaded_with_a_warning(tmp_path: Path) -> None:
+    Tokenizer(NEWER_VOCAB, NEWER_MERGES).save(tmp_path)
+    (tmp_path / SETTINGS_FILE).unlink()  # as it was saved before
+    with pytest.warns(UserWarning, match=r"a token has the character U\+12652, whose class differs") as caught:
+        Tokenizer.load(tmp_path)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_an_old_settings_file_does_not_record_the_unicode_version(unlike_gpt2: Tokenizer, tmp_path: Path) -> None:
+    newer = Tokenizer(NEWER_VOCAB, NEWER_MERGES, pattern="llama3")
+    for tokenizer, num_warnings in ((unlike_gpt2, 0), (newer, 1)):
+        tokenizer.save(tmp_path)
+        content = json.loads((tmp_path / SETTINGS_FILE).read_text())
+        assert content.pop("unicode") == "16.0"
+        (tmp_path / SETTINGS_FILE).write_text(json.dumps(content))
+        with warnings.catch_warnings(record=True) as caught:
+            assert Tokenizer.load(tmp_path).sha256() == tokenizer.sha256()
+        assert len(caught) == num_warnings
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tokenizer_saved_today_is_loaded_without_a_warning(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(NEWER_VOCAB, NEWER_MERGES)
+    tokenizer.save(tmp_path)
+    assert (tmp_path / SETTINGS_FILE).exists()
+    assert Tokenizer.load(tmp_path).sha256() == tokenizer.sha256()
+
+
+def test_only_patterns_of_cased_words_tell_marks_and_cases_apart() -> None:
+    for character in ("ʕ", "\u1acf"):
+        assert changed_character([b"a", character.encode()], "gpt2") is None
+        for pattern in ("o200k", "tekken"):
+            assert changed_character([b"a", character.encode()], pattern) == character
+    assert changed_character([*(bytes([byte]) for byte in range(256)), "é\u3042".encode()], "o200k") is None

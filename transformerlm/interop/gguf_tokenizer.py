@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.tokenizer.io import to_stand_ins, vocab_entries
-from transformerlm.tokenizer.pretokenize import GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+from transformerlm.tokenizer.pretokenize import GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2, TEKKEN
 from transformerlm.utils.errors import InteropError, TokenizerError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _NAMES = {
     (LLAMA3, False): "dbrx",
     (QWEN2, False): "qwen2",
     (O200K, False): "gpt-4o",
+    (TEKKEN, True): "tekken",
 }
 """llama.cpp's name by pattern and whole words."""
 
@@ -95,9 +96,10 @@ def _notes(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
         notes.append(
             f"llama.cpp does not bring text into the form {tokenizer.settings.normalization}, as the tokenizer does"
         )
-    if tokenizer.settings.pattern == O200K:
+    if tokenizer.settings.pattern in (O200K, TEKKEN):
         notes.append(
-            "llama.cpp's gpt-4o knows capitals and small letters of ASCII only: other text may be cut differently"
+            f"llama.cpp's {pre_tokenizer_name(tokenizer)} knows capitals and small letters of ASCII only: other text "
+            "may be cut differently"
         )
     if vocab_size > tokenizer.vocab_size:
         notes.append(

@@ -7,7 +7,7 @@ Oniguruma (`{1,3}+` is a repetition there).
 
 from typing import Any
 
-from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2, TEKKEN
 from transformerlm.utils.errors import InteropError, shown
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -16,13 +16,17 @@ _SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _WHITE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _FRONT, _BACK = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 
+_FRONT_AND_BACK = rf"[^\r\n\p{{L}}\p{{N}}]?[{_FRONT}]*[{_BACK}]+"
+_FRONT_ALONE = rf"[^\r\n\p{{L}}\p{{N}}]?[{_FRONT}]+[{_BACK}]*"
+_SIGNS_AND_SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+
 WRITTEN = {
     LLAMA3: rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_WHITE}",
     QWEN2: rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_SIGNS}|{_WHITE}",
     CL100K: rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|\s+\z|{_WHITE}",
-    O200K: rf"[^\r\n\p{{L}}\p{{N}}]?[{_FRONT}]*[{_BACK}]+{_CONTRACTIONS}?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?[{_FRONT}]+[{_BACK}]*{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_WHITE}",
+    O200K: rf"{_FRONT_AND_BACK}{_CONTRACTIONS}?|{_FRONT_ALONE}{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}|{_SIGNS_AND_SLASHES}|{_WHITE}",
+    TEKKEN: rf"{_FRONT_AND_BACK}|{_FRONT_ALONE}|\p{{N}}|{_SIGNS_AND_SLASHES}|{_WHITE}",
 }
 """The expression that is written for a pattern."""
 

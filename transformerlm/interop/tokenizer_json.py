@@ -5,11 +5,12 @@
                               and config.json are asked after it
 
 Read are byte-level BPE tokenizers whose pre-tokenization is one of ours, as those of GPT-2, Llama 3, Qwen2, Qwen3,
-SmolLM and the o200k family. What would cut or merge text in another way is refused with the reason. Everything read is
-checked before it is used: whatever the files hold, only `InteropError` comes out.
+SmolLM, the o200k family and Tekken. What would cut or merge text in another way is refused with the reason. Everything
+read is checked before it is used: whatever the files hold, only `InteropError` comes out.
 """
 
 import json
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
     model = _checked_model(content)
     pattern = pattern_of(content.get("pre_tokenizer"))
     normalization = _normalization(content.get("normalizer"))
-    _check_decoder(content.get("decoder"))
+    _check_decoder(content.get("decoder"), path)
     added = _added_tokens([*_list(content, "added_tokens"), *later_tokens(path.parent)], normalization)
     roles = read_roles(path.parent, content.get("post_processor"), {token: added[token].token_id for token in added})
     missing = roles.named() - added.keys() - model["vocab"].keys()
@@ -87,13 +88,17 @@ def _tokenizer(content: dict[str, Any], path: Path) -> Tokenizer:
     )
 
 
-def _check_decoder(decoder: Any) -> None:
+def _check_decoder(decoder: Any, path: Path) -> None:
     if isinstance(decoder, dict) and decoder.get("type") == "Sequence":
         steps = decoder.get("decoders")
         decoder = steps[0] if isinstance(steps, list) and len(steps) == 1 else decoder
     if decoder is None:
-        raise InteropError("it has no decoder: tokenizers would show tokens in GPT-2's byte encoding, joined by spaces")
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        warnings.warn(
+            f"{path}: has no decoder, so tokenizers shows tokens in GPT-2's byte encoding, joined by spaces; here they "
+            "are decoded to the text they stand for",
+            stacklevel=4,
+        )
+    elif not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise InteropError("its decoder is not ByteLevel, so its ids mean other bytes than here")
 
 

@@ -7,6 +7,7 @@ tokens; see `settings`.
 """
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from transformerlm.tokenizer.settings import (
     read_settings,
     write_settings,
 )
+from transformerlm.tokenizer.unicode.change import changed_character
+from transformerlm.tokenizer.unicode.ranges import UNICODE_VERSION
 from transformerlm.tokenizer.validation import check_merges, check_vocab, ordinary_ids, ordinary_tokens
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_text
@@ -143,20 +146,39 @@ def read_tokenizer_files(
 
 
 def read_folder(folder: Path) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]], SpecialTokens, TokenizerSettings]:
-    """Return vocabulary, merges, special tokens and settings as `write_folder` wrote them. Raises `TokenizerError`."""
+    """Return vocabulary, merges, special tokens and settings as `write_folder` wrote them.
+
+    Warns if the tokenizer may be from before the character classes changed, and has a character that matters.
+
+    Raises `TokenizerError`.
+    """
     vocab_path, merges_path = folder / VOCAB_FILE, folder / MERGES_FILE
     if not (folder / SETTINGS_FILE).exists():
         vocab, merges = read_tokenizer_files(vocab_path, merges_path)
         ordinary = ordinary_tokens(merges)
         special = [token.decode("utf-8") for token in vocab.values() if token not in ordinary]
+        _warn_of_changed_character(folder, vocab, TokenizerSettings())
         return vocab, merges, special, TokenizerSettings()
-    settings, special = read_settings(folder / SETTINGS_FILE)
+    settings, special, is_versioned = read_settings(folder / SETTINGS_FILE)
     vocab, merges = read_tokenizer_files(vocab_path, merges_path, set(special))
     present = set(vocab.values())
     for token in special if isinstance(special, list) else ():
         if token.encode("utf-8") not in present:
             raise TokenizerError(f"{vocab_path}: the special token {token!r} is missing; restore the files")
+    if not is_versioned:
+        _warn_of_changed_character(folder, vocab, settings)
     return vocab, merges, special, settings
+
+
+def _warn_of_changed_character(folder: Path, vocab: Mapping[int, bytes], settings: TokenizerSettings) -> None:
+    character = changed_character(vocab.values(), settings.pattern)
+    if character is not None:
+        warnings.warn(
+            f"{folder}: a token has the character U+{ord(character):04X}, whose class differs between Unicode 18.0, "
+            f"which older versions of transformerlm used, and {UNICODE_VERSION}: text with such characters may be cut "
+            "differently than in training",
+            stacklevel=4,
+        )
 
 
 def write_folder(
@@ -175,6 +197,7 @@ def write_folder(
         or settings.changed()
         or any(token not in ordinary and token_id not in special_ids for token_id, token in vocab.items())
         or any(token.startswith(_SPACE) for token in special_tokens)
+        or changed_character(vocab.values(), settings.pattern) is not None
     )
     if needs_ids:  # the third file has the special tokens that read like ordinary ones
         id_of = ordinary_ids(vocab, special_ids, source=str(folder))

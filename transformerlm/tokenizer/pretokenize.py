@@ -15,6 +15,7 @@ stands before them, and know contractions in capitals:
     qwen2         Qwen2 and Qwen3: llama3 with every digit by itself
     o200k         tiktoken's o200k_base, of GPT-4o: words are also cut between a small letter and a capital, marks count
                   as letters, contractions stay with their word
+    tekken        Mistral's: o200k without contractions, and every digit by itself
 
 Special tokens are cut out first and are never split.
 
@@ -41,8 +42,9 @@ from transformerlm.tokenizer.unicode.ranges import (
 )
 from transformerlm.utils.errors import TokenizerError, require_list
 
-GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2", "o200k"
-PATTERNS = (GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K)
+GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2 = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2"
+O200K, TEKKEN = "o200k", "tekken"
+PATTERNS = (GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2, O200K, TEKKEN)
 
 
 def pretokenize(text: str, pattern: str = GPT2) -> list[str]:
@@ -57,7 +59,7 @@ class _Brackets(NamedTuple):
     numbers: str
     white: str
     front: str
-    """What the front of a word may have in `o200k`: all letters but those of lower case, and marks."""
+    """What the front of a word may have in `o200k` and `tekken`: all letters but those of lower case, and marks."""
     back: str
     """And what its back may have: all letters but capitals, and marks."""
 
@@ -89,6 +91,8 @@ def _expression(pattern: str, brackets: _Brackets) -> str:
     before_word = rf"[^\r\n{L}{N}]?"
     words = [any_case, rf"{before_word}[{L}]+"]
     line_breaks = rf"[{S}]*[\r\n]+"
+    front_and_back, front_alone = rf"{before_word}[{F}]*[{B}]+", rf"{before_word}[{F}]+[{B}]*"
+    signs_and_slashes = rf"{signs}[\r\n/]*"
     alternatives = {
         GPT2: [*gpt2_words, rf" ?[{N}]+", signs, *white],
         # Digits are cut out before anything else, so that white space before one stands at the end of its text.
@@ -97,13 +101,14 @@ def _expression(pattern: str, brackets: _Brackets) -> str:
         LLAMA3: [*words, rf"[{N}]{{1,3}}", rf"{signs}[\r\n]*", line_breaks, *white],
         QWEN2: [*words, rf"[{N}]", rf"{signs}[\r\n]*", line_breaks, *white],
         O200K: [
-            rf"{before_word}[{F}]*[{B}]+(?:{any_case})?",
-            rf"{before_word}[{F}]+[{B}]*(?:{any_case})?",
+            rf"{front_and_back}(?:{any_case})?",
+            rf"{front_alone}(?:{any_case})?",
             rf"[{N}]{{1,3}}",
-            rf"{signs}[\r\n/]*",
+            signs_and_slashes,
             line_breaks,
             *white,
         ],
+        TEKKEN: [front_and_back, front_alone, rf"[{N}]", signs_and_slashes, line_breaks, *white],
     }
     return "|".join(alternatives[pattern])
 

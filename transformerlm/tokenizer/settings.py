@@ -1,12 +1,13 @@
 """What a tokenizer does beside vocabulary and merges: `tokenizer_settings.json`, where it differs from GPT-2's.
 
-    {"format_version": 1, "pattern": "llama3", "normalization": null, "whole_words": true,
+    {"format_version": 1, "unicode": "16.0", "pattern": "llama3", "normalization": null, "whole_words": true,
      "end_of_text": "<|end_of_text|>", "beginning_of_text": "<|begin_of_text|>",
      "special_tokens": ["<|begin_of_text|>", "<|end_of_text|>", …]}
 
 A tokenizer like GPT-2's has no such file. Where there is one, it also names the special tokens, so that an entry of the
 vocabulary that no merge makes need not be one. They are an object, from text to id, where a special token has the bytes
-of an ordinary one; then it need not be in the vocabulary's file. "unknown_token" is there if there is one.
+of an ordinary one; then it need not be in the vocabulary's file. "unknown_token" is there if there is one. "unicode"
+is the version of the character classes by which text is cut; older files lack it, see `unicode_change`.
 """
 
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from typing import Any, final
 
 from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer.pretokenize import GPT2, PATTERNS, check_special_tokens
+from transformerlm.tokenizer.unicode.ranges import UNICODE_VERSION
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import write_json
 from transformerlm.utils.json_file import read_json_object
@@ -63,18 +65,28 @@ SpecialTokens = list[str] | dict[str, int]
 
 def write_settings(path: Path, settings: TokenizerSettings, special_tokens: SpecialTokens) -> None:
     """Write the file atomically."""
-    content = {"format_version": FORMAT_VERSION, **asdict(settings), "special_tokens": special_tokens}
+    content = {"format_version": FORMAT_VERSION, "unicode": UNICODE_VERSION, **asdict(settings)}
+    content["special_tokens"] = special_tokens
     if settings.unknown_token is None:
         del content["unknown_token"]
     write_json(path, content)
 
 
-def read_settings(path: Path) -> tuple[TokenizerSettings, SpecialTokens]:
-    """Return the settings and the special tokens. Raises `TokenizerError` that names file and key."""
+def read_settings(path: Path) -> tuple[TokenizerSettings, SpecialTokens, bool]:
+    """Return the settings, the special tokens, and whether the file records the Unicode version.
+
+    Raises `TokenizerError` that names file and key.
+    """
     content = read_json_object(path, max_bytes=MAX_BYTES, error=TokenizerError)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise TokenizerError(f"{path}: format_version is {version!r}, not {FORMAT_VERSION}; use a newer transformerlm")
+    unicode_version = content.pop("unicode", None)
+    if unicode_version not in (None, UNICODE_VERSION):
+        raise TokenizerError(
+            f"{path}: unicode is {unicode_version!r}, not {UNICODE_VERSION!r}, so text would be cut differently; "
+            "use the transformerlm that wrote the file"
+        )
     expected = {"format_version", *(field.name for field in fields(TokenizerSettings)), "special_tokens"}
     for key in sorted((expected ^ content.keys()) - {"unknown_token"}):
         problem = "is missing" if key in expected else "is not known"
@@ -94,4 +106,4 @@ def read_settings(path: Path) -> tuple[TokenizerSettings, SpecialTokens]:
         settings.check(special_tokens)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
-    return settings, special_tokens
+    return settings, special_tokens, unicode_version is not None

@@ -6,7 +6,7 @@ from typing import Any, AnyStr, NamedTuple, Protocol
 
 import regex
 
-from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2, TEKKEN
 
 BLOCK_LENGTH = 1 << 16
 
@@ -55,6 +55,7 @@ _BOUNDARIES = {
     LLAMA3: _OF_SUCCESSORS,
     QWEN2: _OF_SUCCESSORS,
     O200K: _OF_O200K,
+    TEKKEN: _OF_SUCCESSORS,
 }
 
 

@@ -241,7 +241,7 @@ import transformerlm.tokenizer.kernels as kernels
 
 for module in pkgutil.iter_modules(kernels.__path__):
     importlib.import_module(f"{kernels.__name__}.{module.name}")
-print(kernels.compiling.available())
+print(kernels.jit.available())
 """
 
 HELP = """

@@ -21,6 +21,7 @@ from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
 from transformerlm.tokenizer.merge import merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
+from transformerlm.tokenizer.validation import TokenIds
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 
@@ -107,7 +108,9 @@ def test_long_pieces_between_short_ones(length: int) -> None:
 
 
 def test_a_burst_of_threads_leaves_no_more_memories_than_can_be_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = CompiledCodec({value: bytes([value]) for value in range(256)}, [], pattern=GPT2, whole_words={})
+    vocab = {value: bytes([value]) for value in range(256)}
+    token_ids = TokenIds({token: token_id for token_id, token in vocab.items()})
+    codec = CompiledCodec(vocab, token_ids, [], pattern=GPT2, whole_words={})
     together = threading.Barrier(6)
     encode_texts = compiled.encode_texts
 

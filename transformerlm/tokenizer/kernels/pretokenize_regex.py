@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from transformerlm.tokenizer.kernels.jit import borrowing_kernel
 from transformerlm.tokenizer.kernels.pretokenize_gpt2 import character_at
-from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2
+from transformerlm.tokenizer.pretokenize import CL100K, GPT2, GPT2_DIGITS, LLAMA3, O200K, QWEN2, TEKKEN
 from transformerlm.tokenizer.unicode.classes import (
     CAPITAL,
     DIGIT,
@@ -45,11 +45,11 @@ from transformerlm.tokenizer.unicode.classes import (
 BEYOND = 8
 """Bytes behind what was looked at which may have had a say, too: a character, or a contraction."""
 
-ANY_SIGN, ANY_CASE, LINE_BREAKS, WHOLE_END, WHOLE_BEFORE_DIGIT, CASES = (1 << bit for bit in range(6))
+ANY_SIGN, ANY_CASE, LINE_BREAKS, WHOLE_END, WHOLE_BEFORE_DIGIT, CASES, CONTRACTIONS = (1 << bit for bit in range(7))
 """What a pattern may do, see `pretokenize`: before a word, it takes in any sign and not only a space; contractions may
 be in capitals; line breaks stay with signs before them, and white space is cut after its last line break; white space
-at the end of the text is whole; so is white space before a digit; words are cut by their case, contractions stay with
-their word, and slashes with the line breaks after signs."""
+at the end of the text is whole; so is white space before a digit; words are cut by their case, and slashes stay with
+the line breaks after signs; contractions then stay with their word (without `CASES`, they are words by themselves)."""
 
 _SUCCESSOR = ANY_SIGN | ANY_CASE | LINE_BREAKS
 _DIGITS_AND_POINTS = {
@@ -58,7 +58,8 @@ _DIGITS_AND_POINTS = {
     CL100K: (3, _SUCCESSOR | WHOLE_END),
     LLAMA3: (3, _SUCCESSOR),
     QWEN2: (1, _SUCCESSOR),
-    O200K: (3, _SUCCESSOR | CASES),
+    O200K: (3, _SUCCESSOR | CASES | CONTRACTIONS),
+    TEKKEN: (1, _SUCCESSOR | CASES),
 }
 
 LETTERS = CAPITAL | SMALL | NEITHER
@@ -198,7 +199,8 @@ def word_end(buffer, bits, at, points):
         is_mark = bits[at] & MARK != NONE
         end, looked = cased_end(bits, start, is_mark)
         if end > start or is_mark:
-            end = contraction_end(buffer, end, points)
+            if points & CONTRACTIONS:
+                end = contraction_end(buffer, end, points)
             return end, max(end, looked)
         return at, looked
     end = start

@@ -73,7 +73,7 @@ ARRIVALS = st.lists(
 
 def run(model: TransformerLM, arrivals: Sequence[Arrival], slots: int, eos: int | None = None) -> list[Request]:
     """Decode all, and return them in the order of `arrivals`."""
-    engine = Engine(model, eos_token_id=eos, max_batch_size=slots)
+    engine = Engine(model, eos_token_ids=() if eos is None else (eos,), max_batch_size=slots)
     requests: dict[int, Request] = {}
     step = 0
     while len(requests) < len(arrivals) or engine.has_work:

@@ -73,9 +73,11 @@ def test_a_prompt_must_leave_room_in_the_context(client: Client) -> None:
         ("stop", [1]), ("seed", 2**63), ("seed", -(2**63) - 1), ("seed", 1.5), ("logprobs", -1), ("logprobs", True),
         ("echo", 1), ("stream", "yes"), ("stream_options", {"include_usage": True}), ("stream_options", 1),
         ("stream_options", {"other": 1}), ("top_k", 0), ("top_k", 10**30), ("min_p", 2), ("repetition_penalty", 0),
-        ("repetition_penalty", 1e-9), ("model", 1), ("user", 1), ("suffix", "x"), ("best_of", 5),
+        ("repetition_penalty", 1e-9), ("model", 1), ("suffix", "x"), ("best_of", 5),
         ("frequency_penalty", 0.5), ("presence_penalty", -1), ("logit_bias", {"5": 1}), ("logit_bias", [1]),
-        ("tools", []), ("max_token", 5),
+        ("tools", [{"type": "function"}]), ("ignore_eos", True), ("stop_token_ids", [1]),
+        ("response_format", {"type": "json_object"}),
+        ("guided_json", {}), ("max_token", 5),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named(client: Client, name: str, value: Any) -> None:
@@ -92,6 +94,9 @@ def test_a_wrong_value_is_named(client: Client, name: str, value: Any) -> None:
         {"best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "suffix": None, "user": "me"},
         {"best_of": 2, "n": 2, "model": "tiny", "stream_options": None, "suffix": ""},
         dict.fromkeys(name for name in CompletionRequest.model_fields if name != "prompt"),
+        {"user": 1, "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "safety_identifier": "x"},
+        {"tools": [], "tool_choice": "none", "guided_json": None, "ignore_eos": False, "skip_special_tokens": True},
+        {"stream_options": None, "response_format": {"type": "text"}, "stop_token_ids": [], "anything": None},
     ],
 )
 def test_neutral_values_change_nothing(client: Client, fields: dict[str, Any]) -> None:
@@ -103,12 +108,15 @@ def test_neutral_values_change_nothing(client: Client, fields: dict[str, Any]) -
 
 
 def test_other_paths_and_methods_are_told_what_there_is(client: Client) -> None:
+    other = client().post("/v1/embeddings", json={})
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+    assert "this server has /v1/completions, " in other.json()["error"]["message"]
     chat = client().post("/v1/chat/completions", json={})
-    assert (chat.status_code, chat.json()["error"]["code"]) == (404, "not_found")
-    assert "this server has /v1/completions, /v1/models, " in chat.json()["error"]["message"]
+    assert (chat.status_code, chat.json()["error"]["code"]) == (404, "not_a_chat_model")
+    assert "base model" in chat.json()["error"]["message"] and "/v1/completions" in chat.json()["error"]["message"]
     read = client().get("/v1/completions")
     assert (read.status_code, read.headers["allow"]) == (405, "POST")
-    assert "POST for /v1/completions" in read.json()["error"]["message"]
+    assert "POST for completions" in read.json()["error"]["message"]
 
 
 def test_an_unknown_model_is_not_found(client: Client) -> None:

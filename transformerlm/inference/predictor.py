@@ -11,6 +11,7 @@ from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
 from transformerlm.models.build import with_memory
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.tokenizer import AllowedSpecial
 from transformerlm.training.checkpoint import TOKENIZER_FILES, Checkpoint, load_model_state
 from transformerlm.training.fitting import model_without_memory
 from transformerlm.utils.devices import select_device, select_dtype
@@ -81,15 +82,17 @@ class Predictor:
         model = model.to(chosen, select_dtype(dtype, chosen))
         return cls(model, Tokenizer.load(checkpoint.path), compiled=compiled, int8=int8)
 
-    def encode_prompt(self, prompt: str) -> list[int]:
+    def encode_prompt(self, prompt: str, *, allowed_special: AllowedSpecial = "all") -> list[int]:
         """Return the ids of a prompt, after the token that begins texts, if the tokenizer has one.
+
+        `allowed_special` are the special tokens that are recognised in it, as in `Tokenizer.encode`.
 
         Without that, an empty prompt becomes the end-of-text id, which begins a new document.
 
         Raises `ConfigError` if the prompt leaves no room in the context.
         """
         beginning = self.tokenizer.bos_token_id
-        ids = self.tokenizer.encode(prompt)
+        ids = self.tokenizer.encode(prompt, allowed_special=allowed_special)
         if beginning is not None:
             ids = [beginning, *ids]
         if not ids:
@@ -151,7 +154,7 @@ class Predictor:
         """Return an engine for so many rows at a time."""
         return Engine(
             self.model,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_ids=() if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,),
             max_batch_size=batch_size,
             compiled=self._compiled,
             int8=self._int8,

@@ -159,7 +159,8 @@ def sampling_distribution(logits_V: Tensor, sampling: SamplingHparams, seen_V: T
     limit = sampling.top_p * weights_V.sum() if sampling.top_p < 1 else float("inf")
     ordered_V, order_V = weights_V.masked_fill(weights_V < sampling.min_p, 0).sort(descending=True, stable=True)
     before_V = ordered_V.cumsum(dim=-1) - ordered_V
-    kept_V = torch.zeros_like(weights_V).scatter(0, order_V, ordered_V.masked_fill(before_V >= limit, 0))
+    outside_V = (before_V >= limit) & (before_V > 0)  # the first one stays even if the limit was rounded to 0
+    kept_V = torch.zeros_like(weights_V).scatter(0, order_V, ordered_V.masked_fill(outside_V, 0))
     return kept_V / kept_V.sum()
 
 

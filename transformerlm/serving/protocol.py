@@ -186,7 +186,7 @@ def _translated(error: ValidationError) -> ApiError:
     kind, param = problem["type"], str(problem["loc"][0]) if problem["loc"] else None
     if kind == "json_invalid":
         reason = problem["msg"].partition(": ")[2]
-        if "surrogate" in reason:
+        if "surrogate" in reason or "end of hex escape" in reason:
             reason = f"half of a surrogate pair is not a character; send both halves ({reason})"
         return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
     if param is None:

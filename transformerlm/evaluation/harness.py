@@ -82,7 +82,7 @@ class HarnessModel(LM):
         return self._keep("loglikelihood", requests, found)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the log-likelihood of each whole text, in the harness' windows; that of its end is left out.
+        """Return the log-likelihood of each whole text, in the harness' windows, without the end of text.
 
         Raises `ConfigError` if the tokenizer has no token to begin a text with.
         """

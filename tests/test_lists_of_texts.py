@@ -39,7 +39,6 @@ def predictor(run_folder: Path) -> Predictor:
         ),
         (lambda predictor: Evaluator(predictor).texts(TEXT), "texts"),
         (lambda predictor: Evaluator(predictor).texts(TEXT.encode()), "texts"),
-        (lambda predictor: Evaluator(predictor).log_likelihoods(TEXT), "texts"),
         (lambda predictor: continuation_rows(predictor.tokenizer, "a", TEXT, context_length=8), "continuations"),
     ],
 )

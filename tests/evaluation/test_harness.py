@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from transformerlm.evaluation import Evaluator, Question
 from transformerlm.hparams import EvaluationHparams, SamplingHparams
@@ -19,6 +20,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: uv sync --group peers")
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from transformerlm.evaluation.harness import HarnessModel, run_tasks, sampling_of
 
@@ -30,6 +32,7 @@ QUESTIONS = [
     Question("Once the bird", (" sat", " and the fox"), 0),
     Question("The fox", (" ran", " saw the old tree"), 1),
 ]
+LONG = (Path(__file__).parent / "data/rolling_one_document.jsonl").read_text(encoding="utf-8")
 TEXTS = ["The cat sat near the house. " * 3, "A big red dog", "naïve café 你好 went home"]
 
 
@@ -82,22 +85,53 @@ def test_its_numbers_are_ours(evaluator: Evaluator, tasks: Path, capsys: pytest.
     assert choice.metrics["acc"] == ours.accuracy
     assert choice.metrics["acc_bytes"] == choice.metrics["acc_norm"] == ours.normalized_accuracy
     assert choice.metrics["acc_stderr"] == pytest.approx(ours.standard_error(ours.accuracy))
-    held_out = evaluator.texts(TEXTS)
-    assert rolling.metrics["bits_per_byte"] == pytest.approx(held_out.text_bits_per_byte, rel=1e-6)
-    assert rolling.metrics["byte_perplexity"] == pytest.approx(2**held_out.text_bits_per_byte, rel=1e-5)
+    num_bytes = sum(len(text.encode("utf-8")) for text in TEXTS)
+    bits_per_byte = -sum(rolling_log_likelihood(evaluator, text) for text in TEXTS) / num_bytes / math.log(2)
+    assert rolling.metrics["bits_per_byte"] == pytest.approx(bits_per_byte, rel=1e-5)
+    assert rolling.metrics["byte_perplexity"] == pytest.approx(2**bits_per_byte, rel=1e-5)
     assert writing.metrics["exact_match"] == 0.5
     assert capsys.readouterr().out == ""  # stdout is for results
 
 
-def test_each_text_has_its_likelihood(evaluator: Evaluator) -> None:
-    model = HarnessModel(evaluator)
-    found = model.loglikelihood_rolling(
-        instances("loglikelihood_rolling", [("",), *((text,) for text in TEXTS), ("",)])
+def rolling_log_likelihood(evaluator: Evaluator, text: str) -> float:
+    """The log-likelihood by the model's logits, in windows found as in the harness' HFLM."""
+    tokenizer, total = evaluator.tokenizer, 0.0
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    assert begin is not None
+    windows = get_rolling_token_windows(
+        token_list=tokenizer.encode(text), prefix_token=begin, max_seq_len=CONTEXT, context_len=1
     )
-    expected = [evaluator.texts([text]) for text in TEXTS]
+    for context, scored in map(make_disjoint_window, windows):
+        with torch.inference_mode():
+            logprobs = evaluator.model(torch.tensor([(context + scored)[:-1]]))[0].log_softmax(-1)
+        total += logprobs[-len(scored) :].double().gather(1, torch.tensor(scored)[:, None]).sum().item()
+    return total
+
+
+def test_texts_are_cut_into_the_windows_of_the_harness(evaluator: Evaluator) -> None:
+    texts = ["", *TEXTS, json.loads(LONG)["text"], ""]
+    assert len(evaluator.tokenizer.encode(texts[-2])) > 10 * CONTEXT
+    found = HarnessModel(evaluator).loglikelihood_rolling(
+        instances("loglikelihood_rolling", [(text,) for text in texts])
+    )
+    assert found == pytest.approx([rolling_log_likelihood(evaluator, text) for text in texts], rel=1e-5)
     assert (found[0], found[-1]) == (0, 0)
-    assert found[1:-1] == pytest.approx([one.end_nats - one.nats for one in expected], rel=1e-6)
-    assert expected[0].num_windows > 1  # longer than the context
+    ours = evaluator.texts([texts[-2]])  # windows that overlap
+    assert abs(found[-2] - (ours.end_nats - ours.nats)) > 1
+
+
+def test_a_text_within_the_context_has_the_same_likelihood_by_both_kinds_of_windows(evaluator: Evaluator) -> None:
+    [found] = HarnessModel(evaluator).loglikelihood_rolling(instances("loglikelihood_rolling", [(TEXTS[1],)]))
+    ours = evaluator.texts([TEXTS[1]])
+    assert ours.num_windows == 1
+    assert found == pytest.approx(ours.end_nats - ours.nats, rel=1e-6)
+
+
+def test_a_tokenizer_that_cannot_begin_a_text_is_refused(make_model: Callable[..., TransformerLM]) -> None:
+    tokenizer = Tokenizer({number: bytes([number]) for number in range(256)}, [])
+    evaluator = Evaluator(Predictor(make_model(256), tokenizer))
+    with pytest.raises(ConfigError, match="no beginning-of-text or end-of-text token"):
+        HarnessModel(evaluator).loglikelihood_rolling(instances("loglikelihood_rolling", [("a",)]))
 
 
 def test_pairs_are_those_of_the_evaluator(evaluator: Evaluator) -> None:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from transformerlm.hparams import SamplingHparams
-from transformerlm.inference.batch_sampling import BatchSampler, invert, penalized, uniform_numbers
+from transformerlm.inference.batch_sampling import (
+    BatchSampler,
+    increasing,
+    invert,
+    penalized,
+    sampling_distribution,
+    uniform_numbers,
+)
 from transformerlm.inference.sampling import softmax, top_k_filter, top_p_filter
 
 CPU = torch.device("cpu")
@@ -106,3 +113,50 @@ def test_a_penalty_makes_seen_tokens_less_likely_whatever_their_sign() -> None:
     logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     seen = torch.tensor([[True, True, False, False]])
     assert penalized(logits, seen, torch.tensor([[2.0]])).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+
+
+@pytest.mark.parametrize("way", [*WAYS, SamplingHparams(temperature=1e-3), SamplingHparams(temperature=1, top_p=1e-46)])
+def test_the_sampling_distribution_is_that_of_the_plain_functions(way: SamplingHparams) -> None:
+    for seed in range(20):
+        logits = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
+        found = sampling_distribution(logits, way)
+        torch.testing.assert_close(found, expected_probabilities(logits, way), rtol=1e-4, atol=1e-6)
+        assert found.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_tokens_come_as_often_as_the_sampling_distribution_says() -> None:
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 2
+    seen = torch.arange(12) % 3 == 0
+    ways = [*WAYS, SamplingHparams(temperature=1.5, top_p=0.8, top_k=6, min_p=0.02, repetition_penalty=1.7)]
+    sampler = BatchSampler([way.model_copy(update={"seed": seed}) for seed, way in enumerate(ways)], CPU)
+    counts = torch.zeros(len(ways), 12)
+    seen_rows = torch.stack([seen if way.repetition_penalty != 1 else torch.zeros_like(seen) for way in ways])
+    for number in range(DRAWS):
+        drawn = sampler.draw(logits.expand(len(ways), -1), torch.full((len(ways),), number), seen_rows)
+        counts[torch.arange(len(ways)), drawn] += 1
+    for way, row in zip(ways, counts, strict=True):
+        expected = sampling_distribution(logits, way, seen if way.repetition_penalty != 1 else None)
+        assert row[expected == 0].sum() == 0
+        deviation = (expected * (1 - expected) / DRAWS).sqrt()
+        assert ((row / DRAWS - expected).abs() <= 4.5 * deviation + 1e-6).all(), way
+
+
+def test_running_sums_grow_at_positive_weights_alone() -> None:
+    # as sums added in parallel are rounded: one grows at a weight of 0, and one is smaller than the sum before it
+    weights = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 1.0]])
+    sums = torch.tensor([[1e-7, 1.0, 1.0000001, 0.9999999, 2.5, 3.0]])
+    corrected = increasing(sums, weights)
+    assert corrected.tolist() == [[0.0, 1.0, 1.0, 1.0, 1.0, 3.0]]
+    for target in (0.0, 5e-8, 0.5, 1.0, 2.4, 2.99):
+        place = torch.searchsorted(corrected, torch.tensor([[target]]), right=True).item()
+        assert weights[0, int(place)] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_samples_no_token_of_weight_zero() -> None:
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    weights = torch.rand(64, 128_000, generator=generator, device="cuda")
+    weights = weights.masked_fill(torch.rand(weights.shape, generator=generator, device="cuda") < 0.9, 0)
+    for _ in range(200):
+        numbers = torch.rand(64, 1, generator=generator, device="cuda")
+        assert (weights.gather(1, invert(weights, numbers)) > 0).all()

@@ -73,7 +73,7 @@ ARRIVALS = st.lists(
 
 def run(model: TransformerLM, arrivals: Sequence[Arrival], slots: int, eos: int | None = None) -> list[Request]:
     """Decode all, and return them in the order of `arrivals`."""
-    engine = Engine(model, eos_token_id=eos, max_batch_size=slots)
+    engine = Engine(model, eos_token_ids=() if eos is None else (eos,), max_batch_size=slots)
     requests: dict[int, Request] = {}
     step = 0
     while len(requests) < len(arrivals) or engine.has_work:
@@ -236,3 +236,17 @@ def test_impossible_requests_are_refused_at_once(prompt: list[int], num_logprobs
 def test_stretches_of_neighbours() -> None:
     assert stretches([]) == []
     assert stretches([0, 1, 3, 5, 6, 7]) == [(0, 2), (3, 4), (5, 8)]
+
+
+def test_each_of_several_end_of_text_ids_ends_a_continuation() -> None:
+    model = MODELS["plain"]
+    [free] = run(model, [Arrival(0, [1, 2, 3], SAMPLED)], 1)
+    ids = free.token_ids
+    place = next(place for place in range(2, len(ids)) if ids[place] not in ids[:place])
+    never = next(token for token in range(VOCAB) if token not in ids)
+    for ends, length in (({never, ids[place]}, place + 1), ({ids[place], ids[1]}, ids.index(ids[1]) + 1)):
+        engine = Engine(model, eos_token_ids=ends, max_batch_size=1)
+        request = engine.submit([1, 2, 3], SAMPLED)
+        while engine.has_work:
+            engine.step()
+        assert (request.token_ids, request.finish_reason) == (ids[:length], "end_of_text")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,12 @@ from starlette.testclient import TestClient
 
 from transformerlm.hparams import ModelHparams, SamplingHparams
 from transformerlm.inference import Engine, generate
+from transformerlm.inference.batch_sampling import sampling_distribution
 from transformerlm.inference.logprobs import TokenLogprobs
 from transformerlm.inference.predictor import Predictor
 from transformerlm.models.build import build_model
 from transformerlm.serving.completions import token_name
-from transformerlm.tokenizer import END_OF_TEXT
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 
 Client = Callable[..., TestClient]
 LISTS = ["tokens", "token_logprobs", "top_logprobs", "text_offset", "token_ids", "token_bytes", "entropy", "top_ids"]
@@ -259,6 +261,71 @@ def test_an_engine_that_fails_is_an_error_and_goes_on(client: Client, monkeypatc
         text = one.post("/v1/completions", json={"prompt": "a", "stream": True}).text
         assert json.loads(text.removeprefix("data: "))["error"]["code"] == "generation_failed"
     assert ask(one)["choices"][0]["finish_reason"]
+
+
+@pytest.fixture(params=["beginning", "NFC"])
+def other(request: pytest.FixtureRequest, predictor: Predictor) -> Predictor:
+    """A predictor whose tokenizer begins texts by a token, or normalizes them."""
+    bytes_only = {number: bytes([number]) for number in range(256)}
+    kind: dict[str, Any] = {"normalization": "NFC"}
+    if request.param == "beginning":
+        kind = {"beginning_of_text": "<|begin|>"}
+    tokenizer = Tokenizer(bytes_only, [], ["<|begin|>", END_OF_TEXT], pattern="qwen2", **kind)
+    return Predictor(predictor.model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["The cat", "nai\u0308ve cafe\u0301 \u1112\u1161\u11ab", "e\u0301<|endoftext|>x", ""]
+)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 8])
+def test_offsets_of_an_echoed_prompt_point_into_the_text(
+    client: Client, other: Predictor, prompt: str, stream: bool, max_tokens: int
+) -> None:
+    one, tokenizer = client(predictor=other), other.tokenizer
+    fields = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": max_tokens, "seed": 1}
+    choice = joined(events(one, **fields), 0) if stream else ask(one, **fields)["choices"][0]
+    text, lists = choice["text"], choice["logprobs"]
+    ids = other.encode_prompt(prompt)
+    assert lists["token_ids"][: len(ids)] == ids
+    is_normalized = tokenizer.bos_token_id is None
+    echoed = unicodedata.normalize("NFC", prompt) if is_normalized else prompt
+    assert text.startswith(echoed)
+    num_added = 0 if prompt and is_normalized else 1
+    assert lists["text_offset"][:num_added] == [0] * num_added
+    pieces = list(zip(lists["tokens"], lists["text_offset"], strict=True))[num_added : len(ids)]
+    assert pieces or not prompt
+    for name, offset in pieces:
+        assert name.startswith("bytes:") or echoed[offset : offset + len(name)] == name
+    assert lists["text_offset"] == sorted(lists["text_offset"])
+    if max_tokens:
+        assert lists["text_offset"][len(ids)] == len(echoed)
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_sampling_probabilities_are_those_after_the_filters(client: Client, predictor: Predictor, echo: bool) -> None:
+    settings = {"temperature": 1.3, "top_k": 40, "top_p": 0.6, "repetition_penalty": 1.5}
+    fields = {"logprobs": 5, "max_tokens": 6, "seed": 0, "echo": echo, **settings}
+    one = client()
+    plain, choice = (ask(one, **fields, sampling_probs=given)["choices"][0] for given in (False, True))
+    probs = choice["logprobs"].pop("sampling_probs")
+    assert plain == choice  # nothing else has changed
+    chunks = [event["choices"][0]["logprobs"] for event in events(one, **fields, sampling_probs=True)]
+    assert [item for chunk in chunks for item in chunk["sampling_probs"]] == probs
+    prompt = predictor.tokenizer.encode("The cat")
+    ids = choice["logprobs"]["token_ids"] if echo else [*prompt, *choice["logprobs"]["token_ids"]]
+    num_prompt = len(prompt) if echo else 0
+    assert probs[:num_prompt] == [None] * num_prompt
+    with torch.inference_mode():
+        logits = predictor.model(torch.tensor([ids]))[0]
+    for place in range(len(prompt), len(ids)):
+        seen = torch.zeros(logits.shape[-1], dtype=torch.bool)
+        seen[ids[:place]] = True
+        expected = sampling_distribution(logits[place - 1], SamplingHparams(**settings), seen)
+        shown = place if echo else place - len(prompt)
+        top_ids = choice["logprobs"]["top_ids"][shown]
+        assert probs[shown] == pytest.approx(expected[top_ids].tolist(), abs=1e-4)
+        assert expected[ids[place]] > 0
 
 
 def test_models_and_metrics(client: Client, predictor: Predictor) -> None:

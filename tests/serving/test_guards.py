@@ -58,6 +58,15 @@ def test_names_can_be_added(client: Client) -> None:
     assert client(trusted_hosts=("*",)).get("/health", headers={"Host": "any.example"}).status_code == 200
 
 
+@pytest.mark.parametrize("host", ["model.example", "10.0.0.5:8000", "evil.example"])
+def test_with_a_token_every_name_is_served(client: Client, host: str) -> None:
+    one = client(token="s3cret", host="0.0.0.0")
+    headers = {"Host": host, "Authorization": "Bearer s3cret", "Origin": f"https://{host}"}
+    assert one.post("/v1/completions", json=ASK, headers=headers).status_code == 200
+    assert one.post("/v1/completions", json=ASK, headers={"Host": host}).status_code == 401
+    assert one.post("/tokenize", json=ASK, headers={"Host": host}).status_code == 401
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:9000", "http://localhost:8000", "null"])
 def test_a_page_of_another_site_is_refused(client: Client, origin: str) -> None:
     answer = client().post("/v1/completions", json=ASK, headers={"Origin": origin})

@@ -142,6 +142,27 @@ def test_many_more_clients_than_slots(process: Any) -> None:
     assert "Traceback" not in process.said()
 
 
+def test_a_burst_of_clients_with_default_retries_is_served_whole(start_process: Callable[..., Any]) -> None:
+    """Retry-After fits the queue, so that a client's two retries suffice."""
+    burst = start_process()
+
+    async def all_at_once() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{burst.address}/v1", api_key="none") as client:
+            answers = await asyncio.gather(
+                *(
+                    client.completions.create(
+                        model="random-stories", prompt=f"Story {number}", max_tokens=TOKENS, seed=1
+                    )
+                    for number in range(120)
+                )
+            )
+        return [answer.choices[0].finish_reason for answer in answers]
+
+    reasons = asyncio.run(asyncio.wait_for(all_at_once(), 150))
+    assert len(reasons) == 120
+    assert set(reasons) <= {"stop", "length"}
+
+
 def test_eight_streams_share_the_engines_steps(process: Any) -> None:
     """Aggregate throughput: tokens for each step, which does not depend on how busy the machine is."""
     per_step = []

@@ -7,9 +7,11 @@ import json
 import math
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
@@ -58,7 +60,7 @@ def wait_for(ask: Callable[[], Any], seconds: float = 20) -> Any:
 def complete(address: str, settings: dict[str, str] = SETTINGS) -> Any:
     """Return the choice that the API gives for the settings of the page."""
     numbers = {name: json.loads(value) for name, value in settings.items() if name != "prompt" and value != ""}
-    body = {"prompt": settings["prompt"], "echo": True, "logprobs": 10, **numbers}
+    body = {"prompt": settings["prompt"], "echo": True, "logprobs": 10, "sampling_probs": True, **numbers}
     answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60).json()
     return answer["choices"][0] if "choices" in answer else answer["error"]
 
@@ -221,6 +223,8 @@ def test_a_token_shows_what_the_api_says_of_it(visit: Visit, how: str) -> None:
         assert page.locator("#choices .share").all_text_contents() == [percent(value) for _, value in pairs]
         assert page.locator("#choices .chosen .name").all_text_contents() == [visible(logprobs["tokens"][number])]
         assert page.locator("#choices .outside").count() == (not is_likely)
+        sampled = [percent(math.log(p)) if p else "0 %" for p in logprobs["sampling_probs"][number] or ()]
+        assert page.locator("#choices .sampled").all_text_contents() == sampled
         facts = page.text_content("#facts")
         assert percent(logprobs["token_logprobs"][number]) in facts
         bits = logprobs["entropy"][number] / math.log(2)
@@ -387,6 +391,171 @@ def test_the_servers_own_words_are_shown(visit: Visit) -> None:
     page = visit.write(settings)
     assert page.text_content("#error") == complete(visit.address, settings)["message"]
     visit.expect_refusals()
+
+
+@browser_test
+@pytest.mark.parametrize("how", ["too long a prompt", "the server is gone"])
+def test_a_refused_request_leaves_the_story_on_the_page(visit: Visit, how: str) -> None:
+    page = visit.write()
+    page.locator("#story .token").nth(3).focus()
+    before = {part: page.inner_html(part) for part in ("#story", "#bars", "#details", "#status")}
+    if how == "the server is gone":
+        page.route("**/v1/completions", lambda route: route.abort())
+    else:
+        page.fill("#prompt", "dog " * 3000)
+    page.click("#write")
+    page.wait_for_selector("#error:visible")
+    assert {part: page.inner_html(part) for part in before} == before
+    visit.expect_refusals()
+
+
+@browser_test
+def test_the_window_follows_a_reader_at_the_end_and_no_other(visit_of: Callable[..., Visit], process: Any) -> None:
+    page = visit_of(process.address, viewport={"width": 500, "height": 500}).open(
+        SETTINGS | {"temperature": "0", "max_tokens": "1900"}
+    )
+    page.click("#write")
+    page.wait_for_selector(".token >> nth=400", state="attached")
+    end = "document.querySelector('#story .token:last-child').getBoundingClientRect().bottom"
+    wait_for(lambda: page.evaluate(f"scrollY > 200 && {end} <= innerHeight"))
+    page.evaluate("scrollTo(0, 0)")
+    count = page.locator(".token").count()
+    wait_for(lambda: page.locator(".token").count() > count)
+    page.wait_for_selector("#story:not(.writing)")
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate(f"{end} > innerHeight")
+    assert page.evaluate(
+        "document.querySelector('#story').scrollHeight === document.querySelector('#story').clientHeight"
+    )
+
+
+@browser_test
+def test_on_a_narrow_window_nothing_lies_over_the_form(visit_of: Callable[..., Visit], process: Any) -> None:
+    page = visit_of(process.address, viewport={"width": 360, "height": 740}).open()
+    page.press("#prompt", "Control+Enter")  # no pointer, under which tokens would be shown
+    page.wait_for_selector("#story:not(.writing) .token")
+    covered = """(id) => {
+      const form = document.querySelector("#form").getBoundingClientRect();
+      const details = document.querySelector("#details").getBoundingClientRect();
+      return details.top < form.bottom;
+    }"""
+    for is_shown in (False, True):
+        if is_shown:
+            page.locator("#story .token").nth(5).focus()
+        for top in range(0, page.evaluate("document.documentElement.scrollHeight"), 100):
+            page.evaluate("(top) => scrollTo(0, top)", top)
+            assert not page.evaluate(covered), (is_shown, top)
+    assert page.evaluate("getComputedStyle(document.querySelector('#details')).position") == "sticky"
+    page.press("#close", "Enter")
+    assert page.evaluate("getComputedStyle(document.querySelector('#details')).position") == "static"
+
+
+@browser_test
+def test_letters_of_joined_scripts_stay_joined(visit: Visit) -> None:
+    word = "مرحبا"
+    page = visit.write(SETTINGS | {"prompt": word, "max_tokens": "1"})
+    assert page.locator("#story .token.prompt").count() > 1
+    widths = page.evaluate(
+        """(word) => {
+      const range = document.createRange(), pieces = [...document.querySelectorAll("#story .token.prompt")];
+      range.setStartBefore(pieces[0]);
+      range.setEndAfter(pieces.at(-1));
+      const asTokens = range.getBoundingClientRect().width;
+      const width = (separator) => {
+        const span = document.createElement("span");
+        span.textContent = [...word].join(separator);
+        document.querySelector("#story").append(document.createElement("br"), span);
+        return span.getBoundingClientRect().width;
+      };
+      return [asTokens, width(""), width("\u200c")];
+    }""",
+        word,
+    )
+    as_tokens, as_one, not_joined = widths
+    assert abs(as_one - not_joined) > 2, "this font joins nothing"
+    assert as_tokens == pytest.approx(as_one, abs=0.1)
+
+
+@browser_test
+def test_one_choice_is_not_several(visit: Visit) -> None:
+    lists = {"tokens": ["ab", "cd"], "token_bytes": [[97, 98], [99, 100]], "token_ids": [1, 2]}
+    lists |= {"token_logprobs": [-1e-9, -1], "entropy": [1e-9, 1.0], "top_logprobs": [{"ab": 0}, {"cd": -1}]}
+    chunk = json.dumps({"choices": [{"logprobs": lists, "finish_reason": "length"}]})
+    visit.page.route("**/v1/completions", lambda route: route.fulfill(**answer(f"data: {chunk}\n\ndata: [DONE]\n\n")))
+    page = visit.write()
+    for number, words in enumerate(("as open as 1 equal choice", "as open as 2.7 equal choices")):
+        page.locator("#story .token").nth(number).focus()
+        assert page.text_content("#facts").endswith(words)
+
+
+@browser_test
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_the_text_can_be_copied(visit: Visit, has_clipboard: bool) -> None:
+    if has_clipboard:
+        visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    else:
+        visit.page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page = visit.write()
+    page.click("#copy")
+    page.wait_for_selector("#copy:text('Copied')")
+    assert focused(page) == "copy"
+    page.fill("#prompt", "")
+    page.focus("#prompt")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#prompt") == page.text_content("#story").replace("\r\n", "\n").replace("\r", "\n")
+
+
+@browser_test
+def test_the_tokens_of_the_prompt_are_counted_as_it_is_typed(visit: Visit) -> None:
+    page = visit.open()
+    for text in ("The naïve cat", "A big red dog went home 你好"):
+        page.fill("#prompt", text)
+        count = httpx.post(f"{visit.address}/tokenize", json={"prompt": text}).json()["count"]
+        page.wait_for_selector(f"#prompt-count:text-is('{count} of 2,048 tokens')")
+    page.route("**/tokenize", lambda route: route.abort())
+    page.fill("#prompt", "The cat sat")
+    wait_for(lambda: page.text_content("#prompt-count") == "")
+    assert page.is_hidden("#error")
+    visit.expect_refusals()
+
+
+@pytest.fixture
+def prefix_proxy(process: Any) -> Iterator[str]:
+    """The address of a reverse proxy that has the server under /llm/, and nothing else."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def _forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            before, prefix, path = self.path.partition("/llm/")
+            url = f"{process.address}/{path}" if prefix and not before else f"{process.address}/nothing"
+            with httpx.stream(self.command, url, headers=list(self.headers.items()), content=body) as reply:
+                self.send_response(reply.status_code)
+                for name, value in reply.headers.items():
+                    if name not in ("transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.end_headers()
+                for data in reply.iter_raw():
+                    self.wfile.write(data)
+
+        do_GET = do_POST = _forward  # noqa: N815 (names of the base class)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/llm"
+        server.shutdown()
+        thread.join()
+
+
+@browser_test
+def test_it_works_behind_a_path_prefix(visit_of: Callable[..., Visit], prefix_proxy: str, process: Any) -> None:
+    page = visit_of(prefix_proxy).write()
+    assert page.text_content("#story") == complete(process.address)["text"]
+    assert page.text_content("#model") == "model: random-stories, context: 2,048 tokens"
+    page.wait_for_selector("#prompt-count:text('of 2,048 tokens')")
 
 
 @browser_test

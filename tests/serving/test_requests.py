@@ -1,7 +1,9 @@
 """Requests that are refused: each with the field that is wrong, in OpenAI's form, and never as the server's mistake."""
 
+import gzip
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from transformerlm.hparams import SamplingHparams
+from transformerlm.inference.predictor import Predictor
 from transformerlm.serving.errors import ApiError
 from transformerlm.serving.protocol import CompletionRequest, parse_request
 
@@ -73,9 +76,13 @@ def test_a_prompt_must_leave_room_in_the_context(client: Client) -> None:
         ("stop", [1]), ("seed", 2**63), ("seed", -(2**63) - 1), ("seed", 1.5), ("logprobs", -1), ("logprobs", True),
         ("echo", 1), ("stream", "yes"), ("stream_options", {"include_usage": True}), ("stream_options", 1),
         ("stream_options", {"other": 1}), ("top_k", 0), ("top_k", 10**30), ("min_p", 2), ("repetition_penalty", 0),
-        ("repetition_penalty", 1e-9), ("model", 1), ("user", 1), ("suffix", "x"), ("best_of", 5),
+        ("repetition_penalty", 1e-9), ("model", 1), ("suffix", "x"), ("best_of", 5),
         ("frequency_penalty", 0.5), ("presence_penalty", -1), ("logit_bias", {"5": 1}), ("logit_bias", [1]),
-        ("tools", []), ("max_token", 5),
+        ("tools", [{"type": "function"}]), ("ignore_eos", True), ("stop_token_ids", [1]),
+        ("response_format", {"type": "json_object"}),
+        ("guided_json", {}), ("max_token", 5), ("sampling_probs", 1), ("tool_choice", "required"),
+        ("skip_special_tokens", False), ("add_special_tokens", False), ("min_tokens", 2), ("use_beam_search", True),
+        ("length_penalty", 2), ("include_stop_str_in_output", True), ("modalities", ["audio"]),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named(client: Client, name: str, value: Any) -> None:
@@ -92,6 +99,9 @@ def test_a_wrong_value_is_named(client: Client, name: str, value: Any) -> None:
         {"best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "suffix": None, "user": "me"},
         {"best_of": 2, "n": 2, "model": "tiny", "stream_options": None, "suffix": ""},
         dict.fromkeys(name for name in CompletionRequest.model_fields if name != "prompt"),
+        {"user": 1, "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "safety_identifier": "x"},
+        {"tools": [], "tool_choice": "none", "guided_json": None, "ignore_eos": False, "skip_special_tokens": True},
+        {"stream_options": None, "response_format": {"type": "text"}, "stop_token_ids": [], "anything": None},
     ],
 )
 def test_neutral_values_change_nothing(client: Client, fields: dict[str, Any]) -> None:
@@ -102,13 +112,85 @@ def test_neutral_values_change_nothing(client: Client, fields: dict[str, Any]) -
     assert answer.json()["choices"] == expected
 
 
+HARMLESS = (Path(__file__).parent / "data/harmless_fields.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_fields_that_clients_send_by_default(client: Client, line: str) -> None:
+    answer = client().post("/v1/completions", content=line)
+    assert (answer.status_code, len(answer.json()["choices"])) == (200, 1)
+
+
+def test_a_stream_may_be_asked_without_obfuscation(client: Client) -> None:
+    fields = {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": False, "include_usage": True}}
+    answer = client().post("/v1/completions", json=fields)
+    assert answer.status_code == 200
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/tiny"])
+def test_head_is_get_without_a_body(client: Client, path: str) -> None:
+    one = client()
+    head, get = one.head(path), one.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if path != "/metrics":  # whose numbers have grown
+        assert head.headers["content-length"] == get.headers["content-length"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+def test_a_compressed_body_is_refused_in_words(client: Client, path: str) -> None:
+    body = gzip.compress(b'{"prompt": "a"}')
+    answer = client().post(path, content=body, headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+    assert "send JSON uncompressed" in answer.json()["error"]["message"]
+    plain = client().post(path, content=b'{"prompt": "a"}', headers={"Content-Encoding": "identity"})
+    assert plain.status_code == 200
+
+
+def test_a_model_of_another_path_is_named(client: Client) -> None:
+    answer = client().get("/v1/models/meta/llama")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert "'tiny'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("prompt", ["The cat", "naïve 你好", "", "one<|endoftext|>two", [1, 2, 3]])
+def test_tokens_are_counted_as_they_are_used(client: Client, predictor: Predictor, prompt: str | list[int]) -> None:
+    one = client()
+    counted = one.post("/tokenize", json={"prompt": prompt, "model": "tiny", "add_special_tokens": True}).json()
+    ids = predictor.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+    assert counted == {"count": len(ids), "max_model_len": 2048, "tokens": ids}
+    used = one.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1}).json()["usage"]
+    assert used["prompt_tokens"] == counted["count"]
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"prompt": ["a", "b"]}', b'{"prompt": 1}', b"[]", b"{"])
+def test_what_cannot_be_counted(client: Client, body: bytes) -> None:
+    answer = client().post("/tokenize", content=body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_special_tokens_of_a_prompt_can_be_plain_text(client: Client, predictor: Predictor) -> None:
+    text, tokenizer = "one<|endoftext|>two", predictor.tokenizer
+    one = client(special_tokens=False)
+    assert one.post("/tokenize", json={"prompt": text}).json()["tokens"] == tokenizer.encode(
+        text, allowed_special=set()
+    )
+    choice = one.post("/v1/completions", json={"prompt": text, "echo": True, "max_tokens": 0, "logprobs": 0}).json()
+    assert choice["choices"][0]["text"] == text
+    assert tokenizer.eos_token_id not in choice["choices"][0]["logprobs"]["token_ids"]
+
+
 def test_other_paths_and_methods_are_told_what_there_is(client: Client) -> None:
+    other = client().post("/v1/embeddings", json={})
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+    assert "this server has /v1/completions, " in other.json()["error"]["message"]
     chat = client().post("/v1/chat/completions", json={})
-    assert (chat.status_code, chat.json()["error"]["code"]) == (404, "not_found")
-    assert "this server has /v1/completions, /v1/models, " in chat.json()["error"]["message"]
+    assert (chat.status_code, chat.json()["error"]["code"]) == (404, "not_a_chat_model")
+    assert "base model" in chat.json()["error"]["message"] and "/v1/completions" in chat.json()["error"]["message"]
     read = client().get("/v1/completions")
     assert (read.status_code, read.headers["allow"]) == (405, "POST")
-    assert "POST for /v1/completions" in read.json()["error"]["message"]
+    assert "POST for completions" in read.json()["error"]["message"]
 
 
 def test_an_unknown_model_is_not_found(client: Client) -> None:
@@ -126,7 +208,12 @@ def test_an_unknown_model_is_not_found(client: Client) -> None:
         (b'"a"', "must be a JSON object"),
         (b"\xff", "not valid JSON"),
         (b'{"prompt": "\xff"}', "not valid JSON"),
-        (b'{"prompt": "\\ud800"}', "not valid JSON"),
+        (b'{"prompt": "\\ud800"}', "half of a surrogate pair is not a character; send both halves"),
+        (b'{"prompt": "\\ude00\\ud83d"}', "half of a surrogate pair"),
+        (b'{"prompt": "\\ud83d and more"}', "half of a surrogate pair"),
+        (b'{"prompt": "\\ud83d\\u0041"}', "half of a surrogate pair"),
+        (b'\xef\xbb\xbf{"prompt": "a"}', "begins with a byte-order mark; send plain UTF-8 without it"),
+        ('\ufeff{"prompt": "a"}'.encode("utf-16-le"), "begins with a byte-order mark"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"prompt": "a", "temperature": NaN}', "temperature: should be a finite number"),
         (b'{"prompt": "a", "top_p": Infinity}', "top_p: "),

@@ -119,23 +119,12 @@ class Evaluator:
             raise DataError("there is no text to evaluate on")
         return tally.result(num_bytes=counts["bytes"], num_documents=counts["documents"])
 
-    def log_likelihoods(self, texts: Sequence[str], on_scored: OnScored | None = None) -> list[float]:
-        """Return the natural logarithm of each text's probability, as of a document without its end; 0 of an empty one.
-
-        Windows are those of this evaluator, over each text by itself. `on_scored` is told how many texts are done.
-        """
-        require_list("texts", texts)
-        packs = (
-            Pack([row], owner=number)
-            for number, text in enumerate(texts)
-            if text
-            for row in self._rows(self._begun(self._encode(text)))
-        )
+    def log_likelihoods(self, texts: Sequence[Sequence[Row]]) -> list[float]:
+        """Return the natural logarithm of the probability of each text, given as its windows; 0 if it has none."""
+        packs = (Pack([row], owner=number) for number, rows in enumerate(texts) for row in rows)
         found = [0.0] * len(texts)
         for pack, [scored] in self._scorer(mask=True).score(packs):
             found[pack.owner] -= float(scored.nats.sum())
-            if on_scored is not None:
-                on_scored(pack.owner)
         return found
 
     def continuations(

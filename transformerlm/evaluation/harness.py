@@ -7,7 +7,9 @@
 Needs the extra `eval`. Once this module is imported the harness knows the model by the name `transformerlm`, too, with
 the arguments of `HarnessModel`: `simple_evaluate(model="transformerlm", model_args="checkpoint=runs/stories")`.
 
-Texts of tasks are plain text, as in `likelihood`: a special token that is written out in one is not that token.
+Texts of tasks are plain text, as in `likelihood`: a special token that is written out in one is not that token. A text
+longer than the context is cut into the harness' own windows, which do not overlap: the same numbers as from the
+harness' other models, and worse ones than the `Evaluator` finds with its overlapping windows.
 """
 
 import contextlib
@@ -17,14 +19,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from transformerlm.evaluation.evaluator import Evaluator
-from transformerlm.evaluation.likelihood import prompt_ids
+from transformerlm.evaluation.likelihood import beginning_id, encode_plain, prompt_ids
+from transformerlm.evaluation.scorer import Row
 from transformerlm.hparams import EvaluationHparams, SamplingHparams
 from transformerlm.inference.predictor import Completion
 from transformerlm.utils.errors import ConfigError, DataError, require_list
@@ -57,7 +62,7 @@ class HarnessModel(LM):
         dtype: str = "float32",
         max_batch_size: int | None = None,  # noqa: ARG002 (the harness gives it to every model)
     ) -> None:
-        """Load a checkpoint, or take an evaluator; `stride` is that of texts longer than the context.
+        """Load a checkpoint, or take an evaluator; `stride` is for the evaluator's own windows, which no task uses.
 
         Raises `ConfigError` for a batch size that is no number: the harness' "auto" finds one by trying.
         """
@@ -77,9 +82,24 @@ class HarnessModel(LM):
         return self._keep("loglikelihood", requests, found)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the log-likelihood of each text, all of it, without that of its end."""
-        found = self.evaluator.log_likelihoods([request.args[0] for request in requests])
+        """Return the log-likelihood of each whole text, in the harness' windows, without the end of text.
+
+        Raises `ConfigError` if the tokenizer has no token to begin a text with.
+        """
+        found = self.evaluator.log_likelihoods([self._windows(request.args[0]) for request in requests])
         return self._keep("loglikelihood_rolling", requests, found)
+
+    def _windows(self, text: str) -> list[Row]:
+        """Return windows of the context's length in which each token of the text is scored once."""
+        begin = beginning_id(self.evaluator.tokenizer)
+        if begin is None:
+            raise ConfigError("the tokenizer has no beginning-of-text or end-of-text token to begin a text with")
+        ids = encode_plain(self.evaluator.tokenizer, text)
+        windows = get_rolling_token_windows(ids, begin, max_seq_len=self.evaluator.context_length, context_len=1)
+        return [
+            Row(np.array(context + scored, dtype=np.int64), first_scored=len(context) - 1)
+            for context, scored in map(make_disjoint_window, windows)
+        ]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Return a continuation of each (context, settings), greedy unless the settings have a temperature."""

@@ -1,7 +1,8 @@
 """From a model and a prompt of token ids to new tokens.
 
 `sampling` turns logits into a token, `generate` is the plain loop without a cache, and `engine` the fast one with it,
-for many requests at once, whose tokens `batch_sampling` draws. Ids only: text lives in `predictor`.
+for many requests at once, whose tokens `batch_sampling` draws. These know ids only; `predictor`, `text` and
+`stopping` deal with text.
 """
 
 from transformerlm.inference.engine import Engine, NewToken, Request

@@ -124,10 +124,44 @@ def invert(weights_BC: Tensor, numbers_B1: Tensor) -> Tensor:
     A place of weight 0 is never returned, unless all have it.
     """
     sums_BC = weights_BC.cumsum(dim=-1)
+    if not weights_BC.is_cpu:  # a CPU adds in order, so that its sums grow by themselves
+        sums_BC = increasing(sums_BC, weights_BC)
     total_B1 = sums_BC[:, -1:]
     below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # products are rounded, perhaps up
     places_B1 = torch.searchsorted(sums_BC, torch.minimum(numbers_B1 * total_B1, below_total_B1), right=True)
     return places_B1.clamp(max=weights_BC.shape[-1] - 1)
+
+
+def increasing(sums_BC: Tensor, weights_BC: Tensor) -> Tensor:
+    """Return running sums that grow where the weight is positive, and nowhere else.
+
+    On a GPU partial sums are added in parallel, and rounded: a later sum may be smaller, and one may grow at a weight
+    of 0, whose token would then be sampled.
+    """
+    return sums_BC.masked_fill(weights_BC == 0, 0).cummax(dim=-1).values
+
+
+def sampling_distribution(logits_V: Tensor, sampling: SamplingHparams, seen_V: Tensor | None = None) -> Tensor:
+    """Return the probabilities (V,) with which `BatchSampler` draws each token under these settings.
+
+    `seen_V` is True for tokens of prompt and continuation, needed for a repetition penalty.
+    """
+    logits_V = at_least_float32(logits_V)
+    if seen_V is not None:
+        penalty = logits_V.new_tensor(sampling.repetition_penalty)
+        logits_V = penalized(logits_V, seen_V, penalty)
+    if is_greedy(sampling.temperature, sampling.top_k, sampling.top_p):
+        return torch.zeros_like(logits_V).scatter(0, logits_V.argmax(dim=-1, keepdim=True), 1.0)
+    weights_V = ((logits_V - logits_V.max()) / sampling.temperature).exp()
+    if sampling.top_k is not None:
+        smallest = weights_V.topk(min(sampling.top_k, len(weights_V))).values[-1]
+        weights_V = weights_V.masked_fill(weights_V < smallest, 0)
+    limit = sampling.top_p * weights_V.sum() if sampling.top_p < 1 else float("inf")
+    ordered_V, order_V = weights_V.masked_fill(weights_V < sampling.min_p, 0).sort(descending=True, stable=True)
+    before_V = ordered_V.cumsum(dim=-1) - ordered_V
+    outside_V = (before_V >= limit) & (before_V > 0)  # the first one stays even if the limit was rounded to 0
+    kept_V = torch.zeros_like(weights_V).scatter(0, order_V, ordered_V.masked_fill(outside_V, 0))
+    return kept_V / kept_V.sum()
 
 
 def uniform_numbers(seeds: Tensor, numbers: Tensor, attempt: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ to the highest one in use. What a request gets does not depend on its neighbours
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final
 
@@ -28,7 +28,7 @@ from transformerlm.fast.decoding import (
     with_int8_weights,
 )
 from transformerlm.hparams import SamplingHparams
-from transformerlm.inference.batch_sampling import BatchSampler
+from transformerlm.inference.batch_sampling import BatchSampler, sampling_distribution
 from transformerlm.inference.logprobs import TokenLogprobs, token_logprobs
 from transformerlm.models import TransformerLM
 from transformerlm.utils.errors import ConfigError
@@ -48,6 +48,7 @@ class Request:
     sampling: SamplingHparams
     num_logprobs: int | None
     score_prompt: bool = False
+    with_sampling_probs: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens but the first, if they were asked for; there with the first new token."""
     token_ids: list[int] = field(default_factory=list)
@@ -78,7 +79,7 @@ class Engine:
         self,
         model: TransformerLM,
         *,
-        eos_token_id: int | None = None,
+        eos_token_ids: Collection[int] = (),
         max_batch_size: int = MAX_BATCH_SIZE,
         max_length: int | None = None,
         compiled: bool = False,
@@ -86,14 +87,14 @@ class Engine:
     ) -> None:
         """Put `model` into evaluation mode and take memory for `max_batch_size` rows of `max_length` tokens.
 
-        `eos_token_id` ends a continuation. `max_length`, prompt and continuation together, is by default the model's
-        context. With `int8` steps after the prompt use weights rounded to bytes; with `compiled` they are compiled,
-        here, for batches of 1, 8 and `max_batch_size`. Raises `ConfigError` for a length above the context, if this
-        machine cannot compile, and for int8 weights off the CPU that are not for compiled steps.
+        Each of `eos_token_ids` ends a continuation. `max_length`, prompt and continuation together, is by default the
+        model's context. With `int8` steps after the prompt use weights rounded to bytes; with `compiled` they are
+        compiled, here, for batches of 1, 8 and `max_batch_size`. Raises `ConfigError` for a length above the context,
+        if this machine cannot compile, and for int8 weights off the CPU that are not for compiled steps.
         """
         self._model = model.eval()
         use_fused_kernels(model)
-        self._eos_token_id = eos_token_id
+        self._eos_token_ids = frozenset(eos_token_ids)
         self._cache = model.new_cache(max_batch_size, max_length)
         self._device = model.token_embeddings.weight.device
         self._waiting: deque[Request] = deque()
@@ -134,13 +135,14 @@ class Engine:
         *,
         num_logprobs: int | None = None,
         score_prompt: bool = False,
+        with_sampling_probs: bool = False,
     ) -> Request:
         """Let a prompt be continued from the next step on that has a slot for it.
 
         It is continued up to `sampling.max_new_tokens`, the end-of-text id (which is its last token then) or the end of
         the context. Stop strings are for those who see text: they `cancel`. With `num_logprobs` its tokens come with
         their log-probabilities, and those of so many of the most likely ones; with `score_prompt` those of the prompt
-        are found too.
+        are found too; with `with_sampling_probs` also the probability with which each of these was sampled.
 
         Raises `ConfigError` for an empty prompt, one that leaves no room for a new token, ids outside the vocabulary.
         """
@@ -149,7 +151,7 @@ class Engine:
             raise ConfigError(f"num_logprobs must lie between 0 and {self._model.vocab_size} (got {num_logprobs})")
         if score_prompt and num_logprobs is None:
             raise ConfigError("score_prompt needs num_logprobs; 0 asks for no other tokens than those of the prompt")
-        request = Request(tuple(prompt_ids), sampling, num_logprobs, score_prompt)
+        request = Request(tuple(prompt_ids), sampling, num_logprobs, score_prompt, with_sampling_probs)
         self._waiting.append(request)
         return request
 
@@ -252,11 +254,9 @@ class Engine:
         return ids_B.tolist()
 
     def _find_seen(self, requests: Sequence[Request | None]) -> Tensor:
-        seen_BV = torch.zeros((len(requests), self._model.vocab_size), dtype=torch.bool, device=self._device)
-        for row, request in enumerate(requests):
-            if request is not None and request.sampling.repetition_penalty != 1:
-                seen_BV[row, [*request.prompt_ids, *request.token_ids]] = True
-        return seen_BV
+        rows = [None if request is None else self._seen_before(request) for request in requests]
+        nothing_V = torch.zeros(self._model.vocab_size, dtype=torch.bool, device=self._device)
+        return torch.stack([nothing_V if row is None else row for row in rows])
 
     def _logprobs(self, logits_BV: Tensor, tokens: list[int]) -> list[TokenLogprobs]:
         """Return the log-probabilities of the tokens of each row; nothing if nobody asked."""
@@ -264,14 +264,28 @@ class Engine:
         if not wanted:
             return []
         found = token_logprobs(logits_BV, tokens, num_likeliest=max(wanted))
-        return [
-            one if request is None else one._replace(likeliest=one.likeliest[: request.num_logprobs])
-            for one, request in zip(found, self._slots, strict=False)
-        ]
+        logprobs = []
+        for row, (one, request) in enumerate(zip(found, self._slots, strict=False)):
+            if request is not None:
+                one = one._replace(likeliest=one.likeliest[: request.num_logprobs])
+                if request.with_sampling_probs:
+                    ids = {tokens[row], *(token_id for token_id, _ in one.likeliest)}
+                    probs_V = sampling_distribution(logits_BV[row], request.sampling, self._seen_before(request))
+                    one = one._replace(sampling_probs={token_id: float(probs_V[token_id]) for token_id in ids})
+            logprobs.append(one)
+        return logprobs
+
+    def _seen_before(self, request: Request) -> Tensor | None:
+        """Return which tokens (V,) the repetition penalty of a request lowered in the step just taken."""
+        if request.sampling.repetition_penalty == 1:
+            return None
+        seen_V = torch.zeros(self._model.vocab_size, dtype=torch.bool, device=self._device)
+        seen_V[[*request.prompt_ids, *request.token_ids]] = True
+        return seen_V
 
     def _take(self, request: Request, token_id: int) -> None:
         request.token_ids.append(token_id)
-        if token_id == self._eos_token_id:
+        if token_id in self._eos_token_ids:
             self._finish(request, "end_of_text")
         elif len(request.token_ids) >= request.sampling.max_new_tokens:
             self._finish(request, "max_new_tokens")

@@ -1,6 +1,6 @@
 """Generation in its plainest form: run the whole sequence again for every new token.
 
-Slow on purpose and easy to check: `decode` with its key-value cache is tested against it.
+Slow on purpose and easy to check: `engine` with its key-value cache is tested against it.
 """
 
 import contextlib

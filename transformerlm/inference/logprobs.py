@@ -20,6 +20,8 @@ class TokenLogprobs(NamedTuple):
     """The most likely tokens and theirs, likeliest first."""
     entropy: float
     """Of the distribution, in nats: 0 where the model is certain, log V where all tokens are as likely."""
+    sampling_probs: dict[int, float] | None = None
+    """The probability with which each of these tokens is sampled, after temperature, penalty and filters; if asked."""
 
 
 def token_logprobs(logits_NV: Tensor, token_ids: Sequence[int], *, num_likeliest: int) -> list[TokenLogprobs]:

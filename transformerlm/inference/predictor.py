@@ -12,6 +12,7 @@ from transformerlm.inference.engine import MAX_BATCH_SIZE, Engine, Request
 from transformerlm.inference.text import FinishReason, TextWriter
 from transformerlm.models import TransformerLM
 from transformerlm.tokenizer import Tokenizer
+from transformerlm.tokenizer.tokenizer import AllowedSpecial
 from transformerlm.utils.devices import select_device, select_dtype
 from transformerlm.utils.errors import CheckpointError, ConfigError, require_list
 
@@ -60,7 +61,8 @@ class Predictor:
         self.model = model.eval()
         self.tokenizer = tokenizer
         end = tokenizer.eos_token_id
-        self.eos_token_ids = tuple(dict.fromkeys([*([] if end is None else [end]), *eos_token_ids]))
+        ids = [*([] if end is None else [end]), *eos_token_ids]
+        self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
         """All ids that end a text, the tokenizer's first."""
         self._compiled, self._int8 = compiled, int8
         self._engine: Engine | None = None
@@ -100,15 +102,17 @@ class Predictor:
             int8=int8,
         )
 
-    def encode_prompt(self, prompt: str) -> list[int]:
+    def encode_prompt(self, prompt: str, *, allowed_special: AllowedSpecial = "all") -> list[int]:
         """Return the ids of a prompt, after the token that begins texts, if the tokenizer has one.
+
+        `allowed_special` are the special tokens that are recognised in it, as in `Tokenizer.encode`.
 
         Without that, an empty prompt becomes the end-of-text id, which begins a new document.
 
         Raises `ConfigError` if the prompt leaves no room in the context.
         """
         beginning = self.tokenizer.bos_token_id
-        ids = self.tokenizer.encode(prompt)
+        ids = self.tokenizer.encode(prompt, allowed_special=allowed_special)
         if beginning is not None:
             ids = [beginning, *ids]
         if not ids:
@@ -171,7 +175,7 @@ class Predictor:
         """Return an engine for so many rows at a time."""
         return Engine(
             self.model,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_ids=self.eos_token_ids,
             max_batch_size=batch_size,
             compiled=self._compiled,
             int8=self._int8,

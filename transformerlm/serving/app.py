@@ -19,7 +19,7 @@ from transformerlm.serving.errors import ApiError
 from transformerlm.serving.guards import AccessLog, BearerToken, BodyLimit, TrustedHosts
 from transformerlm.serving.metrics import Metrics
 from transformerlm.serving.page import Page
-from transformerlm.serving.protocol import parse_request
+from transformerlm.serving.protocol import TokenizeRequest, parse_request, printable
 from transformerlm.serving.service import CompletionService, EventSource
 from transformerlm.serving.settings import LimitsHparams, ServerHparams
 from transformerlm.serving.worker import Worker
@@ -50,14 +50,23 @@ class App:
         self.worker = Worker(
             predictor.new_engine(slots), predictor.tokenizer, room=slots + limits.queue, metrics=self._metrics
         )
-        self._service = CompletionService(predictor, self.worker, name=name, limits=limits, metrics=self._metrics)
+        self._service = CompletionService(
+            predictor,
+            self.worker,
+            name=name,
+            limits=limits,
+            metrics=self._metrics,
+            special_tokens=server.special_tokens,
+        )
         self.asgi = self._assemble(server, limits, token)
 
     def _assemble(self, server: ServerHparams, limits: LimitsHparams, token: str | None) -> FastAPI:
         bound = f"[{server.host}]" if ":" in server.host else server.host
-        trusted = ["localhost", "127.0.0.1", "[::1]", bound, *server.trusted_hosts]
-        guards = [Middleware(AccessLog, self._metrics), Middleware(TrustedHosts, trusted)]
-        if token is not None:
+        guards = [Middleware(AccessLog, self._metrics)]
+        if token is None:
+            trusted = ["localhost", "127.0.0.1", "[::1]", bound, *server.trusted_hosts]
+            guards.append(Middleware(TrustedHosts, trusted))
+        else:  # a page of another site does not know it, whatever name it calls this machine by
             guards.append(Middleware(BearerToken, token))
         guards.append(Middleware(BodyLimit, limits.body_bytes))
         # FastAPI's own pages of documentation load scripts from elsewhere
@@ -66,12 +75,20 @@ class App:
         app.add_exception_handler(HTTPException, _answer_http_error)
         app.add_exception_handler(ClientDisconnect, _answer_nobody)
         app.add_exception_handler(Exception, _answer_bug)
-        app.add_api_route("/v1/completions", self._complete, methods=["POST"])
-        app.add_api_route("/v1/models", self._models)
-        app.add_api_route("/v1/models/{name}", self._one_model)
-        app.add_api_route("/health", self._health)
-        app.add_api_route("/metrics", self._show_metrics)
-        app.add_api_route("/", self._playground)
+        for path, endpoint in {
+            "/v1/completions": self._complete,
+            "/v1/chat/completions": self._refuse_chat,
+            "/tokenize": self._tokenize,
+        }.items():
+            app.add_api_route(path, endpoint, methods=["POST"])
+        for path, endpoint in {
+            "/v1/models": self._models,
+            "/v1/models/{name:path}": self._one_model,
+            "/health": self._health,
+            "/metrics": self._show_metrics,
+            "/": self._playground,
+        }.items():
+            app.add_api_route(path, endpoint, methods=["GET", "HEAD"])
         return app
 
     @contextlib.asynccontextmanager
@@ -83,13 +100,22 @@ class App:
             await asyncio.to_thread(self.worker.stop)
 
     async def _complete(self, request: Request) -> Response:
-        asked = parse_request(await request.body())
+        asked = parse_request(await _plain_body(request))
         if asked.stream:
             return EventStream(await self._service.start_stream(asked))
         answer = await until_disconnect(request.receive, self._service.answer(asked))
         return (
             Response(status_code=_CLIENT_HAS_GONE) if answer is None else await asyncio.to_thread(JSONResponse, answer)
         )
+
+    async def _refuse_chat(self) -> Response:
+        message = "this is a base model, which continues text and knows no chat; send a prompt to /v1/completions"
+        raise ApiError(404, message, code="not_a_chat_model")
+
+    async def _tokenize(self, request: Request) -> Response:
+        """Count the tokens of a prompt, with the fields of vLLM's path of this name."""
+        asked = parse_request(await _plain_body(request), TokenizeRequest)
+        return JSONResponse(await self._service.count_tokens(asked))
 
     async def _models(self) -> Response:
         return JSONResponse({"object": "list", "data": [self._model]})
@@ -109,6 +135,15 @@ class App:
 
     async def _playground(self) -> Response:
         return self._page.response()
+
+
+async def _plain_body(request: Request) -> bytes:
+    """Return the body; raise `ApiError` (415) if it is compressed."""
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        message = f"bodies are not accepted with Content-Encoding {printable(encoding)}; send JSON uncompressed"
+        raise ApiError(415, message, code="unsupported_encoding")
+    return await request.body()
 
 
 @final
@@ -169,7 +204,10 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     paths = ", ".join(route.path for route in request.app.routes)
     code, message = {
         404: ("not_found", f"there is no such path; this server has {paths}"),
-        405: ("method_not_allowed", "this path has another method: POST for /v1/completions, GET for the others"),
+        405: (
+            "method_not_allowed",
+            "this path has another method: POST for completions and /tokenize, else GET and HEAD",
+        ),
     }.get(error.status_code, (None, error.detail))
     return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).to_response()
 

@@ -41,31 +41,39 @@ class Echo(NamedTuple):
 
     text: str
     token_ids: Sequence[int]
+    num_added: int = 0
+    """How many of the first tokens are not in the text: the beginning of text, or what stands for an empty prompt."""
 
 
 @final
 class LogprobsWriter:
     """Makes OpenAI's `logprobs` of the tokens of one choice, and four lists more.
 
-    `token_ids`, `token_bytes` and `top_ids` say exactly which tokens these are, `entropy` how much the model was in
-    doubt (nats). A token stands in `top_logprobs` even if it is none of the likeliest, as the last then.
+    `token_ids`, `token_bytes` and `top_ids` say exactly which tokens these are, `entropy` how uncertain the model was
+    (nats). With `with_sampling_probs` there is also the probability with which each of `top_ids` was sampled, after
+    temperature and filters. The sampled token is always in `top_logprobs`, last if it is not among the most likely.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, with_sampling_probs: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._with_sampling_probs = with_sampling_probs
         self._decoder = StreamingDecoder(tokenizer)
         self._offset = 0
 
-    def write(self, token_ids: Sequence[int], held: Sequence[TokenLogprobs | None], *, is_text: bool) -> dict[str, Any]:
-        """Return the lists for the next tokens, and what was held of each (None: nothing, as of the first of all).
+    def write(
+        self, token_ids: Sequence[int], held: Sequence[TokenLogprobs | None], *, num_without_text: int = 0
+    ) -> dict[str, Any]:
+        """Return the lists for the next tokens and their log-probabilities (None for the first of all).
 
-        Without `is_text` they bring no text: an end of text, or what stands for an empty prompt.
+        The first `num_without_text` tokens bring no text: an end or beginning of text.
         """
-        offsets = [self._find_offset(token_id, is_text=is_text) for token_id in token_ids]
+        offsets = [
+            self._find_offset(token_id, is_text=place >= num_without_text) for place, token_id in enumerate(token_ids)
+        ]
         likeliest = [
             None if one is None else _likeliest(token_id, one) for token_id, one in zip(token_ids, held, strict=True)
         ]
-        return {
+        lists = {
             "tokens": [self._name(token_id) for token_id in token_ids],
             "token_logprobs": [None if one is None else _finite(one.chosen) for one in held],
             "top_logprobs": [
@@ -78,6 +86,9 @@ class LogprobsWriter:
             "entropy": [None if one is None else max(0.0, _finite(one.entropy)) for one in held],
             "top_ids": [[token_id for token_id, _ in pairs or ()] for pairs in likeliest],
         }
+        if self._with_sampling_probs:
+            lists["sampling_probs"] = [_sampling_probs(one, pairs) for one, pairs in zip(held, likeliest, strict=True)]
+        return lists
 
     def end_prompt(self) -> None:
         """Begin with the continuation: a character that the prompt left unfinished does not go on in it."""
@@ -109,6 +120,12 @@ def _likeliest(token_id: int, held: TokenLogprobs) -> list[tuple[int, float]]:
     return pairs
 
 
+def _sampling_probs(held: TokenLogprobs | None, pairs: list[tuple[int, float]] | None) -> list[float] | None:
+    if held is None or held.sampling_probs is None or pairs is None:
+        return None
+    return [held.sampling_probs[token_id] for token_id, _ in pairs]
+
+
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else _NO_CHANCE
 
@@ -118,14 +135,23 @@ class ChoiceWriter:
     """Makes the chunks of one choice."""
 
     def __init__(
-        self, index: int, tokenizer: Tokenizer, *, echo: Echo | None, with_logprobs: bool, keeps_new: bool
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        *,
+        echo: Echo | None,
+        with_logprobs: bool,
+        keeps_new: bool,
+        with_sampling_probs: bool = False,
     ) -> None:
         """`echo` is the prompt to put in front; without `keeps_new` what is generated is left out (max_tokens 0)."""
         self._index = index
         self._tokenizer = tokenizer
         self._echo = echo
         self._keeps_new = keeps_new
-        self._logprobs = LogprobsWriter(tokenizer) if with_logprobs else None
+        self._logprobs: LogprobsWriter | None = None
+        if with_logprobs:
+            self._logprobs = LogprobsWriter(tokenizer, with_sampling_probs=with_sampling_probs)
         self.num_tokens = 0
         """Tokens generated, without what is left out."""
 
@@ -147,15 +173,15 @@ class ChoiceWriter:
     def _write_prompt(self, echo: Echo, held: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if self._logprobs is None:
             return None
-        lists = self._logprobs.write(echo.token_ids, [None, *held], is_text=bool(echo.text))
+        lists = self._logprobs.write(echo.token_ids, [None, *held], num_without_text=echo.num_added)
         self._logprobs.end_prompt()
         return lists
 
     def _write_new(self, drawn: Drawn) -> dict[str, Any] | None:
         if self._logprobs is None:
             return None
-        is_text = drawn.finish_reason != "end_of_text"
-        return self._logprobs.write([drawn.token_id], [drawn.logprobs], is_text=is_text)
+        num_without_text = 1 if drawn.finish_reason == "end_of_text" else 0
+        return self._logprobs.write([drawn.token_id], [drawn.logprobs], num_without_text=num_without_text)
 
 
 def joined_logprobs(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:

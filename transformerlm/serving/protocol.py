@@ -1,11 +1,13 @@
 """What a client may ask of /v1/completions: the fields, their ranges, and one readable sentence for what is wrong.
 
-The fields are OpenAI's and four more (`top_k`, `min_p`, `repetition_penalty`, and so many stop strings as the limits
-say). A field that would change the answer and that this server does not know is refused, never passed over.
+The fields are OpenAI's and some more (`top_k`, `min_p`, `repetition_penalty`, `sampling_probs`, and more stop strings).
+A field that would change the answer and that this server does not know is refused by name; one that changes nothing, by
+its nature or its value, is accepted.
 """
 
+import codecs
 import difflib
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -15,6 +17,7 @@ from transformerlm.serving.settings import LimitsHparams
 
 TextOrIds: TypeAlias = str | list[int]
 INT64 = 2**63
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _PROMPT_FORMS = "must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
 
 
@@ -50,12 +53,13 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     include_usage: bool = False
+    include_obfuscation: bool | None = None  # changes nothing: chunks are not padded
 
 
 class CompletionRequest(BaseModel):
     """A request that is well-formed; `check_limits` and `check_model` say whether it may be asked here."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[list[TextOrIds], PlainValidator(_prompts)]
     model: str | None = None
@@ -73,13 +77,7 @@ class CompletionRequest(BaseModel):
     top_k: int | None = Field(default=None, gt=0, lt=INT64)
     min_p: float | None = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float | None = Field(default=1.0, ge=0.01, le=100)
-    # OpenAI's, of which only the value that changes nothing is taken
-    user: str | None = None
-    suffix: Literal[""] | None = None
-    best_of: int | None = None
-    frequency_penalty: float | None = 0.0
-    presence_penalty: float | None = 0.0
-    logit_bias: dict[str, float] | None = None
+    sampling_probs: bool | None = False
 
     @property
     def num_choices(self) -> int:
@@ -105,14 +103,80 @@ class CompletionRequest(BaseModel):
         )
 
 
-def parse_request(body: bytes) -> CompletionRequest:
+def _one_prompt(value: Any) -> TextOrIds:
+    if isinstance(value, str) or (isinstance(value, list) and value and _are_ids(value)):
+        return value
+    raise ValueError("must be a string or a list of token ids")
+
+
+class TokenizeRequest(BaseModel):
+    """A prompt whose tokens are to be counted."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    prompt: Annotated[TextOrIds, PlainValidator(_one_prompt)]
+
+
+RequestType = TypeVar("RequestType", CompletionRequest, TokenizeRequest)
+
+
+def parse_request(body: bytes, kind: type[RequestType] = CompletionRequest) -> RequestType:
     """Return the request of a JSON body; raise `ApiError` (400) that names the field that is wrong."""
+    if body.startswith(_BYTE_ORDER_MARKS):
+        raise ApiError(400, "the body begins with a byte-order mark; send plain UTF-8 without it", code="invalid_json")
     try:
-        request = CompletionRequest.model_validate_json(body)
+        request = kind.model_validate_json(body)
     except ValidationError as error:
         raise _translated(error) from None
-    _check_combinations(request)
+    if isinstance(request, CompletionRequest):
+        _check_other_fields(request)
+        _check_combinations(request)
     return request
+
+
+IGNORED_FIELDS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"})
+"""Fields that change nothing about the answer, whatever their value."""
+
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
+    "best_of": (1,),
+    "detokenize": (True,),
+    "frequency_penalty": (0,),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "use_beam_search": (False,),
+}
+"""Fields of other servers that this one does not have, and the values of them that change nothing."""
+
+
+def _check_other_fields(request: CompletionRequest) -> None:
+    """Raise `ApiError` (400) that names a field which would change the answer and is not supported."""
+    for name, value in (request.model_extra or {}).items():
+        accepted = [*NEUTRAL_VALUES.get(name, ()), *([request.num_choices] if name == "best_of" else [])]
+        if value is None or name in IGNORED_FIELDS or value in accepted:
+            continue
+        if name in NEUTRAL_VALUES:
+            hint = "; see repetition_penalty" if name.endswith("_penalty") else ""
+            raise ApiError(400, f"{name}: is not supported{hint}", param=name, code="unsupported_value")
+        nearest = difflib.get_close_matches(name[:64], list(CompletionRequest.model_fields), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        shown = printable(name)
+        raise ApiError(400, f"{shown}: unknown field{hint}", param=shown, code="unknown_field")
 
 
 def _translated(error: ValidationError) -> ApiError:
@@ -121,13 +185,15 @@ def _translated(error: ValidationError) -> ApiError:
     place = ".".join(str(part) for part in problem["loc"])
     kind, param = problem["type"], str(problem["loc"][0]) if problem["loc"] else None
     if kind == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {problem['msg'].partition(': ')[2]}", code="invalid_json")
+        reason = problem["msg"].partition(": ")[2]
+        if "surrogate" in reason or "end of hex escape" in reason:
+            reason = f"half of a surrogate pair is not a character; send both halves ({reason})"
+        return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
     if param is None:
         return ApiError(400, "the body must be a JSON object", code="invalid_json")
     shown = printable(place)
     if kind == "extra_forbidden":
-        known = CompletionRequest.model_fields if len(problem["loc"]) == 1 else StreamOptions.model_fields
-        nearest = difflib.get_close_matches(str(problem["loc"][-1])[:64], list(known), n=1)
+        nearest = difflib.get_close_matches(str(problem["loc"][-1])[:64], list(StreamOptions.model_fields), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return ApiError(400, f"{shown}: unknown field{hint}", param=printable(param), code="unknown_field")
     if kind == "missing":
@@ -149,16 +215,6 @@ def escaped(text: str) -> str:
 
 
 def _check_combinations(request: CompletionRequest) -> None:
-    neutral: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "best_of": (request.best_of, (None, 1, request.num_choices)),
-        "frequency_penalty": (request.frequency_penalty, (None, 0)),
-        "presence_penalty": (request.presence_penalty, (None, 0)),
-        "logit_bias": (request.logit_bias, (None, {})),
-    }
-    for name, (value, accepted) in neutral.items():
-        if value not in accepted:
-            hint = "; see repetition_penalty" if name.endswith("_penalty") else ""
-            raise ApiError(400, f"{name}: is not supported{hint}", param=name, code="unsupported_value")
     if request.new_tokens == 0 and not request.echo:
         raise ApiError(400, "max_tokens: may be 0 only with echo", param="max_tokens", code="invalid_value")
     if request.stream_options is not None and not request.stream:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,16 +13,26 @@ from transformerlm.inference.predictor import Predictor
 from transformerlm.serving.completions import AnswerFrame, ChoiceWriter, Echo, joined_choice, usage
 from transformerlm.serving.errors import ApiError
 from transformerlm.serving.metrics import Metrics
-from transformerlm.serving.protocol import CompletionRequest, TextOrIds, check_limits, check_model
+from transformerlm.serving.protocol import (
+    CompletionRequest,
+    TextOrIds,
+    TokenizeRequest,
+    check_limits,
+    check_model,
+)
 from transformerlm.serving.settings import LimitsHparams
 from transformerlm.serving.worker import BusyError, GenerationError, Job, TokenStream, Worker
+from transformerlm.tokenizer.tokenizer import AllowedSpecial
 from transformerlm.utils.errors import ConfigError
+
+_LONGEST_RETRY_AFTER = 60
+"""Seconds; OpenAI's clients follow no longer advice."""
 
 
 class _Prompt(NamedTuple):
-    text: str | None
-    """None if it was given as ids."""
     token_ids: list[int]
+    num_added: int = 0
+    """How many of the first ids stand for no text of the prompt: the beginning of text, or the end for an empty one."""
 
 
 @final
@@ -56,9 +67,17 @@ class CompletionService:
     """Checks requests against model and limits, and answers them."""
 
     def __init__(
-        self, predictor: Predictor, worker: Worker, *, name: str, limits: LimitsHparams, metrics: Metrics
+        self,
+        predictor: Predictor,
+        worker: Worker,
+        *,
+        name: str,
+        limits: LimitsHparams,
+        metrics: Metrics,
+        special_tokens: bool = True,
     ) -> None:
-        """`name` is what clients call the model."""
+        """`name` is what clients call the model; `special_tokens` says whether those written in a prompt are meant."""
+        self._special_tokens = special_tokens
         self.name = name
         self._predictor = predictor
         self._worker = worker
@@ -130,7 +149,8 @@ class CompletionService:
         except GenerationError as error:
             raise self.failure(error) from None
         except BusyError:
-            headers = {"Retry-After": str(self._limits.retry_after_seconds)}
+            seconds = max(self._limits.retry_after_seconds, math.ceil(self._worker.seconds_to_drain()))
+            headers = {"Retry-After": str(min(seconds, _LONGEST_RETRY_AFTER))}
             raise ApiError(429, "the queue is full; try again later", code="queue_full", headers=headers) from None
         prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._metrics.observe_prompt(prompt_tokens)
@@ -146,7 +166,8 @@ class CompletionService:
             scored = bool(request.echo) and num_logprobs is not None and len(prompt.token_ids) > 1
             for _ in range(request.num_choices):
                 sampling = request.sampling(seed + len(jobs))
-                jobs.append(Job(len(jobs), prompt.token_ids, sampling, num_logprobs, scored))
+                with_probs = bool(request.sampling_probs)
+                jobs.append(Job(len(jobs), prompt.token_ids, sampling, num_logprobs, scored, with_probs))
         return jobs
 
     def _writers(self, request: CompletionRequest, prompts: Sequence[_Prompt]) -> list[ChoiceWriter]:
@@ -155,15 +176,20 @@ class CompletionService:
         for prompt in prompts:
             echo = None
             if request.echo:
-                text = self._decode(prompt.token_ids) if prompt.text is None else prompt.text
-                echo = Echo(text, prompt.token_ids)
+                # decoded rather than as it was sent, since the tokenizer may normalise it
+                text = self._decode(prompt.token_ids[prompt.num_added :])
+                echo = Echo(text, prompt.token_ids, prompt.num_added)
             for _ in range(request.num_choices):
                 writers.append(
                     ChoiceWriter(
-                        len(writers), tokenizer, echo=echo, with_logprobs=request.logprobs is not None,
+                        len(writers),
+                        tokenizer,
+                        echo=echo,
+                        with_logprobs=request.logprobs is not None,
                         keeps_new=request.new_tokens > 0,
+                        with_sampling_probs=bool(request.sampling_probs),
                     )
-                )  # fmt: skip
+                )
         return writers
 
     async def _read(self, prompt: TextOrIds) -> _Prompt:
@@ -171,13 +197,27 @@ class CompletionService:
         if isinstance(prompt, str):
             try:
                 # In another thread: a long text would hold up everybody else.
-                ids = await asyncio.to_thread(self._predictor.encode_prompt, prompt)
+                ids = await asyncio.to_thread(self._encode, prompt)
             except ConfigError as error:
                 raise ApiError(400, f"prompt: {error}", param="prompt", code="invalid_prompt") from None
+            num_added = 1 if not prompt or self._predictor.tokenizer.bos_token_id is not None else 0
         else:
-            ids = prompt
+            ids, num_added = prompt, 0
         self._check_ids(ids)
-        return _Prompt(prompt if isinstance(prompt, str) else None, ids)
+        return _Prompt(ids, num_added)
+
+    def _encode(self, prompt: str) -> list[int]:
+        allowed: AllowedSpecial = "all" if self._special_tokens else frozenset()
+        return self._predictor.encode_prompt(prompt, allowed_special=allowed)
+
+    async def count_tokens(self, request: TokenizeRequest) -> dict[str, Any]:
+        """Return how many tokens a prompt has, and which. Raises `ApiError` (400) for one that does not fit."""
+        prompt = await self._read(request.prompt)
+        return {
+            "count": len(prompt.token_ids),
+            "max_model_len": self._predictor.model.context_length,
+            "tokens": prompt.token_ids,
+        }
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         model = self._predictor.model

@@ -38,8 +38,14 @@ class ServerHparams(Section):
     )
     trusted_hosts: Strings = Field(
         default=(),
-        description="Names by which clients may call this machine, besides localhost, 127.0.0.1, [::1] and `host`; "
-        "a request that names another in its Host header is refused (* trusts all).",
+        description="Without a token: names by which clients may call this machine, besides localhost, 127.0.0.1, "
+        "[::1] and `host`; a request that names another in its Host header is refused (* trusts all). With a token "
+        "every name is served.",
+    )
+    special_tokens: bool = Field(
+        default=True,
+        description="Recognise special tokens that are written in the text of a prompt, such as <|endoftext|>; false "
+        "encodes them as plain text, for prompts of people who are not trusted.",
     )
     drain_seconds: float = Field(
         default=30.0, ge=0, description="After SIGTERM or Ctrl-C, time that running requests have to finish."
@@ -72,7 +78,9 @@ class LimitsHparams(Section):
         ge=0,
         description="Continuations that may wait for a slot; what would be more is refused (429, with Retry-After).",
     )
-    retry_after_seconds: int = Field(default=1, gt=0, description="What Retry-After says then.")
+    retry_after_seconds: int = Field(
+        default=1, gt=0, description="What Retry-After says then at least; more if the queue needs longer, up to 60."
+    )
     request_seconds: float = Field(
         default=300.0,
         gt=0,

@@ -37,6 +37,7 @@ class Job(NamedTuple):
     sampling: SamplingHparams
     num_logprobs: int | None
     score_prompt: bool
+    with_sampling_probs: bool = False
 
 
 class Drawn(NamedTuple):
@@ -73,9 +74,11 @@ def _engine_ended() -> GenerationError:
 class TokenStream:
     """The tokens of some jobs as they come; iterate once. Belongs to the event loop."""
 
-    def __init__(self, num_jobs: int) -> None:
+    def __init__(self, jobs: Sequence[Job]) -> None:
         self._queue: asyncio.Queue[Drawn | GenerationError] = asyncio.Queue()
-        self.unfinished = num_jobs
+        self.unfinished = len(jobs)
+        self.tokens_left = sum(job.sampling.max_new_tokens for job in jobs)
+        """Tokens still to be generated, at most."""
 
     def put(self, item: Drawn | GenerationError) -> None:
         """Add what comes next; an error ends the stream."""
@@ -130,6 +133,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._step_seconds = 0.0  # smoothed
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to work; streams belong to `loop`."""
@@ -154,6 +158,11 @@ class Worker:
         """How many continuations wait or run."""
         return sum(stream.unfinished for stream in self._streams)
 
+    def seconds_to_drain(self) -> float:
+        """Return about how long what waits and runs will take, at most; 0 before the first step was timed."""
+        steps = sum(stream.tokens_left for stream in self._streams) / self._engine.max_batch_size
+        return steps * self._step_seconds
+
     def submit(self, jobs: Sequence[Job]) -> TokenStream:
         """Return the stream of the jobs' tokens.
 
@@ -163,7 +172,7 @@ class Worker:
             raise _engine_ended()
         if self.num_unfinished + len(jobs) > self.room:
             raise BusyError
-        stream = TokenStream(len(jobs))
+        stream = TokenStream(jobs)
         self._streams.add(stream)
         self._commands.put(_Submit(jobs, stream))
         return stream
@@ -186,6 +195,7 @@ class Worker:
                 stream.unfinished -= event
             else:
                 stream.unfinished -= isinstance(event, Drawn) and event.finish_reason is not None
+                stream.tokens_left -= isinstance(event, Drawn)
                 stream.put(event)
             if not stream.unfinished:
                 self._streams.discard(stream)
@@ -220,7 +230,11 @@ class Worker:
         for job in command.jobs:
             try:
                 request = self._engine.submit(
-                    job.prompt_ids, job.sampling, num_logprobs=job.num_logprobs, score_prompt=job.score_prompt
+                    job.prompt_ids,
+                    job.sampling,
+                    num_logprobs=job.num_logprobs,
+                    score_prompt=job.score_prompt,
+                    with_sampling_probs=job.with_sampling_probs,
                 )
             except ConfigError as error:
                 self._send([(command.stream, GenerationError(str(error))), (command.stream, 1)])
@@ -242,7 +256,9 @@ class Worker:
         except (RuntimeError, IndexError, ValueError, MemoryError):  # of torch: no memory, say
             _log.exception("the engine failed; its requests end with an error")
             return self._fail()
-        self._metrics.observe_step(len(tokens), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._metrics.observe_step(len(tokens), seconds)
+        self._step_seconds = 0.9 * self._step_seconds + 0.1 * seconds if self._step_seconds else seconds
         return [self._event(token) for token in tokens]
 
     def _event(self, token: NewToken) -> _Event:

@@ -126,14 +126,14 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
     import torch
 
     from transformerlm.interop.layout import to_huggingface
-    from transformerlm.models import TransformerBlock
+    from transformerlm.models.transformer import Block
 
     try:
         from transformers import LlamaConfig, LlamaForCausalLM  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
         raise MissingDependencyError("benchmark.peers needs transformers: uv sync --extra bench") from error
     first = model.layers[0]
-    assert isinstance(first, TransformerBlock)
+    assert isinstance(first, Block)
     attention, tied = first.attn, model.lm_head is None
     if attention.q_norm is not None:
         raise MissingDependencyError("benchmark.peers: Llama has no qk_norm; set model.qk_norm or the peers to false")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from transformerlm.hparams import ModelHparams
-from transformerlm.models import TransformerBlock, TransformerLM
+from transformerlm.models import TransformerLM
 from transformerlm.models.build import build_model
+from transformerlm.models.transformer import Block
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 
 CONTEXT = 12
@@ -27,7 +28,7 @@ def make_model() -> Callable[..., TransformerLM]:
         with torch.no_grad():
             model.output_weight.mul_(3)
             for block in model.layers:
-                assert isinstance(block, TransformerBlock)
+                assert isinstance(block, Block)
                 block.attn.output_proj.weight.mul_(10)  # what came before matters
         return model
 
@@ -39,7 +40,7 @@ def forgetful(make_model: Callable[..., TransformerLM]) -> TransformerLM:
     """A model that sees the last token only: nothing comes out of its attention."""
     model = make_model()
     for block in model.layers:
-        assert isinstance(block, TransformerBlock)
+        assert isinstance(block, Block)
         torch.nn.init.zeros_(block.attn.output_proj.weight)
     return model
 

@@ -11,8 +11,8 @@ from transformerlm.fast.attention import fused_attention
 from transformerlm.hparams import ModelHparams
 from transformerlm.models import TransformerLM
 from transformerlm.models.attention import (
-    MultiheadSelfAttentionRoPE,
     Rotation,
+    SelfAttention,
     grouped_attention,
     scaled_dot_product_attention,
 )
@@ -68,19 +68,19 @@ def test_softmax_is_computed_in_float32() -> None:
     assert torch.equal(output, torch.softmax(scores, -1).bfloat16() @ v)
 
 
-def attention(d_model: int, num_heads: int, **settings: Any) -> MultiheadSelfAttentionRoPE:
-    return MultiheadSelfAttentionRoPE(ModelHparams.checked(d_model=d_model, num_heads=num_heads, **settings))
+def attention(d_model: int, num_heads: int, **settings: Any) -> SelfAttention:
+    return SelfAttention(ModelHparams.checked(d_model=d_model, num_heads=num_heads, **settings))
 
 
-def rope_of(layer: MultiheadSelfAttentionRoPE) -> RotaryPositionalEmbedding:
+def rope_of(layer: SelfAttention) -> RotaryPositionalEmbedding:
     return RotaryPositionalEmbedding(10000.0, layer.d_head, 64)
 
 
-def rotation(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor, positions: torch.Tensor | None = None) -> Rotation:
+def rotation(layer: SelfAttention, x: torch.Tensor, positions: torch.Tensor | None = None) -> Rotation:
     return rope_of(layer).rows(x.shape[-2], positions)
 
 
-def written_out(layer: MultiheadSelfAttentionRoPE, x: torch.Tensor) -> torch.Tensor:
+def written_out(layer: SelfAttention, x: torch.Tensor) -> torch.Tensor:
     """The module's output, head by head, from its weights and the written-out formula."""
     seq, size, per_group = x.shape[-2], layer.d_head, layer.num_heads // layer.num_kv_heads
     mask = torch.ones(seq, seq, dtype=torch.bool).tril()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from transformerlm.hparams import ModelHparams
-from transformerlm.models import RotaryPositionalEmbedding, TransformerBlock, TransformerLM
+from transformerlm.models import RotaryPositionalEmbedding, TransformerLM
+from transformerlm.models.transformer import Block
 from transformerlm.utils.errors import ConfigError
 
 
@@ -215,6 +216,6 @@ def test_sizes_must_be_positive(name: str) -> None:
 
 
 def test_a_block_stands_alone() -> None:
-    block = TransformerBlock(ModelHparams(d_model=16, num_heads=2, d_ff=32))
+    block = Block(ModelHparams(d_model=16, num_heads=2, d_ff=32))
     rotation = RotaryPositionalEmbedding(10000.0, 8, 8).rows(8)
     assert block(torch.randn(2, 8, 16), rotation).shape == (2, 8, 16)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from transformerlm.distributed.group import World
-from transformerlm.models import TransformerBlock
+from transformerlm.models.transformer import Block
 
 Strategy = Literal["single", "ddp", "fsdp"]
 
@@ -106,6 +106,6 @@ def _shard(loss: nn.Module, dtype: torch.dtype, world: World) -> None:
     if dtype != torch.float32:  # weights are rounded before they are sent, gradients widened before they are averaged
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in loss.modules():
-        if isinstance(module, TransformerBlock):
+        if isinstance(module, Block):
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh)  # what is outside the blocks stays float32, as `precision` has it

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from transformerlm.fast.attention import fused_attention, rotate_as_complex
 from transformerlm.fast.compile import compile_fixed_shapes
 from transformerlm.fast.flex_attention import SMALLEST_HEAD, attend_in_blocks, block_mask
-from transformerlm.models import TransformerBlock
 from transformerlm.models.attention import AttentionFunction, AttentionMask, document_mask, grouped_attention
 from transformerlm.models.layers import rotate_pairs
+from transformerlm.models.transformer import Block
 
 
 def prepare_blocks(
@@ -28,7 +28,7 @@ def prepare_blocks(
     activation_checkpointing: bool,
     mask_after: int | None = None,
 ) -> Callable[[Tensor], AttentionMask] | None:
-    """Prepare `model`, or the `TransformerBlock`s in it, for training in `dtype` on `device`.
+    """Prepare `model`, or the `Block`s in it, for training in `dtype` on `device`.
 
     If tokens are to attend inside documents, which end with the id `mask_after`, it returns the function that makes the
     mask of a batch of ids (B, T), in the form that the blocks then want.
@@ -53,9 +53,9 @@ def use_fused_kernels(model: nn.Module) -> None:
         block.attn.rotate = rotate_as_complex
 
 
-def blocks_of(model: nn.Module) -> list[TransformerBlock]:
+def blocks_of(model: nn.Module) -> list[Block]:
     """Return the blocks in `model`, from the first to the last."""
-    return [module for module in model.modules() if isinstance(module, TransformerBlock)]
+    return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> AttentionFunction:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from transformerlm.fast.apply import blocks_of
 from transformerlm.fast.compile import require_compiler
-from transformerlm.models import Linear, MultiheadSelfAttentionRoPE, SwiGLU, TransformerLM
+from transformerlm.models import Linear, SwiGLU, TransformerLM
+from transformerlm.models.attention import SelfAttention
 from transformerlm.models.kv_cache import KVCache
 from transformerlm.models.layers import rotate_pairs
 from transformerlm.utils.dtypes import at_least_float32
@@ -243,10 +244,10 @@ class Int8Linear(nn.Module):
 
 
 @final
-class _Int8Attention(MultiheadSelfAttentionRoPE):
+class _Int8Attention(SelfAttention):
     """Attention with rounded weights, those of queries, keys and values as one matrix."""
 
-    def __init__(self, attn: MultiheadSelfAttentionRoPE) -> None:
+    def __init__(self, attn: SelfAttention) -> None:
         nn.Module.__init__(self)
         self.d_head, self.num_heads, self.num_kv_heads = attn.d_head, attn.num_heads, attn.num_kv_heads
         self.q_norm, self.k_norm = attn.q_norm, attn.k_norm

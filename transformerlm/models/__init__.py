@@ -4,11 +4,12 @@ Pure math on tensors. Nothing here chooses a device, casts, compiles, shards, lo
 model does that from outside.
 """
 
-from transformerlm.models.attention import MultiheadSelfAttentionRoPE, scaled_dot_product_attention
+from transformerlm.models.attention import scaled_dot_product_attention
 from transformerlm.models.flops import flops_per_token, num_parameters
 from transformerlm.models.kv_cache import KVCache
 from transformerlm.models.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SwiGLU
-from transformerlm.models.transformer import TransformerBlock, TransformerLM
+from transformerlm.models.standalone import MultiheadSelfAttentionRoPE, TransformerBlock
+from transformerlm.models.transformer import TransformerLM
 
 __all__ = [
     "Linear",

@@ -85,7 +85,7 @@ def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
     return ends_BT.cumsum(-1, dtype=torch.int32) - ends_BT
 
 
-class MultiheadSelfAttentionRoPE(nn.Module):
+class SelfAttention(nn.Module):
     """Causal self-attention: project, rotate queries and keys by position, attend, project back.
 
     Of the settings it reads `d_model`, `num_heads`, `d_head`, and `num_kv_heads`: where there are fewer of them than

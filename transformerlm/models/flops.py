@@ -1,6 +1,6 @@
 """How large a model is and how much arithmetic a token costs: the numbers behind "FLOP utilisation"."""
 
-from transformerlm.models.transformer import TransformerBlock, TransformerLM
+from transformerlm.models.transformer import Block, TransformerLM
 
 
 def num_parameters(model: TransformerLM, non_embedding: bool = False) -> int:
@@ -26,7 +26,7 @@ def flops_per_token(model: TransformerLM, seq_len: int | None = None) -> int:
     """
     seq_len = model.context_length if seq_len is None else seq_len
     first = model.layers[0]
-    assert isinstance(first, TransformerBlock)
+    assert isinstance(first, Block)
     matrices = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
     matrices += model.vocab_size * model.token_embeddings.embedding_dim
     return 6 * matrices + 12 * len(model.layers) * first.attn.num_heads * first.attn.d_head * seq_len

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from transformerlm.hparams import ModelHparams
-from transformerlm.models.attention import AttentionMask, MultiheadSelfAttentionRoPE, Rotation
+from transformerlm.models.attention import AttentionMask, Rotation, SelfAttention
 from transformerlm.models.kv_cache import KVCache, LayerCache
 from transformerlm.models.layers import (
     Embedding,
@@ -30,7 +30,7 @@ from transformerlm.models.rope_scaling import scaled_frequencies
 from transformerlm.utils.errors import ConfigError
 
 
-class TransformerBlock(nn.Module):
+class Block(nn.Module):
     """`x + attn(ln1(x))`, then `x + ffn(ln2(x))`: the pre-norm block (Xiong et al. 2020)."""
 
     def __init__(
@@ -38,20 +38,20 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.ln1 = RMSNorm(settings.d_model, settings.norm_eps, device=device, dtype=dtype)
-        self.attn = MultiheadSelfAttentionRoPE(settings, device=device, dtype=dtype)
+        self.attn = SelfAttention(settings, device=device, dtype=dtype)
         self.ln2 = RMSNorm(settings.d_model, settings.norm_eps, device=device, dtype=dtype)
         self.ffn = SwiGLU(settings.d_model, settings.d_ff, device=device, dtype=dtype)
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotation, cache: LayerCache | None = None, mask: AttentionMask | None = None
     ) -> Tensor:
-        """Map (B, T, D) to (B, T, D); for the arguments see `MultiheadSelfAttentionRoPE.forward`."""
+        """Map (B, T, D) to (B, T, D); for the arguments see `SelfAttention.forward`."""
         x_BTD = x_BTD + self.attn(self.ln1(x_BTD), rotation, cache, mask)
         return x_BTD + self.ffn(self.ln2(x_BTD))
 
 
 class TransformerLM(nn.Module):
-    """A stack of `TransformerBlock`s between a token embedding and a projection to the vocabulary.
+    """A stack of `Block`s between a token embedding and a projection to the vocabulary.
 
     `options` are the other fields of `ModelHparams`: `num_kv_heads`, `qk_norm`, `qkv_bias`, `head_size`, `norm_eps`,
     `rope_scaling` and its numbers, and `tie_embeddings`, with which the embedding table serves as the output projection
@@ -96,7 +96,7 @@ class TransformerLM(nn.Module):
             rope_theta, settings.d_head, context_length, device="meta", frequencies=frequencies
         )
         self.token_embeddings = Embedding(vocab_size, d_model, device="meta", dtype=dtype)
-        self.layers = nn.ModuleList(TransformerBlock(settings, device="meta", dtype=dtype) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Block(settings, device="meta", dtype=dtype) for _ in range(num_layers))
         self.ln_final = RMSNorm(d_model, settings.norm_eps, device="meta", dtype=dtype)
         self.lm_head = None if settings.tie_embeddings else Linear(d_model, vocab_size, device="meta", dtype=dtype)
         self.materialise(device)

@@ -129,10 +129,11 @@ def _harness() -> "Callable[[Evaluator, Sequence[str], Path | None], list[TaskRe
 
 
 def _params(config: EvaluateConfig, evaluator: "Evaluator") -> Record:
+    from transformerlm.checkpoint.fingerprint import code_version
     from transformerlm.utils.dtypes import dtype_name
 
     weight = evaluator.model.token_embeddings.weight
-    return {
+    return {f"code.{key}": value for key, value in code_version().items()} | {
         "params.checkpoint": str(config.evaluation.checkpoint),
         "params.context_length": evaluator.context_length,
         "params.stride": evaluator.stride,

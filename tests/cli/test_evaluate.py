@@ -10,6 +10,7 @@ import pytest
 
 from cli import evaluate
 from databuilder import build_dataset
+from transformerlm.checkpoint.fingerprint import code_version
 from transformerlm.evaluation import Evaluator, read_questions
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
@@ -52,6 +53,7 @@ def test_all_results_as_lines_a_file_and_tables(
     expected = ours.token_file(workspace / "valid.dat")
     assert held_out == {
         "event": "held_out",
+        **{f"code.{key}": value for key, value in code_version().items()},
         "params.checkpoint": str(run_folder),
         "params.context_length": 32,
         "params.stride": 24,

@@ -1,6 +1,6 @@
 """Unicode's normalization form C (NFC): a letter and its marks become one character where there is one.
 
-Only the characters in `unicode_ranges.NORMALIZED` are normalized: those that the NFC of `tokenizers` knows, which are
+Only the characters in `unicode.ranges.NORMALIZED` are normalized: those that the NFC of `tokenizers` knows, which are
 those of Unicode 9.0. The NFC of a text never changes once all its characters are in the standard, so the result does
 not depend on the Unicode version of the running Python.
 

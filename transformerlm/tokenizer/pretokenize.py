@@ -19,7 +19,7 @@ stands before them, and know contractions in capitals:
 
 Special tokens are cut out first and are never split.
 
-What is a letter (`\p{L}`), a number, white space or a mark stands in `kernels.unicode_ranges`, which names the version
+What is a letter (`\p{L}`), a number, white space or a mark stands in `unicode.ranges`, which names the version
 of Unicode, that of today's `tokenizers` and tiktoken: so both layers agree, and no update of a package changes what a
 tokenizer does.
 

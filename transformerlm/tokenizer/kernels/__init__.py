@@ -2,14 +2,13 @@
 
 Importing a module of this package imports numba, but compiles nothing. The rooms, from the bottom up:
 
-    compiling         numba's compiler, and the folder on disk that keeps what it made
-    machine           the few machine operations that Python has no words for
-    unicode_ranges    which characters are letters, numbers, white space (generated); unicode_classes: as a table
-    scanner           bytes → where the pre-tokens start, 64 bytes at once, in GPT-2's pattern
-    walker            the same, one pre-token after another, in the patterns of its successors
+    jit                    numba's compiler, and the folder on disk that keeps what it made
+    intrinsics             the few machine operations that Python has no words for
+    pretokenize_gpt2       bytes → where the pre-tokens start, 64 bytes at once, in GPT-2's pattern
+    pretokenize_regex      the same, one pre-token after another, in the patterns of its successors
     chunks            a text of any length, through a small buffer
     special_tokens    where the special tokens are
-    pieces            a pre-token as a key of two 64-bit words, and its hash
+    keys              a pre-token as a key of two 64-bit words, and its hash
     merger            one pre-token → its ids
     whole_words       pre-tokens that have an id without being merged
     encoder           bytes → ids, by way of a cache of the pre-tokens seen

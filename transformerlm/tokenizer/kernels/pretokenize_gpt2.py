@@ -75,7 +75,7 @@ def scan(buffer, length, classes, starts):
         buffer: uint8; the text, which begins with a pre-token, and after it at least `PADDING` spaces.
         length: bytes of text. If the whole text is longer and `buffer` holds only its beginning, what follows may
             change the starts among the last `LOOKAHEAD` bytes, but none before.
-        classes: `unicode_classes.class_table()`, the class of every code point.
+        classes: `unicode.classes.class_table()`, the class of every code point.
         starts: int64; room for `length` numbers.
     """
     found = 0

@@ -7,7 +7,7 @@ capitals becomes another if a small letter follows. So the walker goes from star
 does.
 
 First each byte gets the bits of its character; the first byte of a character has one more, START. (The last row says
-what a regular expression would say; `unicode_classes` has the bits.)
+what a regular expression would say; `unicode.classes` has the bits.)
 
     text          D    o    n    '    t         é    t    é         1    2    ⏎
     bytes         1    1    1    1    1    1    2    1    2    1    1    1    1
@@ -73,7 +73,7 @@ class Rules(NamedTuple):
     """A pattern of pre-tokenization, as kernels take it."""
 
     classes: npt.NDArray[np.uint8]
-    """`unicode_classes.class_table()` for the scanner, `fine_class_table()` for the walker."""
+    """`unicode.classes.class_table()` for the scanner, `fine_class_table()` for the walker."""
     digits: int
     """The most digits of a pre-token."""
     points: int

@@ -4,7 +4,7 @@
     class            WHITE OTHER    LETTER   NUMBER       OTHER
 
 These are the classes of `\\p{L}`, `\\p{N}` and `\\s` in the pre-tokenization pattern, in the version of Unicode that
-`unicode_ranges` names, whatever version other packages have.
+`ranges` names, whatever version other packages have.
 
 The successors of that pattern ask for more, and often for one of several classes. So the second table has bits:
 

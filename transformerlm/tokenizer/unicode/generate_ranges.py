@@ -1,4 +1,4 @@
-r"""Write `unicode_ranges.py`: the letters, numbers, white space and marks of `tokenizers`, and what its NFC knows.
+r"""Write `ranges.py`: the letters, numbers, white space and marks of `tokenizers`, and what its NFC knows.
 
     python -m transformerlm.tokenizer.unicode.generate_ranges
 
@@ -16,7 +16,7 @@ from tokenizers import Regex
 from tokenizers.normalizers import NFD
 from tokenizers.pre_tokenizers import Split
 
-TARGET = Path(__file__).with_name("unicode_ranges.py")
+TARGET = Path(__file__).with_name("ranges.py")
 
 PATTERNS = {
     "NUMBERS": r"\p{N}",
@@ -81,7 +81,7 @@ def ranges_of(characters: Collection[str]) -> Iterator[tuple[int, int]]:
 
 
 def module_text() -> str:
-    """Return the text of `unicode_ranges.py` for the installed `tokenizers`."""
+    """Return the text of `ranges.py` for the installed `tokenizers`."""
     text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
     classes = {name: matching(pattern, text) for name, pattern in PATTERNS.items()}
     classes["NORMALIZED"] = normalized_characters(text)

@@ -13,7 +13,7 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import models
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
-from transformerlm.tokenizer.merge import merge_table
+from transformerlm.tokenizer.bpe import merge_table
 from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
 from transformerlm.utils.errors import TokenizerError
 

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.token_files.index import id_dtype
-from transformerlm.tokenizer import choice
+from transformerlm.tokenizer import bpe, choice
 from transformerlm.tokenizer.normalize import is_normalized, normalized
-from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.pretokenize import GPT2, special_pattern, split_special
 from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
-from transformerlm.tokenizer.validation import TokenIds, check_id_array, unknown_id
+from transformerlm.tokenizer.validation import TokenIds, check_id_array
 
 if TYPE_CHECKING:
     from transformerlm.tokenizer.compiled import CompiledCodec
@@ -73,7 +72,7 @@ class Codec:
         self._pattern = pattern
         self._normalizes = normalization is not None
         self._whole_words = whole_words or {}
-        self._plain = PlainEncoder(token_ids, merges, pattern=pattern, whole_words=self._whole_words)
+        self._plain = bpe.PlainEncoder(token_ids, merges, pattern=pattern, whole_words=self._whole_words)
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0
@@ -158,10 +157,7 @@ class Codec:
             decoded = compiled.decode(ids) if compiled is not None else None
             if decoded is not None:
                 return decoded
-        try:
-            return b"".join(map(self._vocab.__getitem__, ids.tolist() if isinstance(ids, np.ndarray) else ids))
-        except KeyError as error:
-            raise unknown_id(error.args[0], self._vocab_size) from None
+        return bpe.decode(ids.tolist() if isinstance(ids, np.ndarray) else ids, self._vocab)
 
     def _compiled_for(self, length: int) -> "CompiledCodec | None":
         """Return the compiled layer if it is there or now worth its while, with `length` more to do."""

@@ -7,7 +7,7 @@ that is the one merge of the token that ever applies.
 
 from collections.abc import Mapping
 
-from transformerlm.tokenizer.merge import MergeTable, merge_ids
+from transformerlm.tokenizer.bpe import MergeTable, merge_ids
 from transformerlm.tokenizer.validation import TokenIds
 
 Pair = tuple[bytes, bytes]

@@ -13,7 +13,7 @@ import binascii
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from transformerlm.tokenizer.merge import merge_table
+from transformerlm.tokenizer.bpe import merge_table
 from transformerlm.tokenizer.pretokenize import CL100K, O200K, pretokenize
 from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
 from transformerlm.tokenizer.utf8 import to_text

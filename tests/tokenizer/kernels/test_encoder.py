@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from transformerlm.tokenizer import compiled
+from transformerlm.tokenizer.bpe import merge_ids, merge_table
 from transformerlm.tokenizer.compiled import CompiledCodec
 from transformerlm.tokenizer.kernels import encoder
 from transformerlm.tokenizer.kernels.encoder import ENTRY_WORDS, LINE_WORDS, EncodeTables, Memory
@@ -19,7 +20,6 @@ from transformerlm.tokenizer.kernels.merger import SHORT, merge_tables, token_nu
 from transformerlm.tokenizer.kernels.pretokenize_regex import rules_of
 from transformerlm.tokenizer.kernels.special_tokens import special_tokens_of
 from transformerlm.tokenizer.kernels.whole_words import whole_words_of
-from transformerlm.tokenizer.merge import merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import GPT2, pretokenize
 from transformerlm.tokenizer.validation import TokenIds
 

@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transformerlm.tokenizer import learn_merges
+from transformerlm.tokenizer.bpe import MergeTable, merge_ids, merge_table
 from transformerlm.tokenizer.io import read_tokenizer_files
 from transformerlm.tokenizer.kernels import merger
 from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.tokenizer.kernels.merger import MergeTables, merge_tables, token_numbers
-from transformerlm.tokenizer.merge import MergeTable, merge_ids, merge_table
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba compiles nothing")
 

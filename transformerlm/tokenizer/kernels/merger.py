@@ -1,7 +1,7 @@
 r"""The merger: one pre-token → the numbers of its tokens.
 
 Byte-pair encoding starts from single bytes and joins the adjacent pair of the lowest rank, the leftmost first, until no
-pair merges; see `transformerlm.tokenizer.merge`. Here a token has a number: 0 to 255 are the single bytes, the other
+pair merges; see `transformerlm.tokenizer.bpe`. Here a token has a number: 0 to 255 are the single bytes, the other
 tokens follow.
 
 A short piece is merged as the definition says. One array holds each token together with the rank of the merge of it and

@@ -89,9 +89,9 @@ def use_cores(count: int) -> None:
 
 def compile_at_once() -> None:
     """Let our tokenizer load or compile its kernels at its first text: in the warm-up, and in no timed call."""
-    from transformerlm.tokenizer import choice
+    from transformerlm.tokenizer import backend
 
-    choice.TEXT = choice.CORPUS = choice.WORDS = choice.Threshold(to_load=0, to_compile=0)
+    backend.TEXT = backend.CORPUS = backend.WORDS = backend.Threshold(to_load=0, to_compile=0)
 
 
 def measure_encoding(cell: Cell) -> dict[str, Any]:

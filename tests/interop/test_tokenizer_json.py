@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers import pre_tokenizers as steps
 
 from transformerlm.interop.tokenizer_json import read_tokenizer, write_tokenizer
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice, gpt2_bytes_to_unicode, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, gpt2_bytes_to_unicode, train_bpe
 from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.errors import InteropError
@@ -532,7 +532,7 @@ def test_vocabularies_as_in_published_files(
 ) -> None:
     if backend == "compiled":
         monkeypatch.setattr(layers, "SHORT", -1)
-        monkeypatch.setattr(choice, "TEXT", choice.Threshold(0, 0))
+        monkeypatch.setattr(layers, "TEXT", layers.Threshold(0, 0))
     content, text, expected = PUBLISHED[name]
     theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
     assert theirs.encode(text, add_special_tokens=False).ids == expected

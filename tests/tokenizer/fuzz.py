@@ -19,7 +19,7 @@ import conftest  # the one beside this file
 import test_patterns  # and this
 import tiktoken
 
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer.backend import Specials
 from transformerlm.tokenizer.bpe import PlainEncoder
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pattern", choices=test_patterns.PUBLISHED, default="gpt2")
     options = parser.parse_args()
-    layers.SHORT, choice.TEXT = -1, choice.Threshold(0, 0)  # always the compiled layer
+    layers.SHORT, layers.TEXT = -1, layers.Threshold(0, 0)  # always the compiled layer
     with tempfile.TemporaryDirectory() as name:
         folder = conftest.unpack_samples(Path(name))
         gpt2 = Tokenizer.from_files(folder / "gpt2_vocab.json", folder / "gpt2_merges.txt", [END_OF_TEXT])

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.tokenizer import END_OF_TEXT, blocks, bpe_trainer, choice, count_pretokens, train_bpe
-from transformerlm.tokenizer import bpe as bpe_reference
-from transformerlm.tokenizer.choice import Threshold
+from transformerlm.tokenizer import END_OF_TEXT, backend, blocks, bpe, bpe_trainer, count_pretokens, train_bpe
+from transformerlm.tokenizer.backend import Threshold
 from transformerlm.tokenizer.kernels.jit import available
 from transformerlm.utils.errors import DataError, TokenizerError
 
@@ -62,8 +61,8 @@ def random_text(seed: int, num_parts: int = 3000) -> bytes:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes all text large enough for the compiled layer, and for many blocks."""
-    monkeypatch.setattr(choice, "CORPUS", Threshold(0, 0))
-    monkeypatch.setattr(choice, "WORDS", Threshold(0, 0))
+    monkeypatch.setattr(backend, "CORPUS", Threshold(0, 0))
+    monkeypatch.setattr(backend, "WORDS", Threshold(0, 0))
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
 
 
@@ -72,11 +71,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_both_layers_train_the_same(tmp_path: Path, seed: int) -> None:
     text = random_text(seed)
-    counts = bpe_reference.count_pretokens([text], SPECIAL)
+    counts = bpe.count_pretokens([text], SPECIAL)
     path = corpus_of(tmp_path, text)
     assert count_pretokens(path, SPECIAL, num_workers=1 + seed % 3) == counts
     vocab, merges = train_bpe(path, 259 + 200, SPECIAL, num_workers=1 + seed % 3)
-    assert merges == bpe_reference.learn_merges(counts, 200)
+    assert merges == bpe.learn_merges(counts, 200)
     assert list(vocab.values())[256:] == [left + right for left, right in merges] + [s.encode() for s in SPECIAL]
 
 
@@ -86,7 +85,7 @@ def test_blocks_and_workers_and_the_order_of_files_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [corpus_of(tmp_path, random_text(seed), f"{seed}.txt") for seed in range(5)]
-    expected = bpe_reference.count_pretokens([path.read_bytes() for path in paths], SPECIAL)
+    expected = bpe.count_pretokens([path.read_bytes() for path in paths], SPECIAL)
     trained = []
     for block_bytes, workers in [(100, 7), (10_000, 2), (1 << 20, 1), (8, 2)]:
         monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
@@ -106,12 +105,12 @@ def test_the_same_documents_in_other_files_train_the_same(tmp_path: Path) -> Non
     expected = train_bpe(one, 500, SPECIAL)
     assert train_bpe([rest, *many], 500, SPECIAL) == expected
     assert train_bpe(iter(documents), 500, SPECIAL) == expected
-    assert bpe_reference.count_pretokens(documents, SPECIAL) == count_pretokens(one, SPECIAL)
+    assert bpe.count_pretokens(documents, SPECIAL) == count_pretokens(one, SPECIAL)
 
 
 @pytest.mark.parametrize("size", [0, 1 << 30])
 def test_texts_of_a_generator_stand_for_themselves(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "CORPUS", Threshold(size, size))
+    monkeypatch.setattr(backend, "CORPUS", Threshold(size, size))
 
     def texts() -> Iterator[str | bytes]:
         yield from ["one tw", b"o one\r\n", "", "\ud83d\ude00\udc80"]
@@ -123,8 +122,8 @@ def test_texts_of_a_generator_stand_for_themselves(size: int, monkeypatch: pytes
 def test_real_text_trains_the_same_in_both_layers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = data / "udhr_multilingual.txt"
     plain = train_bpe(path, 400, [END_OF_TEXT])
-    monkeypatch.setattr(choice, "CORPUS", Threshold(0, 0))
-    monkeypatch.setattr(choice, "WORDS", Threshold(0, 0))
+    monkeypatch.setattr(backend, "CORPUS", Threshold(0, 0))
+    monkeypatch.setattr(backend, "WORDS", Threshold(0, 0))
     assert train_bpe(path, 400, [END_OF_TEXT], num_workers=2) == plain
 
 
@@ -157,8 +156,8 @@ def test_ids_are_bytes_then_merges_then_special_tokens(tmp_path: Path) -> None:
 def test_the_vocabulary_stays_small_when_no_pairs_are_left(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "CORPUS", Threshold(size, size))
-    monkeypatch.setattr(choice, "WORDS", Threshold(size, size))
+    monkeypatch.setattr(backend, "CORPUS", Threshold(size, size))
+    monkeypatch.setattr(backend, "WORDS", Threshold(size, size))
     vocab, merges = train_bpe(corpus_of(tmp_path, "ab"), 1000, [END_OF_TEXT])
     assert merges == [(b"a", b"b")]
     assert vocab[257] == END_OF_TEXT.encode()
@@ -189,7 +188,7 @@ def test_an_error_in_the_source_ends_the_counting(tmp_path: Path, workers: int) 
 
 @pytest.mark.parametrize("size", [0, 1 << 30])
 def test_progress_rises_to_the_end_of_both_stages(data: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "CORPUS", Threshold(size, size))
+    monkeypatch.setattr(backend, "CORPUS", Threshold(size, size))
     reports: list[tuple[str, float]] = []
     path = data / "tinyshakespeare.txt"
     train_bpe([path, path], 800, [], progress=lambda stage, done: reports.append((stage, done)))

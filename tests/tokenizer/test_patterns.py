@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers
 from tokenizers import pre_tokenizers as steps
 
-from transformerlm.tokenizer import END_OF_TEXT, Tokenizer, choice
+from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.io import gpt2_bytes_to_unicode, read_merges
@@ -79,7 +79,7 @@ class Pair(NamedTuple):
 def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = request.param == "compiled"
     monkeypatch.setattr(layers, "SHORT", -1 if compiled else 1 << 60)
-    monkeypatch.setattr(choice, "TEXT", choice.Threshold(0, 0) if compiled else choice.Threshold(1 << 60, 1 << 60))
+    monkeypatch.setattr(layers, "TEXT", layers.Threshold(0, 0) if compiled else layers.Threshold(1 << 60, 1 << 60))
 
 
 @pytest.fixture(scope="module", params=PATTERNS)

@@ -13,7 +13,7 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer import END_OF_TEXT, StreamingDecoder, Tokenizer, choice, train_bpe
+from transformerlm.tokenizer import END_OF_TEXT, StreamingDecoder, Tokenizer, train_bpe
 from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.utils.errors import DataError, TokenizerError
@@ -28,7 +28,7 @@ def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Every test runs with either layer."""
     compiled = request.param == "compiled"
     monkeypatch.setattr(layers, "SHORT", -1 if compiled else 1 << 60)
-    monkeypatch.setattr(choice, "TEXT", choice.Threshold(0, 0) if compiled else choice.Threshold(1 << 60, 1 << 60))
+    monkeypatch.setattr(layers, "TEXT", layers.Threshold(0, 0) if compiled else layers.Threshold(1 << 60, 1 << 60))
 
 
 # tiktoken equality

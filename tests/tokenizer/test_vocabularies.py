@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from transformerlm.tokenizer import Tokenizer, choice, train_bpe
+from transformerlm.tokenizer import Tokenizer, train_bpe
 from transformerlm.tokenizer import backend as layers
 from transformerlm.utils.errors import TokenizerError
 
@@ -23,7 +23,7 @@ TOY_MERGES = [(b"t", b"h"), (b" ", b"c"), (b" ", b"a"), (b"th", b"e"), (b" a", b
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = request.param == "compiled"
     monkeypatch.setattr(layers, "SHORT", -1 if compiled else 1 << 60)
-    monkeypatch.setattr(choice, "TEXT", choice.Threshold(0, 0) if compiled else choice.Threshold(1 << 60, 1 << 60))
+    monkeypatch.setattr(layers, "TEXT", layers.Threshold(0, 0) if compiled else layers.Threshold(1 << 60, 1 << 60))
 
 
 def test_the_teaching_example() -> None:

@@ -1,20 +1,21 @@
-"""The two layers of encoding and decoding behind one door: plain Python for little, compiled kernels for much.
+"""Selects the backend by the size of the work: pure Python (`bpe`) for small inputs, numba (`compiled`) for large ones.
 
-Their results are the same; see `choice` for when the compiled one is fetched. From then on it does everything but the
-shortest calls.
+Their results are the same. The numba backend is a few dozen times as fast, but importing numba and loading the kernels
+from disk takes half a second, and compiling them, once per machine, ten seconds or more. Once loaded, it handles all
+calls but the shortest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 from threading import Lock
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 
 from transformerlm.token_files.index import id_dtype
-from transformerlm.tokenizer import bpe, choice
+from transformerlm.tokenizer import bpe
 from transformerlm.tokenizer.normalize import is_normalized, normalized
 from transformerlm.tokenizer.pretokenize import GPT2, special_pattern, split_special
 from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
@@ -28,6 +29,35 @@ SHORT = 256
 """Characters, bytes or ids that plain Python handles as fast as a compiled kernel is called."""
 
 IdArray = npt.NDArray[np.unsignedinteger]
+
+
+class Threshold(NamedTuple):
+    """Sizes in bytes from which numba pays off: with its kernels on disk, and if they must be compiled first."""
+
+    to_load: int
+    to_compile: int
+
+
+TEXT = Threshold(to_load=1 << 20, to_compile=1 << 25)
+"""Text to encode. Pure Python takes 0.2 s and 5 s for these sizes."""
+
+CORPUS = Threshold(to_load=1 << 22, to_compile=1 << 25)
+"""Text to count. Compiled counting is faster from 4 MB on, including the time to load the kernels."""
+
+WORDS = Threshold(to_load=1 << 18, to_compile=1 << 20)
+"""Distinct pre-tokens to learn merges from."""
+
+
+def compiled_pays(size: int, threshold: Threshold, kernel: str) -> bool:
+    """Return whether numba is faster for `size` bytes; `kernel` (`module.function`) is the main kernel for them.
+
+    Never with NUMBA_DISABLE_JIT=1.
+    """
+    if size < threshold.to_load:
+        return False
+    from transformerlm.tokenizer.kernels import jit
+
+    return jit.available() and (size >= threshold.to_compile or jit.is_kept(kernel))
 
 
 @final
@@ -165,7 +195,7 @@ class Codec:
             announced = min(length, self._announced)
             self._announced -= announced
             self._seen += length - announced
-            if choice.compiled_pays(self._seen, choice.TEXT, "encoder.encode_texts"):
+            if compiled_pays(self._seen, TEXT, "encoder.encode_texts"):
                 with self._lock:
                     self._load()
         return self._compiled

@@ -3,7 +3,7 @@
     source ──corpus_blocks──▶ blocks ──count──▶ distinct pre-tokens, counted ──learn──▶ merges
 
 The corpus goes through in blocks, and only its distinct pre-tokens are kept, so that memory does not grow with it. Each
-hop exists twice: in plain Python (`bpe_reference`), for little text, and compiled (`kernels`), for much. Both give the
+hop exists twice: in plain Python (`bpe`), for little text, and compiled (`kernels`), for much. Both give the
 same results, for any number of threads and however the corpus falls into blocks.
 
 Source: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (2016),
@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
-from transformerlm.tokenizer import bpe as bpe_reference
-from transformerlm.tokenizer import choice
+from transformerlm.tokenizer import backend, bpe
 from transformerlm.tokenizer.blocks import Block, Source, corpus_blocks
 from transformerlm.tokenizer.pretokenize import check_special_tokens
 from transformerlm.utils.errors import TokenizerError
@@ -98,7 +97,7 @@ def count_pretokens(
 
 def counting_is_compiled(num_bytes: int) -> bool:
     """Return whether the compiled layer is to count the pre-tokens of so much text."""
-    return choice.compiled_pays(num_bytes, choice.CORPUS, "counter.count_texts")
+    return backend.compiled_pays(num_bytes, backend.CORPUS, "counter.count_texts")
 
 
 def count_compiled(blocks: Iterable[Block], special_tokens: Sequence[str], threads: int) -> "PieceCounter":
@@ -137,10 +136,10 @@ def learn_merges(
         if progress:
             progress("merge", share)
 
-    if isinstance(counts, Mapping) and not choice.compiled_pays(
-        sum(map(len, counts)), choice.WORDS, "trainer_steps.make_merges"
+    if isinstance(counts, Mapping) and not backend.compiled_pays(
+        sum(map(len, counts)), backend.WORDS, "trainer_steps.make_merges"
     ):
-        merges = bpe_reference.learn_merges(counts, num_merges, report)
+        merges = bpe.learn_merges(counts, num_merges, report)
     else:
         from transformerlm.tokenizer.kernels.counter import Words
         from transformerlm.tokenizer.kernels.trainer import learn_merges_compiled
@@ -188,7 +187,7 @@ def _count(
     if compiled_pays:
         counts = count_compiled(blocks, special_tokens, worker_count(num_workers)).words()
     else:
-        counts = bpe_reference.count_pretokens((text for block in blocks for text in block.texts()), special_tokens)
+        counts = bpe.count_pretokens((text for block in blocks for text in block.texts()), special_tokens)
     report(1.0)
     return counts
 
@@ -201,6 +200,6 @@ def _first_blocks(blocks: Iterator[Block]) -> tuple[list[Block], bool]:
         size += len(block.data)
         if counting_is_compiled(size):
             return first_blocks, True
-        if size >= choice.CORPUS.to_compile:  # numba's compiler is switched off
+        if size >= backend.CORPUS.to_compile:  # numba's compiler is switched off
             break
     return first_blocks, False

@@ -5,7 +5,10 @@
     …
     IHRoZQ== 279
 
-Special tokens and the pattern are not in the file.
+Special tokens and the pattern are not in the file, and neither are the merges: tiktoken merges the pair whose merged
+token has the lowest rank. `merges_of_ranks` recovers them. How the bytes of a token merge does not depend on the bytes
+around them, unless another token reaches across their ends. So each token is only ever made in one way: as when its
+bytes are merged alone. The last step of that is the only merge that ever makes the token.
 """
 
 import base64
@@ -13,11 +16,10 @@ import binascii
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from transformerlm.tokenizer.bpe import merge_table
+from transformerlm.tokenizer.bpe import Merge, MergeTable, merge_ids, merge_table
 from transformerlm.tokenizer.pretokenize import CL100K, O200K, pretokenize
-from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
 from transformerlm.tokenizer.utf8 import to_text
-from transformerlm.tokenizer.validation import MAX_IDS, SINGLE_BYTES, ordinary_tokens
+from transformerlm.tokenizer.validation import MAX_IDS, SINGLE_BYTES, TokenIds, ordinary_tokens
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import atomic_write_bytes
 from transformerlm.utils.json_file import read_bounded
@@ -72,10 +74,43 @@ def full_vocab(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) ->
     return vocab
 
 
+def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Merge]:
+    """Return the merges that make the tokens of `ranks` as tiktoken does, the lowest rank first.
+
+    Tokens that are never made have none. `ranks` has all single bytes.
+    """
+    return live_merges(ranks, rank_table(ranks))
+
+
+def rank_table(ranks: Mapping[bytes, int]) -> MergeTable:
+    """Return the table by which tiktoken merges: a pair that makes a token has the token's rank, which is its id."""
+    lengths = set(map(len, ranks))
+    return {
+        (ranks[token[:at]], ranks[token[at:]]): (rank, rank)
+        for token, rank in ranks.items()
+        for at in lengths
+        if len(token) - at in lengths and token[:at] in ranks and token[at:] in ranks
+    }
+
+
+def live_merges(id_of: Mapping[bytes, int], table: MergeTable) -> list[Merge]:
+    """Return the merges of a table that can ever apply, the lowest rank first; at most one for each token."""
+    token_ids = TokenIds(id_of)
+    token_of = {token_id: token for token, token_id in id_of.items()}
+    found: list[tuple[int, Merge]] = []
+    for token, token_id in id_of.items():
+        if token_ids.missing.isdisjoint(token):
+            parts = merge_ids(token_ids.of_bytes(token), table, at_least=2)
+            rank, made = table.get((parts[0], parts[1]), (0, None)) if len(parts) == 2 else (0, None)
+            if made == token_id:
+                found.append((rank, (token_of[parts[0]], token_of[parts[1]])))
+    return [pair for _, pair in sorted(found)]
+
+
 def write_ranks(
     path: Path,
     id_of: Mapping[bytes, int],
-    merges: Sequence[tuple[bytes, bytes]],
+    merges: Sequence[Merge],
     special_ids: Collection[int],
     *,
     pattern: str,

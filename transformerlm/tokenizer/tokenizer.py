@@ -22,9 +22,9 @@ from transformerlm.tokenizer import io, tiktoken_file
 from transformerlm.tokenizer.backend import Codec, IdArray, Specials, joined
 from transformerlm.tokenizer.normalize import normalized
 from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens, split_special
-from transformerlm.tokenizer.recover import merges_of_ranks
 from transformerlm.tokenizer.settings import TokenizerSettings
 from transformerlm.tokenizer.streaming import safe_blocks
+from transformerlm.tokenizer.tiktoken_file import merges_of_ranks
 from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
 from transformerlm.tokenizer.validation import (
     TokenIds,

@@ -14,7 +14,7 @@ from tokenizers import models
 
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.tokenizer.bpe import merge_table
-from transformerlm.tokenizer.recover import live_merges, merges_of_ranks
+from transformerlm.tokenizer.tiktoken_file import live_merges, merges_of_ranks
 from transformerlm.utils.errors import TokenizerError
 
 BYTES = {byte: bytes([byte]) for byte in range(256)}

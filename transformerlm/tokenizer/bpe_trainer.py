@@ -1,10 +1,10 @@
-"""Byte-level BPE training in two hops: text → counted pre-tokens → merges.
+"""Byte-level BPE training in two steps: text → counted pre-tokens → merges.
 
     source ──corpus_blocks──▶ blocks ──count──▶ distinct pre-tokens, counted ──learn──▶ merges
 
-The corpus goes through in blocks, and only its distinct pre-tokens are kept, so that memory does not grow with it. Each
-hop exists twice: in plain Python (`bpe`), for little text, and compiled (`kernels`), for much. Both give the
-same results, for any number of threads and however the corpus falls into blocks.
+The corpus is read in blocks, and only its distinct pre-tokens are kept, so memory does not grow with it. Each step has
+two backends: pure Python (`bpe`) for small inputs, numba (`kernels`) for large ones. Both give the same results, for
+any number of threads and however the corpus is divided into blocks.
 
 Source: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (2016),
 algorithm 1, on bytes as in GPT-2.

@@ -5,8 +5,8 @@ with one space before it, or a run of white space:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-Its successors take any one sign before letters, cut numbers into at most three digits, keep line breaks with what
-stands before them, and know contractions in capitals:
+Its successors take any one sign before letters, cut numbers into at most three digits, keep line breaks with the
+text before them, and recognise contractions in capitals:
 
     gpt2          GPT-2
     gpt2_digits   SmolLM: the same, with every digit by itself
@@ -19,9 +19,8 @@ stands before them, and know contractions in capitals:
 
 Special tokens are cut out first and are never split.
 
-What is a letter (`\p{L}`), a number, white space or a mark stands in `unicode.ranges`, which names the version
-of Unicode, that of today's `tokenizers` and tiktoken: so both layers agree, and no update of a package changes what a
-tokenizer does.
+`unicode.ranges` defines which characters are letters (`\p{L}`), numbers, white space or marks, and names its version
+of Unicode, the same as in today's `tokenizers` and tiktoken. So both backends agree, and package updates do not matter.
 
 Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.2, and the code
 published with it; OpenAI's tiktoken (`tiktoken_ext/openai_public.py`); the `tokenizer.json` of the other models.
@@ -53,15 +52,15 @@ def pretokenize(text: str, pattern: str = GPT2) -> list[str]:
 
 
 class _Brackets(NamedTuple):
-    """Classes of characters as they stand in brackets in a regular expression."""
+    """Classes of characters, written as inside the brackets of a regular expression."""
 
     letters: str
     numbers: str
     white: str
     front: str
-    """What the front of a word may have in `o200k` and `tekken`: all letters but those of lower case, and marks."""
+    """Characters allowed at the front of a word in `o200k` and `tekken`: marks, and all letters except lower case."""
     back: str
-    """And what its back may have: all letters but capitals, and marks."""
+    """Characters allowed at its back: marks, and all letters except capitals."""
 
 
 _ASCII = _Brackets("A-Za-z", "0-9", r"\t-\r ", "A-Z", "a-z")
@@ -87,7 +86,7 @@ def _expression(pattern: str, brackets: _Brackets) -> str:
     gpt2_words = [r"'(?:[sdmt]|ll|ve|re)", rf" ?[{L}]+"]
     signs = rf" ?[^{S}{L}{N}]+"
     white = [rf"[{S}]+(?![^{S}])", rf"[{S}]+"]
-    any_case = "'(?:[sSſtTdDmM]|[lL][lL]|[vV][eE]|[rR][eE])"  # ſ is an s, to who ignores the case
+    any_case = "'(?:[sSſtTdDmM]|[lL][lL]|[vV][eE]|[rR][eE])"  # ſ is an s if case is ignored
     before_word = rf"[^\r\n{L}{N}]?"
     words = [any_case, rf"{before_word}[{L}]+"]
     line_breaks = rf"[{S}]*[\r\n]+"
@@ -95,7 +94,7 @@ def _expression(pattern: str, brackets: _Brackets) -> str:
     signs_and_slashes = rf"{signs}[\r\n/]*"
     alternatives = {
         GPT2: [*gpt2_words, rf" ?[{N}]+", signs, *white],
-        # Digits are cut out before anything else, so that white space before one stands at the end of its text.
+        # Digits are cut out before anything else, so white space before one counts as the end of its text.
         GPT2_DIGITS: [*gpt2_words, rf"[{N}]", signs, rf"[{S}]+(?![^{S}{N}])", rf"[{S}]+"],
         CL100K: [*words, rf"[{N}]{{1,3}}", rf"{signs}[\r\n]*", rf"[{S}]++\Z", line_breaks, *white],
         LLAMA3: [*words, rf"[{N}]{{1,3}}", rf"{signs}[\r\n]*", line_breaks, *white],

@@ -45,8 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarking.infer_loss import bits_per_byte
 from benchmarking.infer_ways import Way, our_ways, peer_ways, read_bandwidth, synchronize
-from benchmarking.report import machine, print_summary, print_table
-from benchmarking.timing import percentiles, spread
+from benchmarking.runner import describe_run, percentiles, print_summary, print_table, spread
 from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, run_command
 from config.bench_infer import BenchInferConfig, BenchInferSection
@@ -91,7 +90,7 @@ def bench_infer(config: BenchInferConfig) -> int:
     settings = config.benchmark
     set_threads(settings.threads)
     model = load_model(config)
-    head: dict[str, Any] = {"benchmark": "infer", **machine(), **_describe(model), **_settings(settings)}
+    head = describe_run("infer", settings, {}, exclude={"batch_sizes", "device", "dtype", "threads"}) | _describe(model)
     say(f"{head['model.parameters']:,} parameters, {head['torch.dtype']}, on {head['torch.device']}")
     head["bytes_per_second"] = read_bandwidth(model.token_embeddings.weight.device)
     if settings.valid is not None:
@@ -237,11 +236,6 @@ def _describe(model: "TransformerLM") -> dict[str, object]:
         "model.vocab_size": model.vocab_size,
         "model.context_length": model.context_length,
     }
-
-
-def _settings(settings: BenchInferSection) -> dict[str, object]:
-    values = settings.model_dump(mode="json", exclude={"batch_sizes", "device", "dtype", "threads"})
-    return {f"setting.{key}": value for key, value in values.items()}
 
 
 def _print_results(results: Sequence[Record]) -> None:

@@ -39,18 +39,17 @@ stdout gets one line of JSON with flat keys. MB are 10^6 bytes of UTF-8.
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarking.cells import CellError, installed_version, run_module
-from benchmarking.report import machine, print_summary
+from benchmarking.runner import Outcome, describe_run, print_summary, run_cell, take_turns, versions_of
 from benchmarking.tokenizer_cell import SHORT_CHARS, Cell
 from benchmarking.tokenizer_rows import HEAD, MAIN, MULTILINGUAL, OURS, PATHOLOGICAL, Row, plan
-from benchmarking.tokenizer_table import OK, Outcome, print_results, say_row, summarise
-from cli.progress import Update, progress_bar, say
+from benchmarking.tokenizer_table import print_results, say_row, summarise
+from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, run_command
-from config.bench_tokenizer import PEER_NAMES, BenchTokenizerConfig, BenchTokenizerSection
+from config.bench_tokenizer import PEER_NAMES, BenchTextSection, BenchTokenizerConfig, BenchTokenizerSection
 from config.schemas import BUILTIN_STORIES
 from transformerlm.hparams import END_OF_TEXT
 from transformerlm.utils.errors import DataError
@@ -79,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench_tokenizer(config: BenchTokenizerConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
     settings = config.benchmark
-    versions = {name: installed_version(name) for name in ("numba", *PEER_NAMES)}
-    tools = [OURS, *(peer for peer in settings.peers if versions[peer] or _say_missing(peer))]
-    head = {"benchmark": "tokenizer", **machine(), **_settings(settings)}
+    versions = versions_of(dict.fromkeys(("numba", *PEER_NAMES)))
+    tools = [OURS, *(peer for peer in settings.peers if versions[peer])]
+    head = describe_run("tokenizer", settings, versions)
     with tempfile.TemporaryDirectory(prefix="bench-tokenizer-") as name:
         folder = Path(name)
         (folder / "tokenizer").mkdir()
@@ -97,15 +96,17 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> int:
         text_bytes = {text: fact["bytes"] for text, fact in facts["texts"].items()}
         results: dict[str, object] = {}
         with progress_bar("measuring") as update:
-            for row, outcomes in measure(rows, tools, settings, folder, update):
-                results |= summarise([row], outcomes, text_bytes)
+            for number, row in enumerate(rows):
+                outcomes = measure_row(
+                    row, tools, settings, folder, lambda words, n=number: update(n / len(rows), words)
+                )
+                results |= summarise(row, outcomes, text_bytes)
                 say_row(row, results, tools)
     _describe_text(facts["texts"][MAIN], text_bytes[MAIN + HEAD])
     print_results(rows, results, tools)
     print_summary(
         {
             **head,
-            **{f"version.{name}": version for name, version in versions.items()},
             "tokenizer.vocab_size": facts["vocab_size"],
             **{f"text.{text}.{key}": value for text, fact in facts["texts"].items() for key, value in fact.items()},
             **results,
@@ -114,11 +115,7 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> int:
     return EXIT_OK
 
 
-def _say_missing(peer: str) -> None:
-    say(f"{peer} is not installed and is skipped; install the peers with: uv sync --extra bench")
-
-
-def save_tokenizer(settings: BenchTokenizerSection, folder: Path) -> None:
+def save_tokenizer(settings: BenchTextSection, folder: Path) -> None:
     """Write the tokenizer to measure into `folder`, or nothing, if it is to be trained on the text."""
     from transformerlm.tokenizer import Tokenizer
 
@@ -153,7 +150,7 @@ def write_texts(settings: BenchTokenizerSection, folder: Path) -> None:
         (folder / f"{name}.txt").write_bytes(text.encode("utf-8"))
 
 
-def find_texts(settings: BenchTokenizerSection) -> list[Path]:
+def find_texts(settings: BenchTextSection) -> list[Path]:
     """Return the files whose paragraphs make the text."""
     from cli.sources import find_sources
 
@@ -173,54 +170,28 @@ def _read_head(path: Path, megabytes: float) -> str:
     return "".join(parts)
 
 
-def run_cell(cell: Cell, *, timeout: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
-    return run_module("benchmarking.tokenizer_cell", cell.to_json(), timeout=timeout, environment=environment)
+def measure_row(
+    row: Row, tools: Sequence[str], settings: BenchTokenizerSection, folder: Path, report: Callable[[str], None]
+) -> dict[str, Outcome]:
+    """Run the processes of a row. `folder` holds the texts and the tokenizer."""
 
+    def run(tool: str, repeat: int) -> dict[str, Any]:
+        report(f"{row.label}: {tool}")
+        text = folder / row.text_of(tool)
+        cell = Cell(
+            row.operation, tool, row.threads, f"{text}.txt", f"{text}.npy", f"{folder}/tokenizer", row.vocab_size,
+            settings.seed,
+        )  # fmt: skip
+        environment = {}
+        if row.operation == "start":
+            # The first of these rows finds the folder empty, the second finds what the first one left. Kernels are
+            # also looked for beside the temporary files.
+            kernels = folder / "kernels" / str(repeat)
+            kernels.mkdir(parents=True, exist_ok=True)
+            environment = {"NUMBA_CACHE_DIR": str(kernels), "TMPDIR": str(kernels)}
+        return run_cell(cell, timeout=settings.timeout, environment=environment)
 
-def measure(
-    rows: Sequence[Row], tools: Sequence[str], settings: BenchTokenizerSection, folder: Path, update: Update
-) -> Iterator[tuple[Row, dict[tuple[str, str], Outcome]]]:
-    """Run the processes of all rows, and yield each row when it is done. `folder` holds the texts and the tokenizer."""
-    taking_part = {row.name: [tool for tool in row.tools if tool in tools] for row in rows}
-    done, total = 0, sum(map(len, taking_part.values())) * settings.repeats
-    for row in rows:
-        outcomes = {(row.name, tool): Outcome() for tool in taking_part[row.name]}
-        for repeat in range(settings.repeats):
-            for tool in taking_part[row.name]:
-                update(done / total, f"{row.label}: {tool}")
-                done += 1
-                outcome = outcomes[row.name, tool]
-                if outcome.status == OK:
-                    _run_once(row, tool, repeat, outcome, settings, folder)
-        yield row, outcomes
-
-
-def _run_once(
-    row: Row, tool: str, repeat: int, outcome: Outcome, settings: BenchTokenizerSection, folder: Path
-) -> None:
-    text = folder / row.text_of(tool)
-    cell = Cell(
-        row.operation, tool, row.threads, f"{text}.txt", f"{text}.npy", f"{folder}/tokenizer", row.vocab_size,
-        settings.seed,
-    )  # fmt: skip
-    environment = {}
-    if row.operation == "start":
-        # The first of these rows finds the folder empty, the second finds what the first one left. Kernels are also
-        # looked for beside the temporary files.
-        kernels = folder / "kernels" / str(repeat)
-        kernels.mkdir(parents=True, exist_ok=True)
-        environment = {"NUMBA_CACHE_DIR": str(kernels), "TMPDIR": str(kernels)}
-    try:
-        outcome.add(run_cell(cell, timeout=settings.timeout, environment=environment))
-    except CellError as error:
-        outcome.status = str(error)
-    if outcome.status != OK:
-        say(f"{row.label}: {tool}: {outcome.status}")
-
-
-def _settings(settings: BenchTokenizerSection) -> dict[str, object]:
-    return {f"setting.{key}": value for key, value in settings.model_dump(mode="json").items()}
+    return take_turns(row.label, [tool for tool in row.tools if tool in tools], settings.repeats, run)
 
 
 def _describe_text(fact: Mapping[str, int], head_bytes: int) -> None:

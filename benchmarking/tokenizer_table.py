@@ -2,91 +2,44 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from benchmarking.report import print_table
-from benchmarking.timing import spread
+from benchmarking.runner import OK, Outcome, print_table, spread
 from benchmarking.tokenizer_rows import OURS, Row
 from cli.progress import say
 
-OK = "ok"
-OTHER_IDS = "other ids"
 
-
-@dataclass
-class Outcome:
-    """What the processes of one tool in one row printed, and `OK` or why that cannot be compared."""
-
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    status: str = OK
-
-    def add(self, run: dict[str, Any]) -> None:
-        """Keep what a process printed, if it did what was asked for."""
-        if run["same"] is False:
-            self.status = OTHER_IDS
-        else:
-            self.runs.append(run)
-
-    def seconds(self, call: str) -> list[float]:
-        return [run["seconds"][call] for run in self.runs]
-
-
-Outcomes = Mapping[tuple[str, str], Outcome]
-"""By the name of the row and the tool; who did not take part is not there."""
-
-
-def summarise(rows: Sequence[Row], outcomes: Outcomes, text_bytes: Mapping[str, int]) -> dict[str, object]:
-    """Return the entries of the summary that are measured; keys as in `bench_tokenizer`."""
-    summary: dict[str, object] = {}
-    for row in rows:
-        for tool in row.tools:
-            outcome = outcomes.get((row.name, tool))
-            if outcome is None:
-                continue
-            if outcome.status != OK:
-                summary[f"{row.name}.{tool}.status"] = outcome.status
-                continue
-            summary |= _measured(row, tool, outcome, text_bytes)
-            if tool != OURS:
-                summary |= _compared(row, tool, outcome, outcomes, text_bytes)
-    return summary
-
-
-def _measured(row: Row, tool: str, outcome: Outcome, text_bytes: Mapping[str, int]) -> dict[str, object]:
+def summarise(row: Row, outcomes: Mapping[str, Outcome], text_bytes: Mapping[str, int]) -> dict[str, object]:
+    """Return the summary's entries for the tools that took part; keys as in `bench_tokenizer`."""
     entries: dict[str, object] = {}
-    for call in row.calls:
-        entries |= spread(f"{row.name}.{tool}.{call}.seconds", outcome.seconds(call))
-        if row.operation not in ("start", "short_call"):
-            entries[f"{row.name}.{tool}.{call}.mb_per_second"] = _speed(row, tool, call, outcome, text_bytes) / 1e6
-    for moment in ("memory_before", "peak_memory"):
-        entries[f"{row.name}.{tool}.{moment}_mb"] = (
-            statistics.median(run[f"{moment}_bytes"] for run in outcome.runs) / 1e6
-        )
+    ours = outcomes[OURS]  # takes part in every row
+    for tool, outcome in outcomes.items():
+        key = f"{row.name}.{tool}"
+        if outcome.status != OK:
+            entries[f"{key}.status"] = outcome.status
+            continue
+        entries |= outcome.memory(key)
+        compared = ours.status == OK and tool != OURS
+        for call in row.calls:
+            entries |= spread(f"{key}.{call}.seconds", _seconds(outcome, call))
+            speed = _speed(row, tool, call, outcome, text_bytes)
+            if row.operation not in ("start", "short_call"):
+                entries[f"{key}.{call}.mb_per_second"] = speed / 1e6
+            if compared:
+                entries[f"{row.name}.ratio.{tool}.{call}"] = _speed(row, OURS, call, ours, text_bytes) / speed
+        if compared and "tokens" in ours.runs[0]:
+            our_tokens, their_tokens = (set(one.runs[0]["tokens"]) for one in (ours, outcome))
+            entries[f"{key}.shared_tokens"] = len(our_tokens & their_tokens) / max(1, len(their_tokens))
     return entries
 
 
-def _compared(
-    row: Row, peer: str, theirs: Outcome, outcomes: Outcomes, text_bytes: Mapping[str, int]
-) -> dict[str, object]:
-    ours = outcomes.get((row.name, OURS))
-    if ours is None or ours.status != OK:
-        return {}
-    entries: dict[str, object] = {
-        f"{row.name}.ratio.{peer}.{call}": _speed(row, OURS, call, ours, text_bytes)
-        / _speed(row, peer, call, theirs, text_bytes)
-        for call in row.calls
-    }
-    if "tokens" in ours.runs[0]:
-        our_tokens, their_tokens = (set(outcome.runs[0]["tokens"]) for outcome in (ours, theirs))
-        entries[f"{row.name}.{peer}.shared_tokens"] = len(our_tokens & their_tokens) / max(1, len(their_tokens))
-    return entries
+def _seconds(outcome: Outcome, call: str) -> list[float]:
+    return [run["seconds"][call] for run in outcome.runs]
 
 
 def _speed(row: Row, tool: str, call: str, outcome: Outcome, text_bytes: Mapping[str, int]) -> float:
     """Return bytes a second by the median, of the text that the tool was given; of short calls, calls a second."""
     work = 1 if row.operation == "short_call" else text_bytes[row.text_of(tool)]
-    return work / statistics.median(outcome.seconds(call))
+    return work / statistics.median(_seconds(outcome, call))
 
 
 def print_results(rows: Sequence[Row], summary: Mapping[str, object], tools: Sequence[str]) -> None:

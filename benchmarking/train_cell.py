@@ -12,10 +12,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarking.timing import seconds
+from benchmarking.runner import print_measurement, seconds
 from config.bench_train import TrainSize
 from transformerlm.fast.allocator import keep_freed_memory
 
@@ -36,9 +36,6 @@ class Cell:
     threads: int
     seconds: float
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
 
 Step = Callable[[Any, Any], Callable[[], float]]
 """Takes a training step on (inputs, targets); what it returns waits for the device and gives the loss."""
@@ -54,7 +51,7 @@ def main(argument: str) -> None:
     set_threads(cell.threads)
     device = select_device(cell.device)
     result = measure_peak(device) if cell.tool == PEAK else measure_steps(cell, device)
-    print(json.dumps(result), flush=True)
+    print_measurement(result)
 
 
 def measure_peak(device: Any) -> dict[str, float]:

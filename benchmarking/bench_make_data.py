@@ -1,14 +1,14 @@
-"""`transformerlm-bench-make-data`: from a text file to a token file, beside other tokenizers and ours alone.
+"""`transformerlm-bench-make-data`: how fast a text file becomes a token file, compared with other tokenizers.
 
 A text is made from the sources (`tokenizer_text`) and cut into documents, and each measurement is taken in fresh
-processes (`make_data_cell`), the tools in turn, so that a busy moment of the machine meets all of them. A figure is the
-median of the processes. Ours does more than the peers: it reads in parts, hashes and shuffles documents, and may be
-killed at any moment. What that costs is the share of its time that is not tokenization, by the tokenizer alone on the
-same documents, which are in its memory already. Memory is that of the whole process, at most.
+processes (`make_data_cell`), the tools in turn. A figure is the median of the processes. Our data builder does more
+than the peers: it reads in parts, hashes and shuffles documents, and survives being killed at any moment.
+`not_tokenization` is the cost of that: the share of its time in excess of our tokenizer alone, which encodes the same
+documents from memory. Memory is the peak of the whole process.
 
 stdout gets one line of JSON with flat keys. MB are 10^6 bytes of the text file; SIZE is such a number.
 
-    benchmark, date, machine.*, setting.*    what was asked for, and where it ran
+    benchmark, date, machine.*, setting.*    settings and machine
     version.NAME                             of the peers; null for a peer that is not installed
     SIZE.text.{bytes,documents}
     SIZE.TOOL.seconds.{median,min,max}       TOOL is transformerlm, tokenizer (ours alone) or a peer
@@ -16,8 +16,8 @@ stdout gets one line of JSON with flat keys. MB are 10^6 bytes of the text file;
     SIZE.TOOL.peak_memory_mb                 resident, of the whole process; median
     SIZE.TOOL.memory_before_mb               the same when the timed call begins
     SIZE.TOOL.tokens
-    SIZE.TOOL.status                         only of what cannot be compared: "timeout", "other ids", "failed: …"
-    SIZE.not_tokenization                    share of our time that the tokenizer alone does not take
+    SIZE.TOOL.status                         only if it cannot be compared: "timeout", "other ids", "failed: …"
+    SIZE.not_tokenization                    share of our time in excess of the tokenizer alone
     SIZE.ratio.PEER                          our speed over the peer's: above 1 we are faster
 """
 

@@ -1,38 +1,37 @@
-"""`transformerlm-bench-tokenizer`: how fast the tokenizer is trained, encodes and decodes, beside other tokenizers.
+"""`transformerlm-bench-tokenizer`: tokenizer training, encoding and decoding, compared with other tokenizers.
 
-A text is made from the sources (`tokenizer_text`), and each measurement is taken in fresh processes
-(`tokenizer_cell`), ours and each peer's in turn (`tokenizer_tools`), so that a busy moment of the machine meets all
-of them. A figure is the median of the processes. Encoding and decoding are timed twice in each: cold, by a tokenizer
-that has seen nothing, and warm, the same once more. A process is confined to as many cores as it is to have threads.
-What is needed once a process is timed apart, under `start`, and not a part of any other figure.
+A text is made from the sources (`tokenizer_text`), and each measurement is taken in fresh processes (`tokenizer_cell`),
+all tools in turn (`tokenizer_tools`). A figure is the median of the processes. Encoding and decoding are timed twice in
+each: cold, by a tokenizer that has seen nothing, and warm, the same once more. A process is confined to one core per
+thread. Start-up costs are timed separately, under `start`, and are not part of any other figure.
 
-All must give the same ids and the same text, or their times are not compared: this is checked in each process, after
-the clock has stopped. A peer that is not installed is named and skipped; one that crashes or takes too long is
-reported in its place in the table.
+Times are compared only between tools that give the same ids and the same text, which each process checks after timing.
+A peer that is not installed is reported and skipped; one that crashes or times out is reported in its cell of the
+table.
 
 stdout gets one line of JSON with flat keys. MB are 10^6 bytes of UTF-8.
 
-    benchmark, date, machine.*, setting.*     what was asked for, and where it ran
+    benchmark, date, machine.*, setting.*     settings and machine
     version.NAME                              of numba and the peers; null for a peer that is not installed
     tokenizer.vocab_size                      of the tokenizer that encodes and decodes
-    text.NAME.{bytes,tokens}                  of each text: main, multilingual; pathological.KIND; NAME.head, the part
-    text.NAME.distinct_pretokens                of it that the slow peer is given
+    text.NAME.{bytes,tokens}                  of each text: main, multilingual, pathological.KIND; NAME.head, the
+    text.NAME.distinct_pretokens                part of it given to the slow peer
     ROW.TOOL.CALL.seconds.{median,min,max}    ROW and CALL as below; TOOL is transformerlm or a peer
     ROW.TOOL.CALL.mb_per_second               by the median, of the text that the tool was given
     ROW.TOOL.peak_memory_mb                   resident, of the whole process with interpreter and text; median
     ROW.TOOL.memory_before_mb                 the same when the first timed call begins
-    ROW.TOOL.status                           only of what cannot be compared: "timeout", "other ids", "failed: …"
+    ROW.TOOL.status                           only if it cannot be compared: "timeout", "other ids", "failed: …"
     ROW.ratio.PEER.CALL                       our speed over the peer's: above 1 we are faster
     train.SIZE.THREADS.PEER.shared_tokens     share of the tokens it learned that we learned too
 
     ROW                                       CALL
     start.compile, start.load                 import: the package; construct: a tokenizer from its files; encode,
-                                                train: to compile their kernels, or load those that lie on disk
+                                                train: compiling their kernels or loading them from disk
     encode_array.THREADS                      cold, warm: bytes (or str) to an array of ids
     encode_list                               cold, warm: str to a list of ids; one thread, as all below but training
     short_call                                cold, warm: one of 10,000 different calls on 12 characters
     decode_bytes, decode_str                  cold, warm: array to bytes, list to str
-    train.SIZE.THREADS                        cold: a text file to a vocabulary of so many entries
+    train.SIZE.THREADS                        cold: a text file to a vocabulary of SIZE entries
     pathological.KIND                         cold: encode_array of one pre-token of the kind
     multilingual                              cold, warm: encode_array of texts in many scripts
 """

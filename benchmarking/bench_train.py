@@ -1,17 +1,18 @@
-"""`transformerlm-bench-train`: tokens a second of the whole training step, beside a GPT-2-style baseline.
+"""`transformerlm-bench-train`: tokens per second of the whole training step, compared with a GPT-2-style baseline.
 
-The baseline is transformers' Llama with the same dimensions, trained as its users do: under bfloat16 autocast, the
-model compiled, with torch's fused AdamW; and without the one or the other, since what is fastest depends on the
-processor. Each measurement is taken in fresh processes (`train_cell`), the tools in turn, so that a busy moment of the
-machine meets all of them; a figure is the median of the processes. The first process of a tool finds an empty compile
+The baseline is transformers' Llama with the same dimensions, trained as its users train it: under bfloat16 autocast,
+compiled, with torch's fused AdamW. It is also measured without autocast and without compilation, since the fastest
+combination depends on the processor. Each measurement is taken in fresh processes (`train_cell`), the tools in turn; a
+figure is the median of the processes. The first process of a tool finds an empty compile
 cache, the others what it left. The rows of a size are printed when it is done.
 
-The device's own peak is that of a large matrix product in the same run. MFU is model FLOP/s (6 a weight and token, and
-attention: `models.flops`) over the peak in bfloat16, or, where float32 is faster, in float32: the larger of both.
+The peak of the device is measured with a large matrix product in the same run. MFU is model FLOP/s (6 per weight and
+token, plus attention: `models.flops`) over the peak in bfloat16, or, where float32 is faster, in float32: the larger of
+both.
 
 stdout gets one line of JSON with flat keys.
 
-    benchmark, date, machine.*, setting.*      what was asked for, and where it ran
+    benchmark, date, machine.*, setting.*      settings and machine
     version.{torch,transformers}               null if it is not installed
     peak_flops.{bfloat16,float32}              FLOP/s of a large matrix product
     SIZE.TOOL.tokens_per_second.{median,min,max}
@@ -20,7 +21,7 @@ stdout gets one line of JSON with flat keys.
     SIZE.TOOL.first_step_seconds.{cold,warm}   with compilation: without and with a cache
     SIZE.TOOL.peak_memory_mb                   allocated on CUDA, else resident in the process
     SIZE.TOOL.dtype                            of the matrix products
-    SIZE.TOOL.status                           only of what failed: "timeout" or "failed: …"
+    SIZE.TOOL.status                           only if it failed: "timeout" or "failed: …"
     SIZE.ratio.PEER                            our speed over the peer's: above 1 we are faster
 """
 

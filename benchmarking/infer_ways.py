@@ -1,4 +1,4 @@
-"""The ways to decode that `transformerlm-bench-infer` measures: our engine's, and those of transformers' `generate`.
+"""The decoders that `transformerlm-bench-infer` measures: our engine and transformers' `generate`.
 
 Each takes prompts and returns a clock: its start, then the moment at which each new token of all rows was known. The
 peer has the same weights (Llama's with its own layout of the rotary pairs), draws with the same temperature and top-p,
@@ -53,7 +53,7 @@ def our_ways(model: "TransformerLM", settings: BenchInferSection, batch_size: in
 
 
 def weight_bytes(model: "TransformerLM") -> int:
-    """Return the bytes of the matrices that each step multiplies with, each of which it has to read."""
+    """Return the bytes of all weight matrices, which each decode step has to read."""
     matrices = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
     return sum(matrix.nbytes for matrix in (*matrices, model.output_weight))
 
@@ -174,7 +174,7 @@ def synchronize(device: "torch.device") -> None:
 
 
 def read_bandwidth(device: "torch.device") -> float:
-    """Return how many bytes a second the device reads: the median of sums of a gigabyte, more than caches hold."""
+    """Return the memory bandwidth in bytes per second: the median of summing a gigabyte, more than caches hold."""
     import statistics
 
     import torch

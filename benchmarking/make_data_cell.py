@@ -26,7 +26,7 @@ _PARAGRAPH = "\n\n"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process is to do. Paths are absolute."""
+    """The task of one process. Paths are absolute."""
 
     tool: str
     text: str
@@ -34,7 +34,7 @@ class Cell:
     out: str
     threads: int = 1
     sources: tuple[str, ...] = ()
-    """To prepare: files of whose paragraphs the text is made, `num_bytes` of it."""
+    """For `prepare`: the source files of the text, which has `num_bytes`."""
     num_bytes: int = 0
     document_bytes: int = 0
     seed: int = 0
@@ -95,7 +95,7 @@ Made = Callable[[], Any]
 
 
 def build(cell: Cell, tokenizer: Any, text: Path) -> Callable[[], Made]:
-    """Our builder, which is the same in any order: shuffled, in as many files as it makes."""
+    """Our data builder, shuffled; the ids are read back from all its shards."""
     import numpy as np
 
     from databuilder import build_dataset

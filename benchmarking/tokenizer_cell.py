@@ -3,7 +3,7 @@
     python -m benchmarking.tokenizer_cell '{"operation": "encode_array", "tool": "tiktoken", …}'
 
 A fresh process knows nothing of the text and has an untouched memory, and whatever a peer does in it (crash, hang, eat
-all memory) ends with it. It goes through these steps, of which only the calls named cold and warm are timed:
+all memory) ends with it. It goes through these steps; only the calls named cold and warm are timed:
 
     stay on `threads` cores → import → warm up, with another instance and a text of other words, so that
     libraries are loaded and kernels are compiled → make a fresh instance → cold: the call, for the first time
@@ -41,7 +41,7 @@ WARM_UP_VOCAB_SIZE = 300
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process is to do. Paths are absolute; `ids` is an .npy file with what `text` is encoded to."""
+    """The task of one process. Paths are absolute; `ids` is an .npy file with the ids of `text`."""
 
     operation: str
     tool: str
@@ -56,7 +56,7 @@ class Cell:
 def main(argument: str) -> None:
     """Do what `argument`, a `Cell` as JSON, says, and print the measurements as the last line of stdout.
 
-    Seconds by call stand under `seconds`. `memory_before_bytes` is what the process has resident when the first timed
+    `seconds` holds the seconds by call. `memory_before_bytes` is what the process has resident when the first timed
     call begins, `peak_memory_bytes` the most it has had when the last one ended. `same` says whether the results were
     the expected ones (null if there was nothing to compare with).
     """
@@ -132,7 +132,7 @@ def measure_decoding(cell: Cell) -> dict[str, Any]:
 def measure_short_calls(cell: Cell) -> dict[str, Any]:
     """Time calls on a dozen characters, the mean of `SHORT_CALLS`.
 
-    The tokenizer has met a tenth as many others before: it is not new, as it would not be in a server.
+    The tokenizer has encoded other short texts before, as in a server.
     """
     from benchmarking.tokenizer_text import short_texts
     from benchmarking.tokenizer_tools import CODECS, Text
@@ -170,8 +170,8 @@ def measure_training(cell: Cell) -> dict[str, Any]:
 def measure_start(cell: Cell) -> dict[str, Any]:
     """Time what our tokenizer does once a process: import, read its files, and get its kernels.
 
-    Kernels are compiled if NUMBA_CACHE_DIR, which the caller sets, is empty, else loaded from there. What the first
-    call takes longer than the same call of another instance is their time.
+    Kernels are compiled if NUMBA_CACHE_DIR, which the caller sets, is empty, else loaded from there. Their time is the
+    difference between the first call and the same call of another instance.
     """
     before = memory_bytes("VmRSS")
     times = {"import": seconds(lambda: importlib.import_module("transformerlm.tokenizer"))}

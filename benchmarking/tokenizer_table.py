@@ -1,4 +1,4 @@
-"""What the tokenizer benchmark measured: as flat entries of a summary, and as a table laid out row by row."""
+"""The results of the tokenizer benchmark, as flat entries of a summary and as tables."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def _seconds(outcome: Outcome, call: str) -> list[float]:
 
 
 def _speed(row: Row, tool: str, call: str, outcome: Outcome, text_bytes: Mapping[str, int]) -> float:
-    """Return bytes a second by the median, of the text that the tool was given; of short calls, calls a second."""
+    """Return the median speed in bytes per second of the tool's text; for short calls, in calls per second."""
     work = 1 if row.operation == "short_call" else text_bytes[row.text_of(tool)]
     return work / statistics.median(_seconds(outcome, call))
 
@@ -66,14 +66,14 @@ def print_results(rows: Sequence[Row], summary: Mapping[str, object], tools: Seq
 
 
 def say_row(row: Row, summary: Mapping[str, object], tools: Sequence[str]) -> None:
-    """Print a finished row on stderr: a run that is stopped has not been for nothing."""
+    """Print a finished row on stderr, so that a stopped run still gives results."""
     for call in row.calls:
         label, *cells = _line(row, call, summary, tools)
         say(f"{label}: {', '.join(map(' '.join, zip(_taking_part([row], tools), cells, strict=True)))} {row.unit}")
 
 
 def _taking_part(rows: Sequence[Row], tools: Sequence[str]) -> list[str]:
-    """Return those of `tools` that can do some of `rows`; all of a table's rows are done by the same ones."""
+    """Return the tools that take part in any of `rows`; within a table they are the same for all rows."""
     return [tool for tool in tools if any(tool in row.tools for row in rows)]
 
 

@@ -28,7 +28,7 @@ _PEAK_SIZE_CPU = 3072
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process is to do."""
+    """The task of one process."""
 
     tool: str
     size: dict[str, Any]
@@ -68,7 +68,7 @@ def measure_peak(device: Any) -> dict[str, float]:
 
 
 def measure_steps(cell: Cell, device: Any) -> dict[str, Any]:
-    """Train; return the first step's seconds, each reading's tokens a second, the peak of memory, FLOP a token."""
+    """Train; return the seconds of the first step, tokens per second, peak memory and FLOP per token."""
     from transformerlm.utils.devices import peak_memory_bytes
 
     size = TrainSize(**cell.size)

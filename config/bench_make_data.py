@@ -25,7 +25,7 @@ class BenchMakeDataSection(BenchTextSection):
     peer_megabytes: int = Field(default=100, gt=0, description="Peers are given texts up to this size, in MB.")
     document_bytes: int = Field(default=2000, gt=0, description="Length of a document, about.")
     peers: Annotated[tuple[ToolName, ...], Strict(False)] = Field(
-        default=PEERS, description=f"Who to measure beside us: {', '.join(PEERS)}; skipped if not installed."
+        default=PEERS, description=f"Peers to measure: {', '.join(PEERS)}; skipped if not installed."
     )
     threads: int = Field(default=2, gt=0, description="Cores and threads.")
     timeout: int = Field(default=600, gt=0, description="Seconds after which a process is ended.")

@@ -51,7 +51,7 @@ class BenchTokenizerSection(BenchTextSection):
     slow_megabytes: float = Field(
         default=4.0,
         gt=0,
-        description="Of a text, so much for `tokenizers`, which is slow, to encode and decode, in MB.",
+        description="Part of a text that the slow `tokenizers` encodes and decodes, in MB.",
     )
     vocab_sizes: Integers = Field(
         default=(10_000, 32_000), min_length=1, description="Entries of the tokenizers that are trained."
@@ -63,7 +63,7 @@ class BenchTokenizerSection(BenchTextSection):
         default=ROW_GROUPS, min_length=1, description=f"What to measure: {', '.join(ROW_GROUPS)}."
     )
     peers: Annotated[tuple[PeerName, ...], Strict(False)] = Field(
-        default=PEER_NAMES, description=f"Who to measure beside us: {', '.join(PEER_NAMES)}; skipped if not installed."
+        default=PEER_NAMES, description=f"Peers to measure: {', '.join(PEER_NAMES)}; skipped if not installed."
     )
     timeout: int = Field(default=120, gt=0, description="Seconds after which a process is ended.")
 

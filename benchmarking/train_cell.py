@@ -151,21 +151,15 @@ def _model(size: TrainSize, device: Any) -> Any:
 def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, str]:
     """The training step of a GPT-2-style script: autocast, the whole model compiled, torch's fused AdamW."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM  # type: ignore[import-not-found]
 
+    from benchmarking.infer_ways import new_llama
     from transformerlm.models import flops_per_token
 
-    assert size.vocab_size is not None
     _, dtype, mode = cell.tool.split("_")
     flops = flops_per_token(_model(size, torch.device("meta")))
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocab_size, hidden_size=size.d_model, intermediate_size=size.d_ff,
-        num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, num_key_value_heads=size.num_kv_heads,
-        head_dim=size.head_size, attention_bias=size.qkv_bias,
-        max_position_embeddings=size.context_length, tie_word_embeddings=size.tie_embeddings, use_cache=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).to(device)
+    model = new_llama(size).to(device)
+    model.config.use_cache = False
     forward = torch.compile(model) if mode == "compiled" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 

@@ -1,15 +1,15 @@
-"""`transformerlm-bench-infer`: how long a model takes to read a prompt, and to write each token after it.
+"""`transformerlm-bench-infer`: the latency of prefill and of each decode step.
 
-Three things are measured apart, for every batch size, in turn within each repeat so that a busy moment of the
-machine meets all of them:
+Three things are measured for every batch size, in turn within each repeat, so that a busy moment of the machine affects
+all of them:
 
-- prefill: the prompt through the model into a fresh key-value cache, up to the first new token in hand;
-- decode: each further token by itself, sampling and the transfer to the host included;
+- prefill: the prompt through the model into a fresh key-value cache, up to the first sampled token;
+- decode: each further token, sampling and the transfer to the host included;
 - uncached: `generate`, which runs the whole sequence again for every token, on the first few tokens.
 
 The first two are timed on the engine, the code that serves users, step by step: as it is; with `compiled` also with
 compiled steps, and those with int8 weights; with `peers` beside transformers' `generate` on the same weights
-(`infer_ways`). The weights are those of a checkpoint or random ones of the shape in [model].
+(`infer_ways`). The weights come from a checkpoint or are random, with the shape in [model].
 
 stdout gets one line of JSON with flat keys: `benchmark`, `date`, `machine.*`, `torch.*`, `model.*`, `setting.*`,
 `bytes_per_second` (of reading memory), with `valid` the model's `bits_per_byte.*`, and `results`, a list of one record
@@ -22,7 +22,7 @@ for each batch size and way:
     decode.step_ms.{p50,p90,p99}      of all steps of all repeats
     decode.tokens_per_second          new tokens of all rows, by the median
     decode.floor_ms                   the time to read the step's weights from memory
-    decode.floor_share                that over the median: how near a step is to what memory allows
+    decode.floor_share                the floor divided by the median: how close a step is to the limit set by memory
     peak_memory_mb                    of prefill and decode: allocated on CUDA; else resident, of the process so far
 
 and, for the engine as it is:
@@ -45,8 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarking.infer_loss import bits_per_byte
 from benchmarking.infer_ways import Way, our_ways, peer_ways, read_bandwidth, synchronize
-from benchmarking.report import machine, print_summary, print_table
-from benchmarking.timing import percentiles, spread
+from benchmarking.runner import describe_run, percentiles, print_summary, print_table, spread
 from cli.progress import Update, progress_bar, say
 from cli.utils import EXIT_OK, run_command
 from config.bench_infer import BenchInferConfig, BenchInferSection
@@ -91,7 +90,7 @@ def bench_infer(config: BenchInferConfig) -> int:
     settings = config.benchmark
     set_threads(settings.threads)
     model = load_model(config)
-    head: dict[str, Any] = {"benchmark": "infer", **machine(), **_describe(model), **_settings(settings)}
+    head = describe_run("infer", settings, {}, exclude={"batch_sizes", "device", "dtype", "threads"}) | _describe(model)
     say(f"{head['model.parameters']:,} parameters, {head['torch.dtype']}, on {head['torch.device']}")
     head["bytes_per_second"] = read_bandwidth(model.token_embeddings.weight.device)
     if settings.valid is not None:
@@ -132,7 +131,7 @@ def load_model(config: BenchInferConfig) -> "TransformerLM":
 
 
 def measure(model: "TransformerLM", settings: BenchInferSection, update: Update) -> list[Record]:
-    """Time each batch size and return its record; `update` is told how far it is."""
+    """Time each batch size and return its records; `update` is called with the progress."""
     import torch
 
     generator = torch.Generator().manual_seed(settings.seed)
@@ -237,11 +236,6 @@ def _describe(model: "TransformerLM") -> dict[str, object]:
         "model.vocab_size": model.vocab_size,
         "model.context_length": model.context_length,
     }
-
-
-def _settings(settings: BenchInferSection) -> dict[str, object]:
-    values = settings.model_dump(mode="json", exclude={"batch_sizes", "device", "dtype", "threads"})
-    return {f"setting.{key}": value for key, value in values.items()}
 
 
 def _print_results(results: Sequence[Record]) -> None:

@@ -1,14 +1,14 @@
-"""`transformerlm-bench-make-data`: from a text file to a token file, beside other tokenizers and ours alone.
+"""`transformerlm-bench-make-data`: how fast a text file becomes a token file, compared with other tokenizers.
 
 A text is made from the sources (`tokenizer_text`) and cut into documents, and each measurement is taken in fresh
-processes (`make_data_cell`), the tools in turn, so that a busy moment of the machine meets all of them. A figure is the
-median of the processes. Ours does more than the peers: it reads in parts, hashes and shuffles documents, and may be
-killed at any moment. What that costs is the share of its time that is not tokenization, by the tokenizer alone on the
-same documents, which are in its memory already. Memory is that of the whole process, at most.
+processes (`make_data_cell`), the tools in turn. A figure is the median of the processes. Our data builder does more
+than the peers: it reads in parts, hashes and shuffles documents, and survives being killed at any moment.
+`not_tokenization` is the cost of that: the share of its time in excess of our tokenizer alone, which encodes the same
+documents from memory. Memory is the peak of the whole process.
 
 stdout gets one line of JSON with flat keys. MB are 10^6 bytes of the text file; SIZE is such a number.
 
-    benchmark, date, machine.*, setting.*    what was asked for, and where it ran
+    benchmark, date, machine.*, setting.*    settings and machine
     version.NAME                             of the peers; null for a peer that is not installed
     SIZE.text.{bytes,documents}
     SIZE.TOOL.seconds.{median,min,max}       TOOL is transformerlm, tokenizer (ours alone) or a peer
@@ -16,12 +16,11 @@ stdout gets one line of JSON with flat keys. MB are 10^6 bytes of the text file;
     SIZE.TOOL.peak_memory_mb                 resident, of the whole process; median
     SIZE.TOOL.memory_before_mb               the same when the timed call begins
     SIZE.TOOL.tokens
-    SIZE.TOOL.status                         only of what cannot be compared: "timeout", "other ids", "failed: …"
-    SIZE.not_tokenization                    share of our time that the tokenizer alone does not take
+    SIZE.TOOL.status                         only if it cannot be compared: "timeout", "other ids", "failed: …"
+    SIZE.not_tokenization                    share of our time in excess of the tokenizer alone
     SIZE.ratio.PEER                          our speed over the peer's: above 1 we are faster
 """
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,14 +29,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking.bench_tokenizer import find_texts, save_tokenizer
-from benchmarking.cells import CellError, installed_version, run_module
 from benchmarking.make_data_cell import PREPARE, Cell
-from benchmarking.report import machine, print_summary, print_table
-from benchmarking.timing import spread
+from benchmarking.runner import (
+    OK,
+    Outcome,
+    describe_run,
+    print_summary,
+    print_table,
+    run_cell,
+    spread,
+    take_turns,
+    versions_of,
+)  # fmt: skip
 from cli.progress import say
 from cli.utils import EXIT_OK, run_command
 from config.bench_make_data import ALONE, OURS, BenchMakeDataConfig, BenchMakeDataSection
-from config.bench_tokenizer import BenchTokenizerSection
 
 EPILOG = (
     "example: transformerlm-bench-make-data --config config/resources/bench_make_data.toml --benchmark.megabytes 50"
@@ -59,16 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench_make_data(config: BenchMakeDataConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
     settings = config.benchmark
-    versions = {peer: installed_version(peer) for peer in settings.peers}
-    for peer in settings.peers:
-        if versions[peer] is None:
-            say(f"{peer} is not installed and is skipped; install the peers with: uv sync --extra bench")
-    summary: dict[str, Any] = {
-        "benchmark": "make_data",
-        **machine(),
-        **{f"setting.{key}": value for key, value in settings.model_dump(mode="json").items()},
-        **{f"version.{name}": version for name, version in versions.items()},
-    }
+    versions = versions_of(settings.peers)
+    summary = describe_run("make_data", settings, versions)
     rows: list[list[str]] = []
     for size in settings.megabytes:
         peers = [peer for peer in settings.peers if versions[peer] and size <= settings.peer_megabytes]
@@ -85,55 +83,43 @@ def measure_size(size: int, tools: Sequence[str], settings: BenchMakeDataSection
     """Make a text of `size` MB in `folder` and measure all tools on it; return their entries of the summary."""
     say(f"making a text of {size} MB")
     (folder / "tokenizer").mkdir()
-    texts = BenchTokenizerSection(sources=settings.sources, data=settings.data, tokenizer=settings.tokenizer)
-    save_tokenizer(texts, folder / "tokenizer")
+    save_tokenizer(settings, folder / "tokenizer")
     common = Cell(OURS, str(folder / "text.txt"), str(folder / "tokenizer"), str(folder), settings.threads)
     preparation = replace(
         common,
         tool=PREPARE,
-        sources=tuple(str(path.absolute()) for path in find_texts(texts)),
+        sources=tuple(str(path.absolute()) for path in find_texts(settings)),
         num_bytes=size * 10**6,
         document_bytes=settings.document_bytes,
         seed=settings.seed,
     )
     text = run_cell(preparation, timeout=settings.timeout)
-    runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
-    status: dict[str, str] = {}
-    for repeat in range(settings.repeats):
-        for tool in (tool for tool in tools if tool not in status):
-            say(f"{size} MB: {tool}, {repeat + 1} of {settings.repeats}")
-            try:
-                runs[tool].append(run_cell(replace(common, tool=tool), timeout=settings.timeout))
-            except CellError as error:
-                status[tool] = str(error)
-            if not status.get(tool) and runs[OURS] and _ids(runs[tool][-1]) != _ids(runs[OURS][0]):
-                status[tool] = "other ids"
+    expected: list[tuple[int, int]] = []
+
+    def run(tool: str, repeat: int) -> dict[str, Any]:
+        say(f"{size} MB: {tool}, {repeat + 1} of {settings.repeats}")
+        result = run_cell(replace(common, tool=tool), timeout=settings.timeout)
+        ids = result["tokens"], result["sum"]
+        if tool == OURS and not expected:
+            expected.append(ids)
+        return result | {"same": not expected or ids == expected[0]}
+
+    outcomes = take_turns(f"{size} MB", tools, settings.repeats, run)
     return {
         **{f"{size}.text.{key}": value for key, value in text.items()},
-        **{f"{size}.{tool}.status": words for tool, words in status.items()},
-        **_summarise(size, {tool: runs[tool] for tool in tools if tool not in status}, text["bytes"]),
+        **{f"{size}.{tool}.status": outcome.status for tool, outcome in outcomes.items() if outcome.status != OK},
+        **_summarise(size, {tool: o for tool, o in outcomes.items() if o.status == OK}, text["bytes"]),
     }
 
 
-def run_cell(cell: Cell, *, timeout: float) -> dict[str, Any]:
-    """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
-    return run_module("benchmarking.make_data_cell", cell.to_json(), timeout=timeout)
-
-
-def _ids(run: dict[str, Any]) -> tuple[int, int]:
-    return run["tokens"], run["sum"]
-
-
-def _summarise(size: int, runs: dict[str, list[dict[str, Any]]], text_bytes: int) -> dict[str, Any]:
+def _summarise(size: int, outcomes: dict[str, Outcome], text_bytes: int) -> dict[str, Any]:
     entries: dict[str, Any] = {}
-    seconds = {tool: statistics.median(run["seconds"] for run in of_tool) for tool, of_tool in runs.items()}
-    for tool, of_tool in runs.items():
+    seconds = {tool: outcome.median("seconds") for tool, outcome in outcomes.items()}
+    for tool, outcome in outcomes.items():
         key = f"{size}.{tool}"
-        entries |= spread(f"{key}.seconds", [run["seconds"] for run in of_tool])
+        entries |= spread(f"{key}.seconds", outcome.values("seconds")) | outcome.memory(key)
         entries[f"{key}.mb_per_second"] = text_bytes / 1e6 / seconds[tool]
-        for name in ("peak_memory", "memory_before"):
-            entries[f"{key}.{name}_mb"] = statistics.median(run[f"{name}_bytes"] for run in of_tool) / 1e6
-        entries[f"{key}.tokens"] = of_tool[0]["tokens"]
+        entries[f"{key}.tokens"] = outcome.runs[0]["tokens"]
         if tool not in (OURS, ALONE) and OURS in seconds:
             entries[f"{size}.ratio.{tool}"] = seconds[tool] / seconds[OURS]
     if OURS in seconds and ALONE in seconds:

@@ -1,56 +1,54 @@
-"""`transformerlm-bench-tokenizer`: how fast the tokenizer is trained, encodes and decodes, beside other tokenizers.
+"""`transformerlm-bench-tokenizer`: tokenizer training, encoding and decoding, compared with other tokenizers.
 
-A text is made from the sources (`tokenizer_text`), and each measurement is taken in fresh processes
-(`tokenizer_cell`), ours and each peer's in turn (`tokenizer_tools`), so that a busy moment of the machine meets all
-of them. A figure is the median of the processes. Encoding and decoding are timed twice in each: cold, by a tokenizer
-that has seen nothing, and warm, the same once more. A process is confined to as many cores as it is to have threads.
-What is needed once a process is timed apart, under `start`, and not a part of any other figure.
+A text is made from the sources (`tokenizer_text`), and each measurement is taken in fresh processes (`tokenizer_cell`),
+all tools in turn (`tokenizer_tools`). A figure is the median of the processes. Encoding and decoding are timed twice in
+each: cold, by a tokenizer that has seen nothing, and warm, the same once more. A process is confined to one core per
+thread. Start-up costs are timed separately, under `start`, and are not part of any other figure.
 
-All must give the same ids and the same text, or their times are not compared: this is checked in each process, after
-the clock has stopped. A peer that is not installed is named and skipped; one that crashes or takes too long is
-reported in its place in the table.
+Times are compared only between tools that give the same ids and the same text, which each process checks after timing.
+A peer that is not installed is reported and skipped; one that crashes or times out is reported in its cell of the
+table.
 
 stdout gets one line of JSON with flat keys. MB are 10^6 bytes of UTF-8.
 
-    benchmark, date, machine.*, setting.*     what was asked for, and where it ran
+    benchmark, date, machine.*, setting.*     settings and machine
     version.NAME                              of numba and the peers; null for a peer that is not installed
     tokenizer.vocab_size                      of the tokenizer that encodes and decodes
-    text.NAME.{bytes,tokens}                  of each text: main, multilingual; pathological.KIND; NAME.head, the part
-    text.NAME.distinct_pretokens                of it that the slow peer is given
+    text.NAME.{bytes,tokens}                  of each text: main, multilingual, pathological.KIND; NAME.head, the
+    text.NAME.distinct_pretokens                part of it given to the slow peer
     ROW.TOOL.CALL.seconds.{median,min,max}    ROW and CALL as below; TOOL is transformerlm or a peer
     ROW.TOOL.CALL.mb_per_second               by the median, of the text that the tool was given
     ROW.TOOL.peak_memory_mb                   resident, of the whole process with interpreter and text; median
     ROW.TOOL.memory_before_mb                 the same when the first timed call begins
-    ROW.TOOL.status                           only of what cannot be compared: "timeout", "other ids", "failed: …"
+    ROW.TOOL.status                           only if it cannot be compared: "timeout", "other ids", "failed: …"
     ROW.ratio.PEER.CALL                       our speed over the peer's: above 1 we are faster
     train.SIZE.THREADS.PEER.shared_tokens     share of the tokens it learned that we learned too
 
     ROW                                       CALL
     start.compile, start.load                 import: the package; construct: a tokenizer from its files; encode,
-                                                train: to compile their kernels, or load those that lie on disk
+                                                train: compiling their kernels or loading them from disk
     encode_array.THREADS                      cold, warm: bytes (or str) to an array of ids
     encode_list                               cold, warm: str to a list of ids; one thread, as all below but training
     short_call                                cold, warm: one of 10,000 different calls on 12 characters
     decode_bytes, decode_str                  cold, warm: array to bytes, list to str
-    train.SIZE.THREADS                        cold: a text file to a vocabulary of so many entries
+    train.SIZE.THREADS                        cold: a text file to a vocabulary of SIZE entries
     pathological.KIND                         cold: encode_array of one pre-token of the kind
     multilingual                              cold, warm: encode_array of texts in many scripts
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarking.cells import CellError, installed_version, run_module
-from benchmarking.report import machine, print_summary
+from benchmarking.runner import Outcome, describe_run, print_summary, run_cell, take_turns, versions_of
 from benchmarking.tokenizer_cell import SHORT_CHARS, Cell
 from benchmarking.tokenizer_rows import HEAD, MAIN, MULTILINGUAL, OURS, PATHOLOGICAL, Row, plan
-from benchmarking.tokenizer_table import OK, Outcome, print_results, say_row, summarise
-from cli.progress import Update, progress_bar, say
+from benchmarking.tokenizer_table import print_results, say_row, summarise
+from cli.progress import progress_bar, say
 from cli.utils import EXIT_OK, run_command
-from config.bench_tokenizer import PEER_NAMES, BenchTokenizerConfig, BenchTokenizerSection
+from config.bench_tokenizer import PEER_NAMES, BenchTextSection, BenchTokenizerConfig, BenchTokenizerSection
 from config.schemas import BUILTIN_STORIES
 from transformerlm.hparams import END_OF_TEXT
 from transformerlm.utils.errors import DataError
@@ -79,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench_tokenizer(config: BenchTokenizerConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
     settings = config.benchmark
-    versions = {name: installed_version(name) for name in ("numba", *PEER_NAMES)}
-    tools = [OURS, *(peer for peer in settings.peers if versions[peer] or _say_missing(peer))]
-    head = {"benchmark": "tokenizer", **machine(), **_settings(settings)}
+    versions = versions_of(dict.fromkeys(("numba", *PEER_NAMES)))
+    tools = [OURS, *(peer for peer in settings.peers if versions[peer])]
+    head = describe_run("tokenizer", settings, versions)
     with tempfile.TemporaryDirectory(prefix="bench-tokenizer-") as name:
         folder = Path(name)
         (folder / "tokenizer").mkdir()
@@ -97,15 +95,17 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> int:
         text_bytes = {text: fact["bytes"] for text, fact in facts["texts"].items()}
         results: dict[str, object] = {}
         with progress_bar("measuring") as update:
-            for row, outcomes in measure(rows, tools, settings, folder, update):
-                results |= summarise([row], outcomes, text_bytes)
+            for number, row in enumerate(rows):
+                outcomes = measure_row(
+                    row, tools, settings, folder, lambda words, n=number: update(n / len(rows), words)
+                )
+                results |= summarise(row, outcomes, text_bytes)
                 say_row(row, results, tools)
     _describe_text(facts["texts"][MAIN], text_bytes[MAIN + HEAD])
     print_results(rows, results, tools)
     print_summary(
         {
             **head,
-            **{f"version.{name}": version for name, version in versions.items()},
             "tokenizer.vocab_size": facts["vocab_size"],
             **{f"text.{text}.{key}": value for text, fact in facts["texts"].items() for key, value in fact.items()},
             **results,
@@ -114,11 +114,7 @@ def bench_tokenizer(config: BenchTokenizerConfig) -> int:
     return EXIT_OK
 
 
-def _say_missing(peer: str) -> None:
-    say(f"{peer} is not installed and is skipped; install the peers with: uv sync --extra bench")
-
-
-def save_tokenizer(settings: BenchTokenizerSection, folder: Path) -> None:
+def save_tokenizer(settings: BenchTextSection, folder: Path) -> None:
     """Write the tokenizer to measure into `folder`, or nothing, if it is to be trained on the text."""
     from transformerlm.tokenizer import Tokenizer
 
@@ -153,7 +149,7 @@ def write_texts(settings: BenchTokenizerSection, folder: Path) -> None:
         (folder / f"{name}.txt").write_bytes(text.encode("utf-8"))
 
 
-def find_texts(settings: BenchTokenizerSection) -> list[Path]:
+def find_texts(settings: BenchTextSection) -> list[Path]:
     """Return the files whose paragraphs make the text."""
     from cli.sources import find_sources
 
@@ -173,54 +169,28 @@ def _read_head(path: Path, megabytes: float) -> str:
     return "".join(parts)
 
 
-def run_cell(cell: Cell, *, timeout: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
-    return run_module("benchmarking.tokenizer_cell", cell.to_json(), timeout=timeout, environment=environment)
+def measure_row(
+    row: Row, tools: Sequence[str], settings: BenchTokenizerSection, folder: Path, report: Callable[[str], None]
+) -> dict[str, Outcome]:
+    """Run the processes of a row. `folder` holds the texts and the tokenizer."""
 
+    def run(tool: str, repeat: int) -> dict[str, Any]:
+        report(f"{row.label}: {tool}")
+        text = folder / row.text_of(tool)
+        cell = Cell(
+            row.operation, tool, row.threads, f"{text}.txt", f"{text}.npy", f"{folder}/tokenizer", row.vocab_size,
+            settings.seed,
+        )  # fmt: skip
+        environment = {}
+        if row.operation == "start":
+            # The first of these rows finds the folder empty, the second finds what the first one left. Kernels are
+            # also looked for beside the temporary files.
+            kernels = folder / "kernels" / str(repeat)
+            kernels.mkdir(parents=True, exist_ok=True)
+            environment = {"NUMBA_CACHE_DIR": str(kernels), "TMPDIR": str(kernels)}
+        return run_cell(cell, timeout=settings.timeout, environment=environment)
 
-def measure(
-    rows: Sequence[Row], tools: Sequence[str], settings: BenchTokenizerSection, folder: Path, update: Update
-) -> Iterator[tuple[Row, dict[tuple[str, str], Outcome]]]:
-    """Run the processes of all rows, and yield each row when it is done. `folder` holds the texts and the tokenizer."""
-    taking_part = {row.name: [tool for tool in row.tools if tool in tools] for row in rows}
-    done, total = 0, sum(map(len, taking_part.values())) * settings.repeats
-    for row in rows:
-        outcomes = {(row.name, tool): Outcome() for tool in taking_part[row.name]}
-        for repeat in range(settings.repeats):
-            for tool in taking_part[row.name]:
-                update(done / total, f"{row.label}: {tool}")
-                done += 1
-                outcome = outcomes[row.name, tool]
-                if outcome.status == OK:
-                    _run_once(row, tool, repeat, outcome, settings, folder)
-        yield row, outcomes
-
-
-def _run_once(
-    row: Row, tool: str, repeat: int, outcome: Outcome, settings: BenchTokenizerSection, folder: Path
-) -> None:
-    text = folder / row.text_of(tool)
-    cell = Cell(
-        row.operation, tool, row.threads, f"{text}.txt", f"{text}.npy", f"{folder}/tokenizer", row.vocab_size,
-        settings.seed,
-    )  # fmt: skip
-    environment = {}
-    if row.operation == "start":
-        # The first of these rows finds the folder empty, the second finds what the first one left. Kernels are also
-        # looked for beside the temporary files.
-        kernels = folder / "kernels" / str(repeat)
-        kernels.mkdir(parents=True, exist_ok=True)
-        environment = {"NUMBA_CACHE_DIR": str(kernels), "TMPDIR": str(kernels)}
-    try:
-        outcome.add(run_cell(cell, timeout=settings.timeout, environment=environment))
-    except CellError as error:
-        outcome.status = str(error)
-    if outcome.status != OK:
-        say(f"{row.label}: {tool}: {outcome.status}")
-
-
-def _settings(settings: BenchTokenizerSection) -> dict[str, object]:
-    return {f"setting.{key}": value for key, value in settings.model_dump(mode="json").items()}
+    return take_turns(row.label, [tool for tool in row.tools if tool in tools], settings.repeats, run)
 
 
 def _describe_text(fact: Mapping[str, int], head_bytes: int) -> None:

@@ -1,17 +1,18 @@
-"""`transformerlm-bench-train`: tokens a second of the whole training step, beside a GPT-2-style baseline.
+"""`transformerlm-bench-train`: tokens per second of the whole training step, compared with a GPT-2-style baseline.
 
-The baseline is transformers' Llama with the same dimensions, trained as its users do: under bfloat16 autocast, the
-model compiled, with torch's fused AdamW; and without the one or the other, since what is fastest depends on the
-processor. Each measurement is taken in fresh processes (`train_cell`), the tools in turn, so that a busy moment of the
-machine meets all of them; a figure is the median of the processes. The first process of a tool finds an empty compile
-cache, the others what it left. A row is printed when it is done.
+The baseline is transformers' Llama with the same dimensions, trained as its users train it: under bfloat16 autocast,
+compiled, with torch's fused AdamW. It is also measured without autocast and without compilation, since the fastest
+combination depends on the processor. Each measurement is taken in fresh processes (`train_cell`), the tools in turn; a
+figure is the median of the processes. The first process of a tool finds an empty compile
+cache, the others what it left. The rows of a size are printed when it is done.
 
-The device's own peak is that of a large matrix product in the same run. MFU is model FLOP/s (6 a weight and token, and
-attention: `models.flops`) over the peak in bfloat16, or, where float32 is faster, in float32: the larger of both.
+The peak of the device is measured with a large matrix product in the same run. MFU is model FLOP/s (6 per weight and
+token, plus attention: `models.flops`) over the peak in bfloat16, or, where float32 is faster, in float32: the larger of
+both.
 
 stdout gets one line of JSON with flat keys.
 
-    benchmark, date, machine.*, setting.*      what was asked for, and where it ran
+    benchmark, date, machine.*, setting.*      settings and machine
     version.{torch,transformers}               null if it is not installed
     peak_flops.{bfloat16,float32}              FLOP/s of a large matrix product
     SIZE.TOOL.tokens_per_second.{median,min,max}
@@ -20,20 +21,16 @@ stdout gets one line of JSON with flat keys.
     SIZE.TOOL.first_step_seconds.{cold,warm}   with compilation: without and with a cache
     SIZE.TOOL.peak_memory_mb                   allocated on CUDA, else resident in the process
     SIZE.TOOL.dtype                            of the matrix products
-    SIZE.TOOL.status                           only of what failed: "timeout" or "failed: …"
+    SIZE.TOOL.status                           only if it failed: "timeout" or "failed: …"
     SIZE.ratio.PEER                            our speed over the peer's: above 1 we are faster
 """
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarking.cells import CellError, installed_version, run_module
-from benchmarking.report import machine, print_summary
-from benchmarking.timing import spread
+from benchmarking.runner import OK, Outcome, describe_run, print_summary, run_cell, spread, take_turns, versions_of
 from benchmarking.train_cell import PEAK, Cell
 from cli.progress import say
 from cli.utils import EXIT_OK, run_command
@@ -58,16 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench_train(config: BenchTrainConfig) -> int:
     """Measure what `config` describes and report it; return the exit code."""
     settings = config.benchmark
-    versions = {name: installed_version(name) for name in ("torch", "transformers")}
+    versions = versions_of(["torch", "transformers"])
     peers = [peer for peer in settings.peers if versions["transformers"] or not peer.startswith("llama")]
-    if len(peers) < len(settings.peers):
-        say("transformers is not installed, and llama is skipped; install it with: uv sync --extra bench")
-    summary: dict[str, object] = {
-        "benchmark": "train",
-        **machine(),
-        **{f"setting.{key}": value for key, value in settings.model_dump(mode="json").items()},
-        **{f"version.{name}": version for name, version in versions.items()},
-    }
+    summary = describe_run("train", settings, versions)
     peaks = run_cell(Cell(PEAK, {}, settings.device, settings.threads, 0.0), timeout=settings.timeout)
     summary |= peaks
     say(f"peak: {', '.join(f'{value / 1e9:,.0f} GFLOP/s in {key[11:]}' for key, value in peaks.items())}")
@@ -86,48 +76,40 @@ def measure_size(
     name: str, size: TrainSize, tools: Sequence[str], config: BenchTrainConfig, peak: float
 ) -> dict[str, object]:
     """Measure all tools on one size; print a row for each; return their entries of the summary."""
-    runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
-    entries: dict[str, object] = {}
-    failed: dict[str, str] = {}
     settings = config.benchmark
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
-        for repeat in range(settings.repeats):
-            for tool in (tool for tool in tools if tool not in failed):
-                cell = Cell(tool, size.model_dump(), settings.device, settings.threads, settings.seconds)
-                try:
-                    runs[tool].append(run_cell(cell, timeout=settings.timeout, cache=Path(folder) / tool))
-                except CellError as error:
-                    failed[tool] = str(error)
-                    entries[f"{name}.{tool}.status"] = str(error)
-                    say(f"{name:8}{tool:26}{error}")
-                if repeat == settings.repeats - 1 and tool not in failed:
-                    entries |= _summarise(name, tool, runs, peak)
-                    say(_row(name, tool, entries))
+
+        def run(tool: str, _repeat: int) -> dict[str, Any]:
+            cell = Cell(tool, size.model_dump(), settings.device, settings.threads, settings.seconds)
+            caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/{tool}"}
+            return run_cell(cell, timeout=settings.timeout, environment=caches)
+
+        outcomes = take_turns(name, tools, settings.repeats, run)
+    entries: dict[str, object] = {}
+    for tool, outcome in outcomes.items():
+        if outcome.status == OK:
+            entries |= _summarise(name, tool, outcome, outcomes[OURS], peak)
+            say(_row(name, tool, entries))
+        else:
+            entries[f"{name}.{tool}.status"] = outcome.status
     return entries
 
 
-def run_cell(cell: Cell, *, timeout: float, cache: Path | None = None) -> dict[str, Any]:
-    """Let a fresh process do what `cell` says; return what it printed. Raises `CellError`."""
-    environment = {} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    return run_module("benchmarking.train_cell", cell.to_json(), timeout=timeout, environment=environment)
-
-
-def _summarise(name: str, tool: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, object]:
-    speeds = {key: [run["tokens_per_second"] for run in of_tool] for key, of_tool in runs.items()}
-    median, first = statistics.median(speeds[tool]), runs[tool][0]
-    flops = median * first["flops_per_token"]
-    key = f"{name}.{tool}"
+def _summarise(name: str, tool: str, outcome: Outcome, ours: Outcome, peak: float) -> dict[str, object]:
+    key, first = f"{name}.{tool}", outcome.runs[0]
+    speed = outcome.median("tokens_per_second")
+    flops = speed * first["flops_per_token"]
     entries: dict[str, object] = {
-        **spread(f"{key}.tokens_per_second", speeds[tool]),
+        **spread(f"{key}.tokens_per_second", outcome.values("tokens_per_second")),
         f"{key}.model_flops": flops,
         f"{key}.mfu": flops / peak,
         f"{key}.first_step_seconds.cold": first["first_step_seconds"],
-        f"{key}.first_step_seconds.warm": statistics.median(run["first_step_seconds"] for run in runs[tool][1:]),
-        f"{key}.peak_memory_mb": statistics.median(run["peak_memory_bytes"] for run in runs[tool]) / 1e6,
+        f"{key}.first_step_seconds.warm": Outcome(outcome.runs[1:]).median("first_step_seconds"),
+        f"{key}.peak_memory_mb": outcome.median("peak_memory_bytes") / 1e6,
         f"{key}.dtype": first["dtype"],
     }
-    if tool != OURS and len(speeds[OURS]) == len(speeds[tool]):
-        entries[f"{name}.ratio.{tool}"] = statistics.median(speeds[OURS]) / median
+    if tool != OURS and ours.status == OK:
+        entries[f"{name}.ratio.{tool}"] = ours.median("tokens_per_second") / speed
     return entries
 
 

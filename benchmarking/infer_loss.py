@@ -1,4 +1,4 @@
-"""What rounding weights to bytes costs: bits per byte of a text, with the weights as they are and rounded."""
+"""The cost of int8 weights: bits per byte of a text with the original and with the rounded weights."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ def bits_per_byte(model: "TransformerLM", path: Path) -> dict[str, float]:
 
 
 def _mean_loss(model: "TransformerLM", tokens: "Tokens") -> float:
-    """Return the mean loss in nats a token."""
+    """Return the mean loss in nats per token."""
     import torch
 
     from transformerlm.training import cross_entropy

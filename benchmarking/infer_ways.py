@@ -1,4 +1,4 @@
-"""The ways to decode that `transformerlm-bench-infer` measures: our engine's, and those of transformers' `generate`.
+"""The decoders that `transformerlm-bench-infer` measures: our engine and transformers' `generate`.
 
 Each takes prompts and returns a clock: its start, then the moment at which each new token of all rows was known. The
 peer has the same weights (Llama's with its own layout of the rotary pairs), draws with the same temperature and top-p,
@@ -7,7 +7,7 @@ and is timed from inside its loop, by a stopping criterion that never stops.
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from config.bench_infer import BenchInferSection
 from profiling import nvtx
@@ -53,7 +53,7 @@ def our_ways(model: "TransformerLM", settings: BenchInferSection, batch_size: in
 
 
 def weight_bytes(model: "TransformerLM") -> int:
-    """Return the bytes of the matrices that each step multiplies with, each of which it has to read."""
+    """Return the bytes of all weight matrices, which each decode step has to read."""
     matrices = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
     return sum(matrix.nbytes for matrix in (*matrices, model.output_weight))
 
@@ -126,43 +126,45 @@ def llama_of(model: "TransformerLM") -> "torch.nn.Module":
     import torch
 
     from transformerlm.interop.layout import to_huggingface
-    from transformerlm.models.transformer import Block
 
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM  # type: ignore[import-not-found]
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("benchmark.peers needs transformers: uv sync --extra bench") from error
-    first = model.layers[0]
-    assert isinstance(first, Block)
-    attention, tied = first.attn, model.lm_head is None
-    if attention.q_norm is not None:
+    if model.settings.qk_norm:
         raise MissingDependencyError("benchmark.peers: Llama has no qk_norm; set model.qk_norm or the peers to false")
-    config = LlamaConfig(
-        vocab_size=model.vocab_size, hidden_size=model.token_embeddings.embedding_dim,
-        intermediate_size=first.ffn.w1.out_features, num_hidden_layers=len(model.layers),
-        num_attention_heads=attention.num_heads, num_key_value_heads=attention.num_kv_heads,
-        max_position_embeddings=model.context_length, rms_norm_eps=first.ln1.eps, tie_word_embeddings=tied,
-        head_dim=attention.d_head, attention_bias=attention.q_proj.bias is not None,
-        rope_parameters=_rope_parameters(model.settings), bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
-    peer = LlamaForCausalLM(config).eval()
-    state = dict(to_huggingface(name, value, attention.d_head) for name, value in model.state_dict().items())
-    if tied:
+    peer = new_llama(model.settings).eval()
+    d_head = peer.config.head_dim
+    state = dict(to_huggingface(name, value, d_head) for name, value in model.state_dict().items())
+    if model.lm_head is None:
         state["lm_head.weight"] = model.output_weight
-    # Llama has a bias behind the attention too, where it has biases at all.
+    # With attention_bias Llama also has a bias on the output projection.
     zeros = {name: torch.zeros_like(value) for name, value in peer.state_dict().items() if "o_proj.bias" in name}
     peer.load_state_dict(zeros | state)
     return peer
 
 
-def _rope_parameters(settings: "ModelHparams") -> dict[str, object]:
-    numbers = {
-        "factor": settings.rope_factor, "low_freq_factor": settings.rope_low_freq_factor,
-        "high_freq_factor": settings.rope_high_freq_factor,
-        "original_max_position_embeddings": settings.rope_original_context,
+def new_llama(shape: "ModelHparams") -> Any:
+    """Return a `LlamaForCausalLM` with this shape and random weights.
+
+    Raises `MissingDependencyError` without transformers.
+    """
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM  # type: ignore[import-not-found]
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("benchmark.peers needs transformers: uv sync --extra bench") from error
+    assert shape.vocab_size is not None
+    scaling = {
+        "factor": shape.rope_factor, "low_freq_factor": shape.rope_low_freq_factor,
+        "high_freq_factor": shape.rope_high_freq_factor,
+        "original_max_position_embeddings": shape.rope_original_context,
     }  # fmt: skip
-    given = {name: value for name, value in numbers.items() if value is not None}
-    return {"rope_type": settings.rope_scaling or "default", "rope_theta": settings.rope_theta, **given}
+    given = {name: value for name, value in scaling.items() if value is not None}
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size, hidden_size=shape.d_model, intermediate_size=shape.d_ff,
+        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads, head_dim=shape.head_size, attention_bias=shape.qkv_bias,
+        max_position_embeddings=shape.context_length, rms_norm_eps=shape.norm_eps,
+        tie_word_embeddings=shape.tie_embeddings, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        rope_parameters={"rope_type": shape.rope_scaling or "default", "rope_theta": shape.rope_theta, **given},
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
 def synchronize(device: "torch.device") -> None:
@@ -174,7 +176,7 @@ def synchronize(device: "torch.device") -> None:
 
 
 def read_bandwidth(device: "torch.device") -> float:
-    """Return how many bytes a second the device reads: the median of sums of a gigabyte, more than caches hold."""
+    """Return the memory bandwidth in bytes per second: the median of summing a gigabyte, more than caches hold."""
     import statistics
 
     import torch

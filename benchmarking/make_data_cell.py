@@ -8,16 +8,15 @@ encodes the documents in one batch, and writes one array of ids, of the same typ
 each document. `tokenizer` is our tokenizer alone: `encode_batch` of the documents, which are in memory, to no file.
 """
 
-import gc
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarking.tokenizer_cell import compile_at_once, memory_bytes, use_cores, warm_up_text
+from benchmarking.runner import measure_calls, print_measurement
+from benchmarking.tokenizer_cell import compile_at_once, complete_tokenizer, use_cores, warm_up_text
 from config.bench_make_data import ALONE, OURS
 from transformerlm.hparams import END_OF_TEXT
 
@@ -27,7 +26,7 @@ _PARAGRAPH = "\n\n"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process is to do. Paths are absolute."""
+    """The task of one process. Paths are absolute."""
 
     tool: str
     text: str
@@ -35,13 +34,10 @@ class Cell:
     out: str
     threads: int = 1
     sources: tuple[str, ...] = ()
-    """To prepare: files of whose paragraphs the text is made, `num_bytes` of it."""
+    """For `prepare`: the source files of the text, which has `num_bytes`."""
     num_bytes: int = 0
     document_bytes: int = 0
     seed: int = 0
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 def main(argument: str) -> None:
@@ -49,14 +45,12 @@ def main(argument: str) -> None:
     cell = Cell(**json.loads(argument))
     use_cores(cell.threads)
     compile_at_once()
-    print(json.dumps(prepare(cell) if cell.tool == PREPARE else measure(cell)), flush=True)
+    print_measurement(prepare(cell) if cell.tool == PREPARE else measure(cell))
 
 
 def prepare(cell: Cell) -> dict[str, Any]:
     """Write the text, and the tokenizer's files that are not there; return the text's size."""
     from benchmarking.tokenizer_text import build_text
-    from benchmarking.tokenizer_tools import write_tokenizer_json
-    from transformerlm.tokenizer import Tokenizer, train_bpe
 
     sources = [Path(source).read_bytes().decode("utf-8") for source in cell.sources]
     paragraphs = build_text(sources, cell.num_bytes, cell.seed).split(_PARAGRAPH)
@@ -70,11 +64,7 @@ def prepare(cell: Cell) -> dict[str, Any]:
                 count += 1
                 file.write(f"{_PARAGRAPH.join(document)}\n{END_OF_TEXT}\n".encode())
                 document, size = [], 0
-    folder = Path(cell.tokenizer)
-    if not list(folder.iterdir()):
-        vocab, merges = train_bpe(Path(cell.text), 4096, [END_OF_TEXT])
-        Tokenizer(vocab, merges, [END_OF_TEXT]).save(folder)
-    write_tokenizer_json(folder, Tokenizer.load(folder).special_tokens)
+    complete_tokenizer(Path(cell.tokenizer), Path(cell.text), vocab_size=4096)
     return {"bytes": Path(cell.text).stat().st_size, "documents": count}
 
 
@@ -90,17 +80,11 @@ def measure(cell: Cell) -> dict[str, Any]:
     make = {OURS: build, ALONE: encode_alone}.get(cell.tool, make_with_peer)
     make(cell, tokenizer, warm_up)()
     call = make(cell, Tokenizer.load(cell.tokenizer), Path(cell.text))
-    gc.collect()
-    before = memory_bytes("VmRSS")
-    begin = time.perf_counter()
-    result = call()
-    seconds = time.perf_counter() - begin
-    peak = memory_bytes("VmHWM")
-    ids = result()
+    measured, ids_of = measure_calls(call, ["cold"])
+    ids = ids_of()
     return {
-        "seconds": seconds,
-        "memory_before_bytes": before,
-        "peak_memory_bytes": peak,
+        **measured,
+        "seconds": measured["seconds"]["cold"],
         "tokens": len(ids),
         "sum": int(np.sum(ids, dtype=np.uint64)),
     }
@@ -111,7 +95,7 @@ Made = Callable[[], Any]
 
 
 def build(cell: Cell, tokenizer: Any, text: Path) -> Callable[[], Made]:
-    """Our builder, which is the same in any order: shuffled, in as many files as it makes."""
+    """Our data builder, shuffled; the ids are read back from all its shards."""
     import numpy as np
 
     from databuilder import build_dataset
@@ -148,28 +132,22 @@ def make_with_peer(cell: Cell, tokenizer: Any, text: Path) -> Callable[[], Made]
     """A peer's batch call, and numpy to write what it gives."""
     import numpy as np
 
+    from benchmarking.tokenizer_tools import CODECS
     from transformerlm.token_files.index import id_dtype
 
-    encode = peer_encoder(cell)
+    codec: Any = CODECS[cell.tool](Path(cell.tokenizer))
     dtype, end = id_dtype(tokenizer.vocab_size), tokenizer.eos_token_id
     out = Path(cell.out) / "peer.dat"
 
     def call() -> Made:
-        lists = encode([document.decode("utf-8") for document in read_documents(text)])
+        documents = [document.decode("utf-8") for document in read_documents(text)]
+        lists = codec.encode_documents(documents, cell.threads)
         for ids in lists:
             ids.append(end)
         np.concatenate([np.array(ids, dtype) for ids in lists]).tofile(out)
         return lambda: np.fromfile(out, dtype)
 
     return call
-
-
-def peer_encoder(cell: Cell) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Return the call that encodes documents."""
-    from benchmarking.tokenizer_tools import CODECS
-
-    codec: Any = CODECS[cell.tool](Path(cell.tokenizer))
-    return lambda documents: codec.encode_documents(documents, cell.threads)
 
 
 def read_documents(text: Path) -> list[bytes]:

@@ -3,7 +3,7 @@
     python -m benchmarking.tokenizer_cell '{"operation": "encode_array", "tool": "tiktoken", …}'
 
 A fresh process knows nothing of the text and has an untouched memory, and whatever a peer does in it (crash, hang, eat
-all memory) ends with it. It goes through these steps, of which only the calls named cold and warm are timed:
+all memory) ends with it. It goes through these steps; only the calls named cold and warm are timed:
 
     stay on `threads` cores → import → warm up, with another instance and a text of other words, so that
     libraries are loaded and kernels are compiled → make a fresh instance → cold: the call, for the first time
@@ -14,24 +14,23 @@ ours and the peers' alike. A `short_call` is timed over thousands of texts, each
 call, named cold. For `start` see `measure_start`, for `prepare` `prepare`.
 """
 
-import contextlib
-import gc
 import importlib
 import json
 import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarking import timing
-from benchmarking.report import peak_rss_bytes
+from benchmarking.runner import measure_calls, memory_bytes, print_measurement, seconds
 from benchmarking.tokenizer_rows import OURS
 from transformerlm.hparams import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from transformerlm.tokenizer import Tokenizer
 
 SHORT_CHARS = 12
 SHORT_CALLS = 10_000
@@ -42,7 +41,7 @@ WARM_UP_VOCAB_SIZE = 300
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process is to do. Paths are absolute; `ids` is an .npy file with what `text` is encoded to."""
+    """The task of one process. Paths are absolute; `ids` is an .npy file with the ids of `text`."""
 
     operation: str
     tool: str
@@ -53,14 +52,11 @@ class Cell:
     vocab_size: int = 0
     seed: int = 0
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
 
 def main(argument: str) -> None:
     """Do what `argument`, a `Cell` as JSON, says, and print the measurements as the last line of stdout.
 
-    Seconds by call stand under `seconds`. `memory_before_bytes` is what the process has resident when the first timed
+    `seconds` holds the seconds by call. `memory_before_bytes` is what the process has resident when the first timed
     call begins, `peak_memory_bytes` the most it has had when the last one ended. `same` says whether the results were
     the expected ones (null if there was nothing to compare with).
     """
@@ -73,9 +69,7 @@ def main(argument: str) -> None:
         "encode_array": measure_encoding, "encode_list": measure_encoding,
         "decode_bytes": measure_decoding, "decode_str": measure_decoding,
     }  # fmt: skip
-    result = operations[cell.operation](cell)
-    print()  # a peer may have left a line open
-    print(json.dumps(result), flush=True)
+    print_measurement(operations[cell.operation](cell))
 
 
 def use_cores(count: int) -> None:
@@ -109,7 +103,7 @@ def measure_encoding(cell: Cell) -> dict[str, Any]:
     encode(make(Path(cell.tokenizer)), Text.of(warm_up_text().encode("utf-8"), piece_chars))
     text = Text.of(Path(cell.text).read_bytes(), piece_chars)
     codec = make(Path(cell.tokenizer))
-    measured, result = _cold_and_warm(lambda: encode(codec, text))
+    measured, result = measure_calls(lambda: encode(codec, text))
     return {**measured, "same": bool(np.array_equal(flat_ids(result), np.load(cell.ids)))}
 
 
@@ -130,7 +124,7 @@ def measure_decoding(cell: Cell) -> dict[str, Any]:
         return lambda: codec.decode_str(as_list)
 
     prepared(make(Path(cell.tokenizer)), (np.arange(WARM_UP_BYTES // 4) % 256).astype(ids.dtype))()
-    measured, result = _cold_and_warm(prepared(make(Path(cell.tokenizer)), ids))
+    measured, result = measure_calls(prepared(make(Path(cell.tokenizer)), ids))
     data = result.encode("utf-8") if isinstance(result, str) else result
     return {**measured, "same": data == expected}
 
@@ -138,7 +132,7 @@ def measure_decoding(cell: Cell) -> dict[str, Any]:
 def measure_short_calls(cell: Cell) -> dict[str, Any]:
     """Time calls on a dozen characters, the mean of `SHORT_CALLS`.
 
-    The tokenizer has met a tenth as many others before: it is not new, as it would not be in a server.
+    The tokenizer has encoded other short texts before, as in a server.
     """
     from benchmarking.tokenizer_text import short_texts
     from benchmarking.tokenizer_tools import CODECS, Text
@@ -155,7 +149,7 @@ def measure_short_calls(cell: Cell) -> dict[str, Any]:
         for short in texts[:SHORT_CALLS]:
             encode(short)
 
-    measured, _ = _cold_and_warm(calls)
+    measured, _ = measure_calls(calls)
     each = {name: value / SHORT_CALLS for name, value in measured["seconds"].items()}
     return {**measured, "seconds": each, "same": None}
 
@@ -169,33 +163,23 @@ def measure_training(cell: Cell) -> dict[str, Any]:
         warm_up = Path(folder) / "text.txt"
         warm_up.write_text(warm_up_text(), encoding="utf-8")
         train(warm_up, WARM_UP_VOCAB_SIZE, cell.threads)
-    gc.collect()
-    before = memory_bytes("VmRSS")
-    begin = time.perf_counter()
-    tokens = train(Path(cell.text), cell.vocab_size, cell.threads)
-    seconds = time.perf_counter() - begin
-    memory = _memory(before)
-    return {
-        "seconds": {"cold": seconds},
-        **memory,
-        "same": None,
-        "tokens": [token.decode("latin-1") for token in tokens()],
-    }
+    measured, tokens = measure_calls(lambda: train(Path(cell.text), cell.vocab_size, cell.threads), ["cold"])
+    return {**measured, "same": None, "tokens": [token.decode("latin-1") for token in tokens()]}
 
 
 def measure_start(cell: Cell) -> dict[str, Any]:
     """Time what our tokenizer does once a process: import, read its files, and get its kernels.
 
-    Kernels are compiled if NUMBA_CACHE_DIR, which the caller sets, is empty, else loaded from there. What the first
-    call takes longer than the same call of another instance is their time.
+    Kernels are compiled if NUMBA_CACHE_DIR, which the caller sets, is empty, else loaded from there. Their time is the
+    difference between the first call and the same call of another instance.
     """
     before = memory_bytes("VmRSS")
-    seconds = {"import": timing.seconds(lambda: importlib.import_module("transformerlm.tokenizer"))}
+    times = {"import": seconds(lambda: importlib.import_module("transformerlm.tokenizer"))}
     from benchmarking.tokenizer_tools import Ours, Text
     from benchmarking.tokenizer_trainers import TRAINERS
 
     compile_at_once()
-    seconds["construct"] = timing.seconds(lambda: Ours(Path(cell.tokenizer)))
+    times["construct"] = seconds(lambda: Ours(Path(cell.tokenizer)))
     first, second = Ours(Path(cell.tokenizer)), Ours(Path(cell.tokenizer))
     text = Text.of(warm_up_text().encode("utf-8"), 0)
     with tempfile.TemporaryDirectory() as folder:
@@ -205,10 +189,11 @@ def measure_start(cell: Cell) -> dict[str, Any]:
         def train() -> object:
             return TRAINERS[OURS](path, WARM_UP_VOCAB_SIZE, 1)
 
-        encoding = timing.seconds(lambda: first.encode_array(text, 1))
-        seconds["encode"] = encoding - timing.seconds(lambda: second.encode_array(text, 1))
-        seconds["train"] = timing.seconds(train) - timing.seconds(train)
-    return {"seconds": seconds, **_memory(before), "same": None}
+        encoding = seconds(lambda: first.encode_array(text, 1))
+        times["encode"] = encoding - seconds(lambda: second.encode_array(text, 1))
+        times["train"] = seconds(train) - seconds(train)
+    memory = {"memory_before_bytes": before, "peak_memory_bytes": memory_bytes("VmHWM")}
+    return {"seconds": times, **memory, "same": None}
 
 
 def prepare(cell: Cell) -> dict[str, Any]:
@@ -220,17 +205,12 @@ def prepare(cell: Cell) -> dict[str, Any]:
     """
     import numpy as np
 
-    from benchmarking.tokenizer_tools import write_tokenizer_json
-    from transformerlm.tokenizer import Tokenizer, count_pretokens, train_bpe
+    from transformerlm.tokenizer import count_pretokens, train_bpe
 
     compile_at_once()
     folder, tokenizer_folder = Path(cell.text), Path(cell.tokenizer)
-    if not list(tokenizer_folder.iterdir()):
-        vocab, merges = train_bpe(folder / "main.txt", cell.vocab_size, [END_OF_TEXT])
-        Tokenizer(vocab, merges, [END_OF_TEXT]).save(tokenizer_folder)
+    tokenizer = complete_tokenizer(tokenizer_folder, folder / "main.txt", cell.vocab_size)
     train_bpe(folder / "main.head.txt", WARM_UP_VOCAB_SIZE, [END_OF_TEXT])  # so that its kernels are on disk
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    write_tokenizer_json(tokenizer_folder, tokenizer.special_tokens)
     result: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "texts": {}}
     for path in sorted(folder.glob("*.txt")):
         ids = tokenizer.encode_to_array(path.read_bytes())
@@ -240,35 +220,17 @@ def prepare(cell: Cell) -> dict[str, Any]:
     return result
 
 
-def memory_bytes(field: str) -> int:
-    """Return the memory that this process has resident now (`VmRSS`), or has had at most (`VmHWM`); see proc(5).
+def complete_tokenizer(folder: Path, text: Path, vocab_size: int) -> "Tokenizer":
+    """Load the tokenizer in `folder`, train one on `text` if the folder is empty, and write its `tokenizer.json`."""
+    from benchmarking.tokenizer_tools import write_tokenizer_json
+    from transformerlm.tokenizer import Tokenizer, train_bpe
 
-    Where the system does not say, it is the most in both cases, and by `getrusage`: on Linux that begins with the size
-    of the process that started this one.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return peak_rss_bytes()
-
-
-def _cold_and_warm(call: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Return the measurements of two calls, and the result of the second."""
-    gc.collect()
-    before = memory_bytes("VmRSS")
-    begin = time.perf_counter()
-    result = call()
-    cold = time.perf_counter() - begin
-    del result  # before the second makes its own
-    begin = time.perf_counter()
-    result = call()
-    warm = time.perf_counter() - begin
-    return {"seconds": {"cold": cold, "warm": warm}, **_memory(before)}, result
-
-
-def _memory(before: int) -> dict[str, int]:
-    return {"memory_before_bytes": before, "peak_memory_bytes": memory_bytes("VmHWM")}
+    if not list(folder.iterdir()):
+        vocab, merges = train_bpe(text, vocab_size, [END_OF_TEXT])
+        Tokenizer(vocab, merges, [END_OF_TEXT]).save(folder)
+    tokenizer = Tokenizer.load(folder)
+    write_tokenizer_json(folder, tokenizer.special_tokens)
+    return tokenizer
 
 
 def warm_up_text() -> str:

@@ -1,4 +1,4 @@
-"""The rows of the tokenizer benchmark: what is measured, on which text, and by whom.
+"""The rows of the tokenizer benchmark: the operation, the text and the tools of each.
 
 Importing this module loads neither numpy nor a tokenizer.
 """

@@ -107,11 +107,10 @@ def _glue(front: str, back: str) -> str:
 
 
 def cut_text(text: str, num_chars: int) -> list[str]:
-    r"""Cut `text` into pieces of at least `num_chars` characters, but for the last, such that each is encoded alike
-    by itself and within the whole.
+    r"""Cut `text` into pieces of at least `num_chars` characters, except the last, so that each has the same ids
+    by itself as within the whole.
 
-    That holds where a single newline stands between two characters that are not white space: it is a pre-token
-    by itself.
+    Cuts are made at a single newline between two characters that are not white space: it is a pre-token by itself.
     """
     pieces, at = [], 0
     while at < len(text):

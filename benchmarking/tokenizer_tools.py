@@ -10,9 +10,9 @@
     decode_str      decode(list)              decode(list)         decode(list)            decode(list)
 
 A call in the table that takes or gives another type than the row's has the conversion in its time, except that the
-batch calls give lists or ragged arrays, which are left as they are. Who shares the work of a text between threads only
-by the documents in it gets the text cut into pieces beforehand, where that changes no id. tokenizers gets pieces
-always: of a long text it takes twice as long.
+batch calls give lists or ragged arrays, which are left as they are. A tool that distributes only whole documents over
+threads gets the text cut into pieces beforehand, where that changes no id. tokenizers always gets pieces: it takes
+twice as long on a long text.
 
 A peer is imported when it is asked for, so that each runs where the others are not installed.
 """
@@ -31,7 +31,7 @@ from benchmarking.tokenizer_rows import OURS
 from benchmarking.tokenizer_text import cut_text
 
 TOKENIZER_JSON = "tokenizer.json"
-PIECE_CHARS = 1 << 16  # so many that calls do not count, so few that the threads end together
+PIECE_CHARS = 1 << 16  # long enough to hide the cost of a call, short enough for threads to finish together
 SMALL_PIECE_CHARS = 1 << 12  # for tokenizers, which is slower the longer a text is
 
 IdArray = npt.NDArray[np.unsignedinteger]
@@ -66,7 +66,7 @@ class Codec(Protocol):
 
     @staticmethod
     def piece_chars(threads: int) -> int:
-        """Return how long the pieces of a text should be that so many threads share; 0: it wants the whole."""
+        """Return the length of the pieces of a text for this number of threads (0: the whole text)."""
         ...
 
     def encode_array(self, text: Text, threads: int) -> Any:

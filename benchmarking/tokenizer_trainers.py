@@ -18,7 +18,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 TRAINING_PIECE_CHARS = 1 << 12  # what rustbpe is given at a time: a document; of longer ones it takes longer
 
 Trainer = Callable[[Path, int, int], Callable[[], Sequence[bytes]]]
-"""Trains on a text file to so many entries on so many threads; returns what gives the tokens that were learned."""
+"""Takes a text file, the vocabulary size and the number of threads; returns a function that gives the tokens."""
 
 
 def train_ours(path: Path, vocab_size: int, threads: int) -> Callable[[], Sequence[bytes]]:

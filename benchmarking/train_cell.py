@@ -12,10 +12,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarking.timing import seconds
+from benchmarking.runner import print_measurement, seconds
 from config.bench_train import TrainSize
 from transformerlm.fast.allocator import keep_freed_memory
 
@@ -28,16 +28,13 @@ _PEAK_SIZE_CPU = 3072
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process is to do."""
+    """The task of one process."""
 
     tool: str
     size: dict[str, Any]
     device: str
     threads: int
     seconds: float
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 Step = Callable[[Any, Any], Callable[[], float]]
@@ -54,7 +51,7 @@ def main(argument: str) -> None:
     set_threads(cell.threads)
     device = select_device(cell.device)
     result = measure_peak(device) if cell.tool == PEAK else measure_steps(cell, device)
-    print(json.dumps(result), flush=True)
+    print_measurement(result)
 
 
 def measure_peak(device: Any) -> dict[str, float]:
@@ -71,7 +68,7 @@ def measure_peak(device: Any) -> dict[str, float]:
 
 
 def measure_steps(cell: Cell, device: Any) -> dict[str, Any]:
-    """Train; return the first step's seconds, each reading's tokens a second, the peak of memory, FLOP a token."""
+    """Train; return the seconds of the first step, tokens per second, peak memory and FLOP per token."""
     from transformerlm.utils.devices import peak_memory_bytes
 
     size = TrainSize(**cell.size)
@@ -154,21 +151,15 @@ def _model(size: TrainSize, device: Any) -> Any:
 def _llama_step(cell: Cell, size: TrainSize, device: Any) -> tuple[float, Step, str]:
     """The training step of a GPT-2-style script: autocast, the whole model compiled, torch's fused AdamW."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM  # type: ignore[import-not-found]
 
+    from benchmarking.infer_ways import new_llama
     from transformerlm.models import flops_per_token
 
-    assert size.vocab_size is not None
     _, dtype, mode = cell.tool.split("_")
     flops = flops_per_token(_model(size, torch.device("meta")))
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocab_size, hidden_size=size.d_model, intermediate_size=size.d_ff,
-        num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, num_key_value_heads=size.num_kv_heads,
-        head_dim=size.head_size, attention_bias=size.qkv_bias,
-        max_position_embeddings=size.context_length, tie_word_embeddings=size.tie_embeddings, use_cache=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).to(device)
+    model = new_llama(size).to(device)
+    model.config.use_cache = False
     forward = torch.compile(model) if mode == "compiled" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 

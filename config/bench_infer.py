@@ -22,14 +22,14 @@ class BenchInferSection(ExecutionSection):
         default=64, gt=1, description="Tokens after it: the first ends the prefill, each other one is a decode step."
     )
     uncached_tokens: int = Field(
-        default=8, ge=0, description="As many of them are generated without a cache too, to compare (0: none)."
+        default=8, ge=0, description="Tokens generated without a cache too, for comparison (0: none)."
     )
     compiled: bool = Field(
         default=False, description="Measure faster steps too: compiled, with int8 weights, with both (minutes more)."
     )
     peers: bool = Field(default=False, description="Measure transformers' generate too, on the same weights.")
     valid: PathSetting | None = Field(
-        default=None, description="Token file of which to tell the bits per byte, with int8 weights as well."
+        default=None, description="Token file to report bits per byte on, with int8 weights too."
     )
     temperature: float = Field(default=0.8, ge=0, description="Of the sampling; 0 takes the most likely token.")
     top_p: float = Field(default=0.95, ge=0, le=1, description="Of the sampling; 1 leaves the filter out.")

@@ -21,8 +21,8 @@ SMALLEST_VOCAB = 300  # 256 bytes, the special token, and some merges to measure
 PEER_NAMES: tuple[PeerName, ...] = ("gigatoken", "tiktoken", "tokenizers", "rustbpe")
 
 
-class BenchTokenizerSection(Section):
-    """The measurement."""
+class BenchTextSection(Section):
+    """The text and the tokenizer to measure, and how often."""
 
     sources: Strings = Field(
         default=(),
@@ -32,19 +32,26 @@ class BenchTokenizerSection(Section):
     data: PathSetting = Field(
         default=Path("../shared/data"),
         description="Folder with tinyshakespeare.txt, wikitext2_valid.txt, udhr_multilingual.txt, gpt2_vocab.json, "
-        "gpt2_merges.txt; what is missing is done without.",
+        "gpt2_merges.txt; missing files are left out.",
     )
     tokenizer: PathSetting | None = Field(
         default=None,
         description="Folder of the tokenizer to measure (unset: GPT-2's of `data`, or else one trained on the text).",
     )
+    repeats: int = Field(default=3, gt=0, description="Processes for each measurement.")
+    seed: Seed = Field(default=0, description="Seed of the texts.")
+
+
+class BenchTokenizerSection(BenchTextSection):
+    """The measurement."""
+
     megabytes: float = Field(default=100.0, gt=0, description="Text to make, in MB (10^6 bytes).")
     multilingual_megabytes: float = Field(default=10.0, gt=0, description="Multilingual text to make, in MB.")
     pathological_megabytes: float = Field(default=1.0, gt=0, description="Length of a pathological text, in MB.")
     slow_megabytes: float = Field(
         default=4.0,
         gt=0,
-        description="Of a text, so much for `tokenizers`, which is slow, to encode and decode, in MB.",
+        description="Part of a text that the slow `tokenizers` encodes and decodes, in MB.",
     )
     vocab_sizes: Integers = Field(
         default=(10_000, 32_000), min_length=1, description="Entries of the tokenizers that are trained."
@@ -56,11 +63,9 @@ class BenchTokenizerSection(Section):
         default=ROW_GROUPS, min_length=1, description=f"What to measure: {', '.join(ROW_GROUPS)}."
     )
     peers: Annotated[tuple[PeerName, ...], Strict(False)] = Field(
-        default=PEER_NAMES, description=f"Who to measure beside us: {', '.join(PEER_NAMES)}; skipped if not installed."
+        default=PEER_NAMES, description=f"Peers to measure: {', '.join(PEER_NAMES)}; skipped if not installed."
     )
-    repeats: int = Field(default=3, gt=0, description="Processes for each measurement.")
     timeout: int = Field(default=120, gt=0, description="Seconds after which a process is ended.")
-    seed: Seed = Field(default=0, description="Of the texts.")
 
     def problems(self) -> Iterator[Problem]:
         if min(self.vocab_sizes) < SMALLEST_VOCAB:

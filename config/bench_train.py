@@ -21,9 +21,9 @@ PEERS: tuple[ToolName, ...] = (
 class TrainSize(ModelHparams):
     """The shape of a model, and of the batches it is trained on."""
 
-    batch_size: int = Field(default=16, gt=0, description="Sequences an optimizer step.")
+    batch_size: int = Field(default=16, gt=0, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(
-        default_factory=lambda data: data["batch_size"], gt=0, description="Sequences a forward pass."
+        default_factory=lambda data: data["batch_size"], gt=0, description="Sequences per forward pass."
     )
     cuda_only: bool = Field(default=False, description="Too large for a CPU: skipped without CUDA.")
 
@@ -35,7 +35,7 @@ class BenchTrainSection(Section):
         default=("S", "M", "gpt2", "billion"), min_length=1, description="Tables of this file, each a model to measure."
     )
     peers: Annotated[tuple[ToolName, ...], Strict(False)] = Field(
-        default=PEERS, description=f"Who to measure beside us: {', '.join(PEERS)}; llama is that of transformers."
+        default=PEERS, description=f"Peers to measure: {', '.join(PEERS)}; llama is that of transformers."
     )
     repeats: int = Field(default=3, gt=1, description="Processes for each row; the first finds no compile cache.")
     seconds: float = Field(default=10.0, gt=0, description="Of steps in each process, after the first three.")

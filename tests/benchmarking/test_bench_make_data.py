@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarking import bench_make_data
+from benchmarking import bench_make_data, runner
 from benchmarking.bench_make_data import main
-from benchmarking.cells import CellError
 from benchmarking.make_data_cell import PREPARE, Cell
+from benchmarking.runner import CellError
 from config.bench_make_data import ALONE, OURS
 
 SECONDS = {OURS: 2.0, ALONE: 1.5, "tiktoken": 10.0}
@@ -34,7 +34,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         }  # fmt: skip
 
     monkeypatch.setattr(bench_make_data, "run_cell", run)
-    monkeypatch.setattr(bench_make_data, "installed_version", lambda _name: "1.0")
+    monkeypatch.setattr(runner, "installed_version", lambda _name: "1.0")
     return cells
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarking import bench_tokenizer
-from benchmarking.bench_tokenizer import main, run_cell, write_texts
-from benchmarking.cells import CellError
+from benchmarking import bench_tokenizer, runner
+from benchmarking.bench_tokenizer import main, write_texts
+from benchmarking.runner import CellError, run_cell
 from benchmarking.tokenizer_cell import Cell
 from benchmarking.tokenizer_rows import OURS
 from config.bench_tokenizer import PEER_NAMES, BenchTokenizerSection
@@ -55,7 +55,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         return {"seconds": seconds, **memory, "same": True, "tokens": ["a"]}
 
     monkeypatch.setattr(bench_tokenizer, "run_cell", run)
-    monkeypatch.setattr(bench_tokenizer, "installed_version", lambda _name: "1.0")
+    monkeypatch.setattr(runner, "installed_version", lambda _name: "1.0")
     return cells
 
 
@@ -109,7 +109,7 @@ def test_all_take_turns_with_the_text_that_is_theirs(arguments: list[str], fake_
 def test_a_missing_peer_is_named_and_skipped(
     arguments: list[str], fake_cells: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_tokenizer, "installed_version", lambda name: None if name == "gigatoken" else "1.0")
+    monkeypatch.setattr(runner, "installed_version", lambda name: None if name == "gigatoken" else "1.0")
     assert main([*arguments, "--benchmark.rows", "short_call"]) == 0
     output = capsys.readouterr()
     assert "gigatoken is not installed" in output.err

@@ -1,14 +1,15 @@
 """The benchmark of training: what it runs, what it reports, and one real step of a tiny model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarking import bench_train
-from benchmarking.bench_train import main, run_cell
-from benchmarking.cells import CellError
+from benchmarking import bench_train, runner
+from benchmarking.bench_train import main
+from benchmarking.runner import CellError, run_cell
 from benchmarking.train_cell import PEAK, Cell
 from config.bench_train import OURS, PEERS
 
@@ -21,9 +22,9 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """Replace the processes by invented figures; returns the cells that were run."""
     cells: list[Cell] = []
 
-    def run(cell: Cell, *, timeout: float, cache: Path | None = None) -> dict[str, Any]:
+    def run(cell: Cell, *, timeout: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
         assert timeout > 0
-        assert (cache is None) == (cell.tool == PEAK)
+        assert (environment is None) == (cell.tool == PEAK)
         cells.append(cell)
         if cell.tool == PEAK:
             return {"peak_flops.bfloat16": 1e4, "peak_flops.float32": 6e3}
@@ -36,7 +37,7 @@ def fake_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         }  # fmt: skip
 
     monkeypatch.setattr(bench_train, "run_cell", run)
-    monkeypatch.setattr(bench_train, "installed_version", lambda _name: "1.0")
+    monkeypatch.setattr(runner, "installed_version", lambda _name: "1.0")
     monkeypatch.setattr(bench_train, "_has_cuda", lambda: False)
     return cells
 
@@ -62,7 +63,7 @@ def test_tools_take_turns_and_the_figures_follow(fake_cells: list[Cell], capsys:
 def test_without_transformers_ours_are_measured_alone(
     fake_cells: list[Cell], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_train, "installed_version", lambda _name: None)
+    monkeypatch.setattr(runner, "installed_version", lambda _name: None)
     assert main(["--config", str(CONFIG), "--benchmark.sizes", "M", "--benchmark.repeats", "2"]) == 0
     assert {cell.tool for cell in fake_cells} == {PEAK, OURS, PEERS[0]}
     assert "uv sync --extra bench" in capsys.readouterr().err

@@ -1,18 +1,8 @@
 import time
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from benchmarking.timing import percentile, percentiles, repeat, seconds, spread
-
-NUMBERS = st.lists(st.floats(min_value=-1e6, max_value=1e6), min_size=1, max_size=50)
-
-
-@given(NUMBERS, st.floats(min_value=0, max_value=100))
-def test_percentile_is_numpys(values: list[float], percent: float) -> None:
-    assert percentile(values, percent) == pytest.approx(float(np.percentile(values, percent)), rel=1e-9, abs=1e-6)
+from benchmarking.runner import CellError, measure_calls, percentiles, seconds, spread, take_turns
 
 
 def test_spread_is_median_and_range() -> None:
@@ -27,16 +17,29 @@ def test_seconds_measures_the_call() -> None:
     assert seconds(lambda: time.sleep(0.01)) >= 0.01
 
 
-def test_repeat_takes_turns_and_leaves_the_warm_up_out() -> None:
+def test_percentiles_of_one_value_are_that_value() -> None:
+    assert percentiles("x", [3.0]) == {"x.p50": 3, "x.p90": 3, "x.p99": 3}
+
+
+def test_measured_calls_keep_the_last_result_and_the_memory() -> None:
+    results = iter("ab")
+    measured, result = measure_calls(lambda: next(results))
+    assert result == "b"
+    assert list(measured["seconds"]) == ["cold", "warm"]
+    assert measured["peak_memory_bytes"] >= measured["memory_before_bytes"] > 1e6
+
+
+def test_tools_take_turns_and_one_that_fails_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
-    shares: list[float] = []
-    timings = repeat(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        warmup=1,
-        repeats=2,
-        before=lambda: calls.append("|"),
-        report=lambda share, _words: shares.append(share),
-    )
-    assert "".join(calls) == "|ab|ab|ab"
-    assert {name: len(values) for name, values in timings.items()} == {"a": 2, "b": 2}
-    assert shares == pytest.approx([1 / 3, 2 / 3, 1])
+
+    def run(tool: str, repeat: int) -> dict[str, object]:
+        calls.append(f"{tool}{repeat}")
+        if tool == "b":
+            raise CellError("timeout")
+        return {"same": tool != "c", "seconds": repeat}
+
+    outcomes = take_turns("row", "abc", 2, run)
+    assert calls == ["a0", "b0", "c0", "a1"]
+    assert {tool: outcome.status for tool, outcome in outcomes.items()} == {"a": "ok", "b": "timeout", "c": "other ids"}
+    assert outcomes["a"].values("seconds") == [0, 1]
+    assert capsys.readouterr().err.splitlines() == ["row: b: timeout", "row: c: other ids"]

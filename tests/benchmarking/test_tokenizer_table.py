@@ -2,8 +2,9 @@ from typing import Any
 
 import pytest
 
+from benchmarking.runner import OTHER_IDS, Outcome
 from benchmarking.tokenizer_rows import OURS, Row, plan
-from benchmarking.tokenizer_table import OTHER_IDS, Outcome, print_results, summarise
+from benchmarking.tokenizer_table import print_results, summarise
 from config.bench_tokenizer import BenchTokenizerSection
 
 BYTES = {"main": 100_000_000, "main.head": 4_000_000}
@@ -18,8 +19,8 @@ def ran(*seconds: float, memory: float = 1e6, **others: Any) -> Outcome:
 
 
 def test_medians_speeds_and_ratios() -> None:
-    outcomes = {(ENCODE.name, OURS): ran(1.0, 9.0, 2.0, memory=3e6), (ENCODE.name, "tiktoken"): ran(8.0)}
-    summary = summarise([ENCODE], outcomes, BYTES)
+    outcomes = {OURS: ran(1.0, 9.0, 2.0, memory=3e6), "tiktoken": ran(8.0)}
+    summary = summarise(ENCODE, outcomes, BYTES)
     assert summary["encode_array.1.transformerlm.cold.seconds.median"] == 2
     assert summary["encode_array.1.transformerlm.cold.seconds.max"] == 9
     assert summary["encode_array.1.transformerlm.warm.mb_per_second"] == 100
@@ -30,15 +31,15 @@ def test_medians_speeds_and_ratios() -> None:
 
 
 def test_the_slow_peer_is_compared_by_the_speed_on_its_part_of_the_text() -> None:
-    outcomes = {(ENCODE.name, OURS): ran(1.0), (ENCODE.name, "tokenizers"): ran(4.0)}
-    summary = summarise([ENCODE], outcomes, BYTES)
+    outcomes = {OURS: ran(1.0), "tokenizers": ran(4.0)}
+    summary = summarise(ENCODE, outcomes, BYTES)
     assert summary["encode_array.1.tokenizers.cold.mb_per_second"] == 1
     assert summary["encode_array.1.ratio.tokenizers.cold"] == 100
 
 
 def test_short_calls_are_compared_by_the_call(capsys: pytest.CaptureFixture[str]) -> None:
-    outcomes = {(SHORT.name, OURS): ran(2e-6), (SHORT.name, "tokenizers"): ran(5e-6)}
-    summary = summarise([SHORT], outcomes, BYTES)
+    outcomes = {OURS: ran(2e-6), "tokenizers": ran(5e-6)}
+    summary = summarise(SHORT, outcomes, BYTES)
     assert summary["short_call.ratio.tokenizers.cold"] == pytest.approx(2.5)
     assert "short_call.transformerlm.cold.mb_per_second" not in summary
     print_results([SHORT], summary, [OURS, "tokenizers"])
@@ -48,10 +49,10 @@ def test_short_calls_are_compared_by_the_call(capsys: pytest.CaptureFixture[str]
 
 def test_trainers_are_compared_by_memory_and_tokens_too(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = {
-        (TRAIN.name, OURS): ran(1.0, memory=50e6, tokens=["a", "b", "c"]),
-        (TRAIN.name, "rustbpe"): ran(3.0, memory=200e6, tokens=["a", "b", "x", "y"]),
+        OURS: ran(1.0, memory=50e6, tokens=["a", "b", "c"]),
+        "rustbpe": ran(3.0, memory=200e6, tokens=["a", "b", "x", "y"]),
     }
-    summary = summarise([TRAIN], outcomes, BYTES)
+    summary = summarise(TRAIN, outcomes, BYTES)
     assert summary["train.300.1.rustbpe.shared_tokens"] == 0.5
     assert summary["train.300.1.ratio.rustbpe.cold"] == 3
     print_results([TRAIN], summary, [OURS, "tiktoken", "rustbpe"])
@@ -64,11 +65,11 @@ def test_what_cannot_be_compared_is_said_and_not_counted(capsys: pytest.CaptureF
     different = Outcome()
     different.add({"seconds": {"cold": 1.0}, "peak_memory_bytes": 1, "same": False})
     outcomes = {
-        (ENCODE.name, OURS): ran(1.0),
-        (ENCODE.name, "gigatoken"): Outcome(status="failed: exit code -11, nothing on stderr"),
-        (ENCODE.name, "tiktoken"): different,
+        OURS: ran(1.0),
+        "gigatoken": Outcome(status="failed: exit code -11, nothing on stderr"),
+        "tiktoken": different,
     }
-    summary = summarise([ENCODE], outcomes, BYTES)
+    summary = summarise(ENCODE, outcomes, BYTES)
     assert summary["encode_array.1.tiktoken.status"] == OTHER_IDS
     assert {key for key in summary if "gigatoken" in key} == {"encode_array.1.gigatoken.status"}
     assert not [key for key in summary if "ratio" in key]
@@ -78,8 +79,8 @@ def test_what_cannot_be_compared_is_said_and_not_counted(capsys: pytest.CaptureF
 
 
 def test_without_ours_there_is_no_ratio() -> None:
-    outcomes = {(ENCODE.name, OURS): Outcome(status="timeout"), (ENCODE.name, "tiktoken"): ran(1.0)}
-    summary = summarise([ENCODE], outcomes, BYTES)
+    outcomes = {OURS: Outcome(status="timeout"), "tiktoken": ran(1.0)}
+    summary = summarise(ENCODE, outcomes, BYTES)
     assert "encode_array.1.tiktoken.cold.mb_per_second" in summary
     assert not [key for key in summary if "ratio" in key]
 

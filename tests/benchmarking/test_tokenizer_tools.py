@@ -96,7 +96,7 @@ def test_a_measurement_says_how_long_and_whether_it_is_right(
 @pytest.mark.usefixtures("little_warm_up")
 def test_short_calls_are_timed_by_the_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        tokenizer_cell, "_cold_and_warm", lambda call: ({"seconds": {"cold": 20.0, "warm": 40.0}}, call())
+        tokenizer_cell, "measure_calls", lambda call: ({"seconds": {"cold": 20.0, "warm": 40.0}}, call())
     )
     assert measure_short_calls(cell("short_call", OURS, folder))["seconds"] == {"cold": 1, "warm": 2}
 

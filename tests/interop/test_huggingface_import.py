@@ -367,7 +367,7 @@ def test_an_index_can_only_name_files_beside_it(saved: Save, tmp_path: Path) -> 
     shard = folder / weight_map["lm_head.weight"]
     shard.unlink()
     os.mkfifo(shard)  # opening it would wait for ever
-    with pytest.raises(InteropError, match="is not there, or is no file"):
+    with pytest.raises(InteropError, match="is missing, or is not a file"):
         read_huggingface(folder, tokenizer="none")
 
 

@@ -51,9 +51,9 @@ def make_data(config: MakeDataConfig) -> int:
     try:
         report = _build(config, sources, valid_sources, tokenizer)
     except (KeyboardInterrupt, SystemExit):  # the latter of SIGTERM
-        from databuilder.build_directory import work_folder
+        from databuilder.build_directory import build_folder
 
-        say(f"stopped; what is finished is kept in {work_folder(settings.train)}, and the same command continues")
+        say(f"stopped; what is finished is kept in {build_folder(settings.train)}, and the same command continues")
         raise
     _tell(settings, report, time.perf_counter() - start)
     return EXIT_OK
@@ -97,7 +97,7 @@ def _build(
             workers=settings.workers,
             executor=executor,
             progress=_shown_by(update),
-            say=say,
+            log=say,
         )
 
 

@@ -17,7 +17,7 @@ def find_sources(names: Sequence[str], *, format: FormatSetting = "auto") -> lis
         say(f"writing the built-in stories to {builtin_corpus_path()}")
         with progress_bar("stories") as update:
             write_builtin_corpus(lambda done, total: update(done / total, f"{done:,} of {total:,}"))
-    return resolve_sources(names, format=format, say=say)
+    return resolve_sources(names, format=format, log=say)
 
 
 def reading_of(settings: InputSection) -> Reading:

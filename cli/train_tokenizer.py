@@ -52,7 +52,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
             executor=executor,
             workers=settings.workers,
             progress=lambda share: update(share, "count"),
-            say=say,
+            log=say,
         )
         if not text.documents_used:
             raise DataError(f"{', '.join(config.input.sources)}: the text is empty; give some to learn from")

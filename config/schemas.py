@@ -5,10 +5,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from transformerlm.hparams import END_OF_TEXT, DeviceName, DtypeName, PathSetting, Problem, Section, Seed, Strings
-
-BUILTIN_STORIES = "builtin:stories"
-"""The source that names the corpus which this project generates itself."""
+from transformerlm.hparams import (
+    BUILTIN_STORIES,
+    END_OF_TEXT,
+    DeviceName,
+    DtypeName,
+    PathSetting,
+    Problem,
+    Section,
+    Seed,
+    Strings,
+)
 
 
 class Config(BaseModel):

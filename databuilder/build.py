@@ -1,4 +1,7 @@
-"""A build at work: its two phases, one after the other, by the tasks of an executor."""
+"""The external sort of a build: sorted runs of encoded documents first, then a merge by range partition into shards.
+
+Both phases run as tasks of an executor. The keys are hashes of the documents' text, so their order is a shuffle.
+"""
 
 import math
 from collections import Counter
@@ -11,15 +14,15 @@ from typing import final
 
 import numpy as np
 
-from databuilder.build_directory import Workplace
-from databuilder.encode import encode_part, finish_part
-from databuilder.job import Job, Order, SharedTokenizer, Work
+from databuilder.build_directory import BuildDirectory
+from databuilder.encode import encode_split, finish_split
+from databuilder.job import Job, SharedTokenizer, SortOrder, Work
 from databuilder.merge_shards import (
     ShardTask,
     WrittenShard,
     cut_into_shards,
     finished_shard,
-    ids_by_bucket,
+    key_histogram,
     write_shard,
 )
 from databuilder.one_document import CutDocument, cut_only_document
@@ -27,8 +30,8 @@ from databuilder.pieces import TextCounts
 from databuilder.plan import Plan
 from databuilder.progress import OnProgress, Report
 from databuilder.sorted_runs import TRAIN, VALID, Summary
-from databuilder.sources import SourceFile, describe_source, say_empty
-from databuilder.splits import Part
+from databuilder.source_file import InputSplit, SourceFile
+from databuilder.sources import describe_source, log_empty_sources
 from transformerlm.token_files.index import FORMAT_VERSION, TokenFileInfo, id_dtype, joint_sha256
 from transformerlm.utils.errors import DataError
 from transformerlm.utils.parallel import finished_tasks, worker_count
@@ -37,33 +40,33 @@ from transformerlm.utils.text_files import is_url
 
 @final
 class Build:
-    """Makes the shards of a plan in its workplace."""
+    """Makes the shards of a plan in its build directory."""
 
-    def __init__(self, plan: Plan, workplace: Workplace, on_progress: OnProgress | None) -> None:
+    def __init__(self, plan: Plan, directory: BuildDirectory, on_progress: OnProgress | None) -> None:
         self._plan = plan
-        self._say = workplace.say
-        self._folders = {side: folder.absolute() for side, folder in workplace.folders.items()}
-        self._parts = plan.parts()
-        self._names = [part.source.name for part in self._parts]
-        self._report = Report(self._parts, on_progress)
+        self._log = directory.log
+        self._folders = {side: folder.absolute() for side, folder in directory.folders.items()}
+        self._splits = plan.input_splits()
+        self._names = [split.source.name for split in self._splits]
+        self._report = Report(self._splits, on_progress)
         train_names = {file.name for file in plan.files}
-        self._num_train_parts = sum(name in train_names for name in self._names)
+        self._num_train_splits = sum(name in train_names for name in self._names)
         self._is_hopeless = False
 
-    def name_sources_absolutely(self) -> None:
-        """For tasks that do not run in the folder of this process."""
-        self._parts = [_with_absolute_name(part) for part in self._parts]
+    def use_absolute_paths(self) -> None:
+        """Name sources by absolute paths, for workers whose current folder is not the one of this process."""
+        self._splits = [_with_absolute_name(split) for split in self._splits]
 
     def stop(self) -> None:
-        """Let the tasks that run in this process end soon."""
+        """Ask the tasks in this process to stop soon."""
         self._report.meter.stopped = True
 
-    def can_go_on(self) -> bool:
-        """Return whether anything is finished that the next build of the same plan could use."""
+    def can_resume(self) -> bool:
+        """Return whether the next build of the same plan could reuse finished work."""
         return not self._is_hopeless and any(self._folders[TRAIN].glob("part-??????"))
 
     def run(self, executor: Executor, slots: int) -> dict[int, TokenFileInfo]:
-        """Do what is not done yet, and return the sidecars. Raises the errors of `build_dataset`."""
+        """Do the work that is not finished yet, and return the sidecars. Raises the errors of `build_dataset`."""
         job = self._make_job()
         summaries = self._encode(job, executor, slots)
         self._check_sources()
@@ -72,14 +75,14 @@ class Build:
             job = replace(job, valid_below=valid_below)
             for number, summary in enumerate(summaries):
                 if _sides_differ(summary, valid_below):
-                    job.spool(number).unlink()
+                    job.run_file(number).unlink()
             summaries = self._encode(job, executor, slots)
             self._check_sources()
         cut = None
         if self._plan.valid_fraction and sum(sum(summary.num_documents) for summary in summaries) == 1:
             cut = cut_only_document(job)
         self._check_sides(summaries, cut)
-        self._say_empty(summaries)
+        self._log_empty(summaries)
         shards = self._write(job, cut, executor, slots)
         return {side: self._describe(side, summaries, shards, cut) for side in self._folders}
 
@@ -93,8 +96,8 @@ class Build:
             end_of_text_id=tokenizer.eos_token_id,
             dtype=id_dtype(tokenizer.vocab_size),
             reading=plan.reading,
-            order=Order(plan.shuffle, plan.seed, len(self._parts)),
-            first_valid_part=self._num_train_parts,
+            order=SortOrder(plan.shuffle, plan.seed, len(self._splits)),
+            first_valid_split=self._num_train_splits,
             valid_fraction=plan.valid_fraction,
             valid_below=math.ceil(plan.valid_fraction * 2.0**64),
             threads=1,
@@ -102,30 +105,31 @@ class Build:
         )
 
     def _encode(self, job: Job, executor: Executor, slots: int) -> list[Summary]:
-        """Make the spools that are not there; return what is in all of them, by part."""
-        there = [part.number for part in self._parts if job.spool(part.number).exists()]
-        summaries = {number: Summary.read(job.spool(number)) for number in there}
+        """Write the run files that are missing; return the summaries of all of them, by split."""
+        there = [split.number for split in self._splits if job.run_file(split.number).exists()]
+        summaries = {number: Summary.read(job.run_file(number)) for number in there}
         for number in there:
-            self._note_part(number, summaries[number])
-        todo = [part for part in self._parts if part.number not in summaries]
-        job = replace(job, threads=_threads_a_task(slots, len(todo)))
-        task = partial(encode_part, job)
+            self._note_split(number, summaries[number])
+        todo = [split for split in self._splits if split.number not in summaries]
+        job = replace(job, threads=_threads_per_task(slots, len(todo)))
+        task = partial(encode_split, job)
         for number, summary in finished_tasks(executor, task, todo, slots=slots, on_tick=self._report.tick):
-            finish_part(job, number)
+            finish_split(job, number)
             summaries[number] = summary
-            self._note_part(number, summary)
+            self._note_split(number, summary)
         self._report.tick()
-        return [summaries[number] for number in range(len(self._parts))]
+        return [summaries[number] for number in range(len(self._splits))]
 
-    def _note_part(self, number: int, summary: Summary) -> None:
-        work = Work(self._parts[number].num_bytes, sum(summary.num_documents), sum(summary.num_ids))
-        self._report.finish_part(number, work)
+    def _note_split(self, number: int, summary: Summary) -> None:
+        work = Work(self._splits[number].num_bytes, sum(summary.num_documents), sum(summary.num_ids))
+        self._report.finish_split(number, work)
 
     def _valid_below(self, summaries: Sequence[Summary]) -> int:
-        """Return the hash below which documents go to validation: `valid_fraction` of all, if no side is empty.
+        """Return the hash below which documents go to validation, so that neither side is empty.
 
-        Otherwise the document whose hash is nearest changes sides, together with its duplicates. The result depends
-        only on the hashes of all documents, so an interrupted build arrives at the same split.
+        That is `valid_fraction` of the range of hashes; if it leaves a side empty, the document with the nearest hash
+        changes sides, together with its duplicates. The result depends only on the hashes of all documents, so an
+        interrupted build arrives at the same split.
         """
         wanted = math.ceil(self._plan.valid_fraction * 2.0**64)
         smallest = min((summary.hashes[0] for summary in summaries if summary.hashes), default=0)
@@ -133,24 +137,24 @@ class Build:
         if not wanted or smallest == largest or smallest < wanted <= largest:
             return wanted
         side = "validation" if wanted <= smallest else "training"
-        self._say(
-            f"no document's hash falls to {side} at a valid_fraction of {self._plan.valid_fraction}; "
-            "the document whose hash is nearest goes there"
+        self._log(
+            f"a valid_fraction of {self._plan.valid_fraction} selects no document for {side}; "
+            "the document with the nearest hash goes there"
         )
         return smallest + 1 if wanted <= smallest else largest
 
     def _check_sources(self) -> None:
-        """Raise `DataError` if a file is not what it was when the build began."""
+        """Raise `DataError` if a file changed since the build began."""
         for file in self._plan.all_files:
             if not is_url(file.name) and describe_source(file.name, format=file.format) != file:
                 self._is_hopeless = True
                 raise DataError(f"{file.name}: was changed while it was read; start again")
 
-    def _say_empty(self, summaries: Sequence[Summary]) -> None:
+    def _log_empty(self, summaries: Sequence[Summary]) -> None:
         num_documents = Counter[str]()
         for name, summary in zip(self._names, summaries, strict=True):
             num_documents[name] += sum(summary.num_documents)
-        say_empty(self._plan.all_files, num_documents, self._say)
+        log_empty_sources(self._plan.all_files, num_documents, self._log)
 
     def _check_sides(self, summaries: Sequence[Summary], cut: CutDocument | None) -> None:
         """Raise `DataError` if a side would be empty."""
@@ -174,7 +178,7 @@ class Build:
         self._is_hopeless = False
 
     def _write(self, job: Job, cut: CutDocument | None, executor: Executor, slots: int) -> list[WrittenShard]:
-        """Write the shards that are not there; return all of them in order."""
+        """Write the shards that are missing; return all of them in order."""
         tasks = [task for side in self._folders for task in self._shard_tasks(job, side, cut)]
         self._report.begin_writing(sum(task.end - task.begin for task in tasks))
         job = replace(job, meter=self._report.meter, threads=2 if len(tasks) < 2 * slots else 1)
@@ -196,7 +200,7 @@ class Build:
     def _shard_tasks(self, job: Job, side: int, cut: CutDocument | None) -> list[ShardTask]:
         only = None if cut is None else (cut.train, cut.valid)[side]
         return cut_into_shards(
-            ids_by_bucket(job, side) if only is None else np.array([only.num_ids + 1]),
+            key_histogram(job, side) if only is None else np.array([only.num_ids + 1]),
             shard_tokens=self._plan.shard_tokens,
             side=side,
             folder=self._folders[side],
@@ -210,9 +214,9 @@ class Build:
         plan = self._plan
         of_side = [written for written in shards if written.side == side]
         entries = tuple(written.shard for written in of_side)
-        begin, end = (self._num_train_parts, None) if plan.files_of(side) is plan.valid_files else (0, None)
+        begin, end = (self._num_train_splits, None) if plan.files_of(side) is plan.valid_files else (0, None)
         if plan.valid_files and side == TRAIN:
-            end = self._num_train_parts
+            end = self._num_train_splits
         counts = TextCounts()
         for summary in summaries[begin:end]:
             counts.add(TextCounts.from_json(summary.counts))
@@ -235,19 +239,19 @@ class Build:
         )
 
 
-def _threads_a_task(slots: int, num_tasks: int) -> int:
-    """Return more than one if there are fewer tasks than could be worked on."""
+def _threads_per_task(slots: int, num_tasks: int) -> int:
+    """Return the threads of each task: more than one if there are fewer tasks than slots."""
     return max(1, min(slots // max(1, num_tasks), worker_count(0)))
 
 
-def _with_absolute_name(part: Part) -> Part:
-    if is_url(part.source.name):
-        return part
-    return replace(part, source=replace(part.source, name=str(Path(part.source.name).absolute())))
+def _with_absolute_name(split: InputSplit) -> InputSplit:
+    if is_url(split.source.name):
+        return split
+    return replace(split, source=replace(split.source, name=str(Path(split.source.name).absolute())))
 
 
 def _sides_differ(summary: Summary, valid_below: int) -> bool:
-    """Return whether another limit that `_valid_below` returned moves documents of a spool across."""
+    """Return whether the new limit of `_valid_below` moves documents of a run file to the other side."""
     low, high = sorted((summary.valid_below, valid_below))
     return any(low <= limit < high for limit in summary.hashes)
 

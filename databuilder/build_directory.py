@@ -1,14 +1,14 @@
-"""The folders beside the outputs in which a build is at work, and how its results take their place.
+"""The build directories beside the outputs, and the journal by which results replace the old files.
 
-    X.dat.build/   plan.json       what is built: sources, tokenizer, settings
-                   part-000012     spools that are finished, see `spool`
-                   shard-00003     shards that are finished, with .documents and .json
-                   publish.json    from here on, nothing but renaming is left to do
+    X.dat.build/   plan.json       the plan: sources, tokenizer, settings
+                   part-000012     finished run files, one per input split, see `sorted_runs`
+                   shard-00003     finished shards, with .documents and .json
+                   publish.json    the journal: once it exists, only renames are left to do
     V.dat.build/   the same for validation: its shards
 
-Whatever stops a build, the folders stay, and the next one with the same plan takes from them what is finished. Old data
-are readable until the new ones are complete; then their sidecars go first and the new sidecars come last, so that no
-sidecar ever describes files that are not its own.
+The directories survive any interruption, and the next build with the same plan reuses their finished files. Old data
+stay readable until the new data are complete; then the old sidecars are removed first and the new ones moved last, so
+that a sidecar never describes another build's files.
 """
 
 import contextlib
@@ -23,46 +23,46 @@ from pydantic import ValidationError
 from transformerlm.token_files.index import TokenFileInfo, documents_path, shard_paths, sidecar_path
 from transformerlm.utils.files import exclusive, sync_folder, write_json
 
-Say = Callable[[str], None]
-"""Told a line for people."""
+Log = Callable[[str], None]
+"""Called with a line for people to read."""
 
 _LOCK = ".lock"
 
 
 @final
-class Workplace:
-    """The folders of a build's outputs, held by this process. See `at_work`."""
+class BuildDirectory:
+    """The build directories of all outputs, locked by this process. See `lock_build_directory`."""
 
-    def __init__(self, outputs: Mapping[int, Path], say: Say) -> None:
-        """`outputs` are the token files of the sides."""
-        self.folders = {side: work_folder(output) for side, output in outputs.items()}
+    def __init__(self, outputs: Mapping[int, Path], log: Log) -> None:
+        """`outputs` are the token files by side."""
+        self.folders = {side: build_folder(output) for side, output in outputs.items()}
         self._outputs = outputs
-        self.say = say
+        self.log = log
         self.main = next(iter(self.folders.values()))
-        """The folder of spools."""
+        """The folder with the run files."""
 
     def begin(self, plan: dict[str, Any]) -> bool:
-        """Go on with what an earlier build of this plan left, or clear it away; return whether nothing is left to do.
+        """Resume an earlier build of this plan, or remove the files of another; return whether nothing is left to do.
 
-        That is so if the earlier one was stopped while it moved its results to their places.
+        The result is true if the earlier build was interrupted while it moved its results to their places.
         """
         path = self.main / "plan.json"
         before = _read_json(path)
         if self._finish_publishing() and before == plan:
             return True
         if before == plan:
-            self.say(f"going on with what is finished in {self.main}")
+            self.log(f"resuming the unfinished build in {self.main}")
             return False
         if before is not None:
             changed = ", ".join(key for key in plan if plan[key] != before.get(key))
-            self.say(f"what is in {self.main} is of another build (not the same: {changed}); beginning afresh")
+            self.log(f"{self.main} holds a build with other settings ({changed}); starting over")
         for folder in self.folders.values():
             _clear(folder)
         write_json(path, plan, durable=False)
         return False
 
     def publish(self, sidecars: Mapping[int, TokenFileInfo]) -> None:
-        """Move the shards to their places, with `sidecars` to describe them, and remove what is outdated."""
+        """Move the shards and their `sidecars` to their places, and remove outdated files."""
         moves: list[tuple[str, str]] = []
         last_moves: list[tuple[str, str]] = []
         outdated: list[Path] = []
@@ -81,7 +81,7 @@ class Workplace:
         self._finish_publishing()
 
     def _finish_publishing(self) -> bool:
-        """Do what `publish.json` says, or what is left of it if a build was stopped meanwhile; whether there is one."""
+        """Carry out the rest of the journal `publish.json`; return whether there is one."""
         record = _read_json(self.main / "publish.json")
         if record is None:
             return False
@@ -97,32 +97,32 @@ class Workplace:
         return True
 
     def discard(self) -> None:
-        """Remove the folders with all that they hold."""
+        """Remove the folders and their content."""
         for folder in self.folders.values():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def at_work(outputs: Mapping[int, Path], say: Say) -> Iterator[Workplace]:
-    """Hold the folders of the outputs, which are the token files of the sides, while the context is open.
+def lock_build_directory(outputs: Mapping[int, Path], log: Log) -> Iterator[BuildDirectory]:
+    """Lock the build directories of `outputs`, the token files by side, while the context is open.
 
-    Raises `DataError` if another process does, or a folder cannot be written to.
+    Raises `DataError` if another process has locked one, or a folder is not writable.
     """
-    workplace = Workplace(outputs, say)
+    directory = BuildDirectory(outputs, log)
     with contextlib.ExitStack() as stack:
-        for folder in workplace.folders.values():
+        for folder in directory.folders.values():
             check = stack.enter_context(exclusive(folder))
             check()
-        yield workplace
+        yield directory
 
 
-def work_folder(output: Path) -> Path:
+def build_folder(output: Path) -> Path:
     """Return the folder in which the token file `output` is built."""
     return output.with_name(output.name + ".build")
 
 
 def _read_json(path: Path) -> Any:
-    """Return what a file of this module holds; None if it is not there, or not whole."""
+    """Return the content of a JSON file; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -138,7 +138,7 @@ def _clear(folder: Path) -> None:
 
 
 def _move(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Rename files, those that are not renamed yet, and see to it that the disk knows."""
+    """Rename the files that are not renamed yet, and flush their folders."""
     for source, target in moves:
         if source.exists():
             source.replace(target)
@@ -147,7 +147,7 @@ def _move(moves: Sequence[tuple[Path, Path]]) -> None:
 
 
 def _files_of_sidecar(output: Path) -> list[Path]:
-    """Return the files that the present sidecar of a token file describes."""
+    """Return the files that the current sidecar of a token file describes."""
     try:
         info = TokenFileInfo.model_validate(_read_json(sidecar_path(output)))
     except ValidationError:

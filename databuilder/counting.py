@@ -1,8 +1,8 @@
-"""Pre-tokens of sources, counted part by part wherever tasks run, and added up: what a tokenizer is trained on.
+"""Counts of the pre-tokens of sources, the input of tokenizer training: one task per input split, then the sum.
 
-    sources ──cut_into_parts──▶ parts ──count_part──▶ counts ──add──▶ all counts ──train_bpe_on_counts──▶ vocabulary
+    sources ──cut_into_splits──▶ splits ──count_split──▶ counts ──add──▶ all counts ──train_bpe_on_counts──▶ vocabulary
 
-The sum is the same for any parts, workers and order, so the tokenizer is.
+The sum does not depend on the splits, workers or order, and so neither does the tokenizer.
 """
 
 from collections import Counter
@@ -13,13 +13,14 @@ from functools import partial
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
-from databuilder.build_directory import Say
+from databuilder.build_directory import Log
 from databuilder.engine import task_slots
 from databuilder.job import Meter, Work
 from databuilder.pieces import Batch, End, Piece, Reading, TextCounts
-from databuilder.readers.dispatch import read_part
-from databuilder.sources import SourceFile, say_empty
-from databuilder.splits import PART_BYTES, Part, cut_into_parts
+from databuilder.readers.dispatch import read_split
+from databuilder.source_file import InputSplit, SourceFile
+from databuilder.sources import log_empty_sources
+from databuilder.splits import SPLIT_BYTES, cut_into_splits
 from transformerlm.tokenizer import bpe as bpe_reference
 from transformerlm.tokenizer.blocks import BLOCK_BYTES, Block
 from transformerlm.tokenizer.bpe_trainer import count_compiled, counting_is_compiled
@@ -30,29 +31,29 @@ from transformerlm.utils.parallel import finished_tasks
 if TYPE_CHECKING:
     from transformerlm.tokenizer.kernels.counter import Table, Words
 
-SMALLEST_PART = 4 << 20
-"""Handing less to a worker takes longer than to count it."""
+MIN_SPLIT_BYTES = 4 << 20
+"""Below this size, handing a split to a worker takes longer than counting it."""
 
 
 @dataclass(frozen=True)
-class PartCounts:
-    """What was counted of a part; can be pickled."""
+class SplitCounts:
+    """The counts of a split; can be pickled."""
 
     pretokens: "Counter[bytes] | Table"
-    """In the layer that counted them."""
+    """In the representation of the backend that counted them."""
     text: TextCounts
 
 
 @dataclass(frozen=True)
 class Counting:
-    """What a task is told."""
+    """The inputs that all counting tasks share."""
 
     reading: Reading
     special_tokens: tuple[str, ...]
     compiled: bool
-    """Whether the compiled layer counts. It is the same for all parts, so that their counts can be added."""
+    """Whether the compiled backend counts: the same for all splits, so that their counts can be added."""
     threads: int
-    """That work on a part together."""
+    """Per split."""
     meter: Meter
 
 
@@ -64,19 +65,19 @@ def count_sources(
     executor: Executor,
     workers: int = 0,
     progress: Callable[[float], None] | None = None,
-    say: Say | None = None,
+    log: Log | None = None,
 ) -> "tuple[Counter[bytes] | Words, TextCounts]":
     """Count the distinct pre-tokens of the documents of `files`, special tokens left out, by tasks of `executor`.
 
-    `workers` is how many tasks it works on at a time (0: as many as it has); `progress` is told the share that is done,
-    `say` which files hold no document. Raises the errors of `read_part`.
+    At most `workers` tasks run at a time (0: one per worker of the executor). `progress` is called with the share done,
+    from 0 to 1, and `log` with a line that names files without any document. Raises the errors of `read_split`.
     """
     require_list("special_tokens", special_tokens)
     slots = task_slots(executor, workers)
-    num_bytes = sum(file.num_bytes or PART_BYTES for file in files)
-    parts = cut_into_parts(files, part_bytes=max(SMALLEST_PART, min(PART_BYTES, num_bytes // (4 * slots))))
+    num_bytes = sum(file.num_bytes or SPLIT_BYTES for file in files)
+    splits = cut_into_splits(files, split_bytes=max(MIN_SPLIT_BYTES, min(SPLIT_BYTES, num_bytes // (4 * slots))))
     meter = Meter()
-    threads = max(1, slots // max(1, len(parts)))
+    threads = max(1, slots // max(1, len(splits)))
     counting = Counting(reading, tuple(special_tokens), counting_is_compiled(num_bytes), threads, meter)
 
     def report() -> None:
@@ -87,41 +88,41 @@ def count_sources(
     text = TextCounts()
     num_documents = Counter[str]()
     try:
-        for part, counts in finished_tasks(
-            executor, partial(_count_numbered, counting), parts, slots=slots, on_tick=report
+        for split, counts in finished_tasks(
+            executor, partial(_count_numbered, counting), splits, slots=slots, on_tick=report
         ):
-            meter.tell(part.number, Work(part.num_bytes))
+            meter.update(split.number, Work(split.num_bytes))
             total.add(counts)
             text.add(counts.text)
-            num_documents[part.source.name] += counts.text.documents_used
+            num_documents[split.source.name] += counts.text.documents_used
     finally:
-        meter.stopped = True  # after an error or Ctrl-C, for the tasks that are still at work
-    if say is not None:
-        say_empty(files, num_documents, say)
+        meter.stopped = True  # after an error or Ctrl-C, for tasks that are still running
+    if log is not None:
+        log_empty_sources(files, num_documents, log)
     return total.pretokens(), text
 
 
-def count_part(part: Part, counting: Counting) -> PartCounts:
-    """Count the pre-tokens of the documents that begin in `part`. Raises the errors of `read_part`."""
+def count_split(split: InputSplit, counting: Counting) -> SplitCounts:
+    """Count the pre-tokens of the documents that begin in `split`. Raises the errors of `read_split`."""
     text = TextCounts()
-    batches = read_part(part, counting.reading, text, lambda done: counting.meter.tell(part.number, Work(done)))
+    batches = read_split(split, counting.reading, text, lambda done: counting.meter.update(split.number, Work(done)))
     blocks = document_blocks(batches, counting.special_tokens, hold=counting.reading.errors == "skip")
     if counting.compiled:
-        return PartCounts(count_compiled(blocks, counting.special_tokens, counting.threads).table(), text)
+        return SplitCounts(count_compiled(blocks, counting.special_tokens, counting.threads).table(), text)
     documents = (document for block in blocks for document in block.texts())
-    return PartCounts(bpe_reference.count_pretokens(documents, counting.special_tokens), text)
+    return SplitCounts(bpe_reference.count_pretokens(documents, counting.special_tokens), text)
 
 
 def document_blocks(batches: Iterable[Batch], special_tokens: Sequence[str], *, hold: bool = False) -> Iterator[Block]:
-    """Return documents in blocks to be counted, long ones cut at safe places.
+    """Yield documents in blocks for counting, long ones cut between pre-tokens.
 
-    With `hold`, a long document is held in memory until its end tells whether it is to be used.
+    With `hold`, a long document is kept in memory until its last piece says whether to use it.
     """
     pieces = chain.from_iterable(batches)
     texts: list[bytes] = []
     size = 0
     for piece in pieces:
-        if piece.end is End.KEPT:
+        if piece.end is End.FINAL:
             texts.append(piece.text)
             size += len(piece.text)
             if size < BLOCK_BYTES:
@@ -133,7 +134,7 @@ def document_blocks(batches: Iterable[Batch], special_tokens: Sequence[str], *, 
             document = _long_document(piece, pieces)
             if hold:
                 held = list(document)
-                document = iter(held if held[-1].end is End.KEPT else [])
+                document = iter(held if held[-1].end is End.FINAL else [])
             for text in safe_blocks((piece.text for piece in document), special_tokens, BLOCK_BYTES):
                 yield Block(text, [len(text)])
     if texts:
@@ -148,12 +149,12 @@ def _long_document(piece: Piece, following: Iterator[Piece]) -> Iterator[Piece]:
         yield piece
 
 
-def _count_numbered(counting: Counting, part: Part) -> tuple[Part, PartCounts]:
-    return part, count_part(part, counting)
+def _count_numbered(counting: Counting, split: InputSplit) -> tuple[InputSplit, SplitCounts]:
+    return split, count_split(split, counting)
 
 
 class _Total:
-    """The sum of the counts of parts, all of the same layer."""
+    """The sum of the counts of splits, all from the same backend."""
 
     def __init__(self, compiled: bool) -> None:
         if compiled:
@@ -163,12 +164,12 @@ class _Total:
         else:
             self._sum = Counter()
 
-    def add(self, counts: PartCounts) -> None:
+    def add(self, counts: SplitCounts) -> None:
         if isinstance(self._sum, Counter):
-            assert isinstance(counts.pretokens, Counter), "parts are counted in one layer"
+            assert isinstance(counts.pretokens, Counter), "splits are counted in one layer"
             self._sum.update(counts.pretokens)
         else:
-            assert not isinstance(counts.pretokens, Counter), "parts are counted in one layer"
+            assert not isinstance(counts.pretokens, Counter), "splits are counted in one layer"
             self._sum.add(counts.pretokens)
 
     def pretokens(self) -> "Counter[bytes] | Words":

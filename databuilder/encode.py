@@ -1,4 +1,4 @@
-"""The first phase of a build: a part of the sources becomes a spool of ids."""
+"""The first phase of a build: encode an input split, and write its documents as sorted runs."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -10,53 +10,52 @@ import numpy.typing as npt
 
 from databuilder.job import Job, Work, expected_id_bytes
 from databuilder.pieces import Batch, Documents, End, Piece, TextCounts
-from databuilder.readers.dispatch import read_part
-from databuilder.sorted_runs import Index, SpoolWriter, Summary
-from databuilder.splits import Part
+from databuilder.readers.dispatch import read_split
+from databuilder.sorted_runs import Index, RunWriter, Summary
+from databuilder.source_file import InputSplit
 from databuilder.text_hash import TextHash, hash_texts
 from transformerlm.utils.files import atomic_write, writing
 
 BATCH_BYTES = 1 << 20
-"""Text that is encoded at a time: so much that the call does not count, so little that it stays in the processor's
-cache."""
+"""Text encoded per call: large enough to amortise the call, small enough to stay in the processor's cache."""
 
 
-def encode_part(job: Job, part: Part) -> tuple[int, Summary]:
-    """Write the spool of `part`, whole or not at all; return the part's number and what the spool holds.
+def encode_split(job: Job, split: InputSplit) -> tuple[int, Summary]:
+    """Write the run file of `split`, whole or not at all; return the split's number and the file's summary.
 
-    It gets the name of a finished one by `finish_part`. Raises `DataError` for a source that cannot be used and for a
-    disk that is full, `StoppedError` if it is to stop.
+    `finish_split` gives the file its final name. Raises `DataError` if a source cannot be used or the disk is full,
+    `StoppedError` if the build was stopped.
     """
     vocab_size = job.tokenizer.tokenizer.vocab_size
     with (
-        writing(job.folder, f"part {part.number + 1} of the ids", expected_id_bytes(part.num_bytes, vocab_size)),
-        atomic_write(_written(job, part.number), durable=False) as file,
+        writing(job.folder, f"part {split.number + 1} of the ids", expected_id_bytes(split.num_bytes, vocab_size)),
+        atomic_write(_written(job, split.number), durable=False) as file,
     ):
-        summary = _PartEncoder(job, part, SpoolWriter(file, job.dtype)).run()
-    return part.number, summary
+        summary = _SplitEncoder(job, split, RunWriter(file, job.dtype)).run()
+    return split.number, summary
 
 
-def finish_part(job: Job, number: int) -> None:
-    """Have the disk keep what `encode_part` wrote, and give it its name.
+def finish_split(job: Job, number: int) -> None:
+    """Flush the file that `encode_split` wrote to disk, and give it its final name.
 
-    That is for whoever waits for the tasks, so that the tasks need not wait for the disk.
+    Called by the coordinating process, so that workers do not wait for the disk.
     """
     with _written(job, number).open("rb") as file:
         os.fsync(file.fileno())
-    _written(job, number).rename(job.spool(number))
+    _written(job, number).rename(job.run_file(number))
 
 
 def _written(job: Job, number: int) -> Path:
-    return job.spool(number).with_suffix(".written")
+    return job.run_file(number).with_suffix(".written")
 
 
-class _PartEncoder:
-    """Reads, encodes, hashes."""
+class _SplitEncoder:
+    """Reads, encodes and hashes the documents of a split."""
 
-    def __init__(self, job: Job, part: Part, spool: SpoolWriter) -> None:
+    def __init__(self, job: Job, split: InputSplit, runs: RunWriter) -> None:
         self._job = job
-        self._part = part
-        self._spool = spool
+        self._split = split
+        self._runs = runs
         self._tokenizer = job.tokenizer.tokenizer
         self._counts = TextCounts()
         self._read_bytes = 0
@@ -66,47 +65,47 @@ class _PartEncoder:
     def run(self) -> Summary:
         job = self._job
         compiled = self._tokenizer.is_compiled
-        batches = read_part(self._part, job.reading, self._counts, self._note_read, compiled=compiled)
+        batches = read_split(self._split, job.reading, self._counts, self._note_read, compiled=compiled)
         for group in grouped(batches, BATCH_BYTES * job.threads):
             if isinstance(group, LongDocument):
                 self._encode_long(group)
             else:
                 self._encode(group)
         hashes = (self._smallest_hash, self._largest_hash) if self._largest_hash >= 0 else ()
-        return self._spool.finish(self._counts.to_json(), hashes, job.valid_below)
+        return self._runs.finish(self._counts.to_json(), hashes, job.valid_below)
 
     def _encode(self, documents: Documents) -> None:
         data, text_ends = documents.data, documents.ends
         ids, ends = self._tokenizer.encode_joined(data, text_ends, num_threads=self._job.threads, allowed_special=set())
         hashes = hash_texts(data, text_ends, compiled=self._tokenizer.is_compiled)
-        self._spool.add(
+        self._runs.add(
             ids,
             ends,
-            keys=self._job.order.keys(hashes, self._part.number, self._num_documents),
+            keys=self._job.order.keys(hashes, self._split.number, self._num_documents),
             validation=self._is_validation(hashes),
             text_bytes=np.diff(text_ends, prepend=0),
         )
         self._num_documents += len(documents)
-        self._tell()
+        self._report()
 
     def _encode_long(self, document: "LongDocument") -> None:
         for ids in self._tokenizer.encode_parts(document.texts(), num_threads=self._job.threads, allowed_special=set()):
-            self._spool.extend(ids)
-            self._tell()
+            self._runs.extend(ids)
+            self._report()
         if document.end is End.DROPPED:
-            self._spool.drop()
+            self._runs.drop()
             return
         hashes = document.hash.value()
-        self._spool.close(
-            key=int(self._job.order.keys(hashes, self._part.number, self._num_documents)[0]),
+        self._runs.close(
+            key=int(self._job.order.keys(hashes, self._split.number, self._num_documents)[0]),
             validation=bool(self._is_validation(hashes)[0]),
             text_bytes=document.num_bytes,
         )
         self._num_documents += 1
 
     def _is_validation(self, hashes: Index) -> npt.NDArray[np.bool_]:
-        """Say which documents go to validation: by their text alone, so that no other file moves them across."""
-        if self._part.number >= self._job.first_valid_part:
+        """Return a mask of the documents that go to validation; it depends on their text alone, not on other files."""
+        if self._split.number >= self._job.first_valid_split:
             return np.ones(len(hashes), np.bool_)
         self._smallest_hash = min(self._smallest_hash, int(hashes.min()))
         self._largest_hash = max(self._largest_hash, int(hashes.max()))
@@ -115,18 +114,21 @@ class _PartEncoder:
     def _note_read(self, num_bytes: int) -> None:
         self._read_bytes = num_bytes
 
-    def _tell(self) -> None:
-        work = Work(self._read_bytes, self._num_documents, self._spool.num_ids)
-        self._job.meter.tell(self._part.number, work)
+    def _report(self) -> None:
+        work = Work(self._read_bytes, self._num_documents, self._runs.num_ids)
+        self._job.meter.update(self._split.number, work)
 
 
 def grouped(batches: Iterable[Batch], batch_bytes: int = BATCH_BYTES) -> "Iterator[Documents | LongDocument]":
-    """Yield whole documents, about `batch_bytes` of them at a time, and long ones, to be read before the next."""
+    """Yield whole documents in groups of about `batch_bytes`, and long ones by themselves.
+
+    A `LongDocument` must be read to its end before the next item is requested.
+    """
     texts: list[bytes] = []
     size = 0
     items = _items(batches)
     for item in items:
-        if isinstance(item, Piece) and item.end is End.KEPT:
+        if isinstance(item, Piece) and item.end is End.FINAL:
             texts.append(item.text)
             size += len(item.text)
             if size < batch_bytes:
@@ -143,7 +145,7 @@ def grouped(batches: Iterable[Batch], batch_bytes: int = BATCH_BYTES) -> "Iterat
 
 
 def _items(batches: Iterable[Batch]) -> Iterator[Documents | Piece]:
-    """Yield pieces one by one, and whole documents that lie together as they are."""
+    """Yield `Documents` unchanged, and the pieces of other batches one by one."""
     for batch in batches:
         if isinstance(batch, Documents):
             yield batch
@@ -152,7 +154,7 @@ def _items(batches: Iterable[Batch]) -> Iterator[Documents | Piece]:
 
 
 class LongDocument:
-    """A document in several pieces, which are gone when they have been read."""
+    """A document in several pieces, which can be read once."""
 
     def __init__(self, first: Piece, following: Iterator[Documents | Piece]) -> None:
         self._pieces = chain([first], following)
@@ -161,7 +163,7 @@ class LongDocument:
         self.end = End.OPEN
 
     def texts(self) -> Iterator[bytes]:
-        """Yield the pieces' texts; what else is to know of the document is known then."""
+        """Yield the texts of the pieces; afterwards `hash`, `num_bytes` and `end` describe the document."""
         for piece in self._pieces:
             assert isinstance(piece, Piece), "a document is open"
             self.hash.update(piece.text)

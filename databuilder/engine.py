@@ -1,4 +1,4 @@
-"""Where tasks run: on threads of this process, or on a Dask cluster. Anything of `concurrent.futures` would do."""
+"""Executors for the tasks of a build: threads of this process, or a Dask cluster."""
 
 import os
 from collections.abc import Iterator
@@ -21,23 +21,24 @@ CONNECT_SECONDS = 20
 def open_executor(
     engine: Engine = "local", workers: int = 0, scheduler_address: str | None = None
 ) -> Iterator[Executor]:
-    """Yield an executor with `workers` threads (0: one a core), or that of a Dask cluster, which ends with the context.
+    """Yield an executor with `workers` threads (0: one per core), or the executor of a Dask cluster.
 
-    The cluster is that of the scheduler at `scheduler_address`, which stays, or one of `workers` processes on this
-    machine. Raises `MissingDependencyError` without the package, `ConfigError` if no scheduler answers.
+    With `scheduler_address`, the cluster of that scheduler is used and left running; without, a cluster of `workers`
+    processes on this machine is started, and ends with the context. Raises `MissingDependencyError` if Dask is not
+    installed, `ConfigError` if no scheduler answers.
     """
     if engine == "local":
         with ThreadPoolExecutor(worker_count(workers)) as executor:
             yield executor
         return
     with _dask_client(workers, scheduler_address) as client:
-        # Not pure: a task writes a file, and must do so again if it is asked again.
+        # Not pure: a task writes a file, and must write it again when it is submitted again.
         yield client.get_executor(pure=False)
 
 
 def task_slots(executor: Executor, workers: int = 0) -> int:
-    """Return how many tasks an executor works on at a time: `workers`; if that is 0, what cluster or machine have."""
-    client: Any = getattr(executor, "_client", None)  # of Dask's, which does not tell otherwise
+    """Return how many tasks an executor runs at a time: `workers`, or if 0, one per core of the cluster or machine."""
+    client: Any = getattr(executor, "_client", None)  # Dask's executor has no public way to ask
     if workers or client is None:
         return worker_count(workers)
     return max(1, sum(client.nthreads().values()))
@@ -45,7 +46,7 @@ def task_slots(executor: Executor, workers: int = 0) -> int:
 
 @contextmanager
 def unchanged_environment() -> Iterator[None]:
-    """Put the environment back at the end: Dask sets what it wants its workers to inherit, and leaves it."""
+    """Restore the environment at the end: Dask sets variables for its workers to inherit, and does not unset them."""
     before = dict(os.environ)
     try:
         yield
@@ -61,7 +62,7 @@ def _dask_client(workers: int, scheduler_address: str | None) -> "Iterator[Clien
     except ImportError:
         raise MissingDependencyError("a Dask cluster needs the extra `dask`: uv sync --extra dask") from None
     if scheduler_address is None:
-        here: dict[str, Any] = {"dashboard_address": None}  # no page of statistics
+        here: dict[str, Any] = {"dashboard_address": None}  # no dashboard
         with (
             unchanged_environment(),
             LocalCluster(n_workers=worker_count(workers), threads_per_worker=1, **here) as cluster,

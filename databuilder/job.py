@@ -1,7 +1,7 @@
-"""What the tasks of a build are told: everything that their results depend on, and nothing else that they need.
+"""The picklable inputs that all tasks of a build share.
 
-A task may run on a thread of the process that builds, or in another process, perhaps on another machine that sees the
-same files. So a job can be pickled: what is shared by threads is made anew, or does without, on the other side.
+A task runs on a thread of the building process, or in another process, perhaps on another machine that sees the same
+files. Threads share the tokenizer and the meter; another process loads its own tokenizer and has a meter nobody reads.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from databuilder.text_hash import mixed
 from transformerlm.token_files.index import id_dtype
 from transformerlm.tokenizer import Tokenizer
 
-_PLACE_BITS = 40
-_BUCKET_BITS = 16
-_BYTES_A_TOKEN = 3  # fewer than byte-level BPE gets on ordinary text: what is asked of the disk is enough
+_POSITION_BITS = 40
+_BIN_BITS = 16
+_BYTES_PER_TOKEN = 3  # byte-level BPE has more on ordinary text, so estimates of disk space are large enough
 
 
 class StoppedError(Exception):
-    """The build was given up while a task was at work."""
+    """The build was stopped while a task was running."""
 
 
 @dataclass
 class Work:
-    """What has been done of something so far."""
+    """Work done so far."""
 
     num_bytes: int = 0
     """Of the sources, as stored."""
@@ -38,10 +38,7 @@ class Work:
 
 @final
 class Meter:
-    """What the tasks of this process have done, told by them as they go; and whether they are to stop.
-
-    In another process it is another one, which nobody reads.
-    """
+    """The progress of the tasks of this process, reported by them, and a flag that asks them to stop."""
 
     def __init__(self) -> None:
         self.by_task: dict[int, Work] = {}
@@ -50,14 +47,14 @@ class Meter:
     def __reduce__(self) -> tuple[Any, ...]:
         return Meter, ()
 
-    def tell(self, task: int, work: Work) -> None:
-        """Note what a task has done so far. Raises `StoppedError` if it is to do no more."""
+    def update(self, task: int, work: Work) -> None:
+        """Set the work that a task has done so far. Raises `StoppedError` if the build was stopped."""
         if self.stopped:
             raise StoppedError
         self.by_task[task] = work
 
     def total(self) -> Work:
-        """Return what has been done by all."""
+        """Return the work done by all tasks together."""
         works = list(self.by_task.values())
         return Work(
             sum(work.num_bytes for work in works),
@@ -68,10 +65,10 @@ class Meter:
 
 @final
 class SharedTokenizer:
-    """A tokenizer that threads share, and that other processes read from a folder, each once."""
+    """A tokenizer that threads share; each other process loads it once from a folder."""
 
     def __init__(self, tokenizer: Tokenizer, folder: Path, expected_bytes: int) -> None:
-        """`expected_bytes` is the size of all the text."""
+        """`expected_bytes` is the size of the whole text."""
         self.tokenizer = tokenizer
         self._folder = folder
         self._expected_bytes = expected_bytes
@@ -79,7 +76,7 @@ class SharedTokenizer:
         tokenizer.expect(expected_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not self._is_saved:  # only now, since threads need no file
+        if not self._is_saved:  # only when pickled: threads do not need the files
             self.tokenizer.save(self._folder)
             self._is_saved = True
         return _load_once, (self._folder, self.tokenizer.sha256(), self._expected_bytes)
@@ -91,64 +88,64 @@ def _load_once(folder: Path, _sha256: str, expected_bytes: int) -> SharedTokeniz
 
 
 @dataclass(frozen=True)
-class Order:
-    """Where documents go: a key (uint64) each, ascending in the output."""
+class SortOrder:
+    """The sort key (uint64) of each document; documents are in ascending order in the output."""
 
     shuffle: bool
     seed: int
-    num_parts: int
+    num_splits: int
 
     @property
-    def bucket_shift(self) -> int:
-        """Keys fall into buckets by the bits above these: by a hash, or by the part."""
-        return 64 - _BUCKET_BITS if self.shuffle else _PLACE_BITS
+    def bin_shift(self) -> int:
+        """Shift that maps a key to its histogram bin: the top bits of a hash, or the number of the input split."""
+        return 64 - _BIN_BITS if self.shuffle else _POSITION_BITS
 
     @property
-    def num_buckets(self) -> int:
-        return 1 << _BUCKET_BITS if self.shuffle else self.num_parts
+    def num_bins(self) -> int:
+        return 1 << _BIN_BITS if self.shuffle else self.num_splits
 
-    def keys(self, hashes: Index, part: int, first: int) -> Index:
-        """Return the keys of documents with these hashes, which are numbers `first`, … of a part.
+    def keys(self, hashes: Index, split: int, first: int) -> Index:
+        """Return the keys of consecutive documents of a split, the first of them being its document number `first`.
 
-        A shuffled document's key depends on seed and text alone: no other document and no file moves it.
+        A shuffled document's key depends only on the seed and its text, not on other documents or files.
         """
         if self.shuffle:
             return mixed(hashes ^ mixed(np.array([self.seed], np.uint64)))
-        return np.arange(first, first + len(hashes), dtype=np.uint64) + np.uint64(part << _PLACE_BITS)
+        return np.arange(first, first + len(hashes), dtype=np.uint64) + np.uint64(split << _POSITION_BITS)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every task is told."""
+    """The inputs that all tasks share."""
 
     folder: Path
-    """Where the spools lie, and which all tasks see."""
+    """The folder of the run files; all workers must see it."""
     tokenizer: SharedTokenizer
     end_of_text_id: int
     dtype: str
-    """Of the ids."""
+    """Type of the ids."""
     reading: Reading
-    order: Order
-    first_valid_part: int
-    """Parts from this on are of validation sources."""
+    order: SortOrder
+    first_valid_split: int
+    """Splits from this number on belong to validation sources."""
     valid_fraction: float
-    """Of the documents of the other parts, the share that is to go to validation."""
+    """Share of the other splits' documents to use for validation."""
     valid_below: int
-    """Of the documents of the other parts, those with a smaller hash than this go to validation."""
+    """Documents of the other splits go to validation if their hash is below this."""
     threads: int
-    """That work on a task together: more than one if there are few tasks."""
+    """Per task; more than one if there are few tasks."""
     meter: Meter
 
-    def spool(self, part: int) -> Path:
-        """Return where a part's spool lies."""
-        return self.folder / f"part-{part:06d}"
+    def run_file(self, split: int) -> Path:
+        """Return the path of a split's file of sorted runs."""
+        return self.folder / f"part-{split:06d}"
 
     @property
     def width(self) -> int:
-        """Of an id in bytes."""
+        """Bytes per id."""
         return np.dtype(self.dtype).itemsize
 
 
 def expected_id_bytes(text_bytes: int, vocab_size: int) -> int:
-    """Return about how large the ids of a text are."""
-    return text_bytes // _BYTES_A_TOKEN * np.dtype(id_dtype(vocab_size)).itemsize
+    """Return the approximate size of a text's ids."""
+    return text_bytes // _BYTES_PER_TOKEN * np.dtype(id_dtype(vocab_size)).itemsize

@@ -1,6 +1,6 @@
-"""A corpus that is a single document: what to do for validation, since no other document can go there.
+"""Validation data from a corpus that is a single document: the end of the document.
 
-Its end does. It is cut where a line ends, between two ids, so that both sides together are the ids of the whole.
+The document is cut between two ids, at the end of a line if possible, so that both sides together are all its ids.
 """
 
 import os
@@ -14,11 +14,11 @@ from databuilder.merge_shards import Document
 from databuilder.sorted_runs import Summary, read_index, read_vectors
 from transformerlm.token_files.index import little_endian
 
-_IDS_AT_A_TIME = 1 << 20
+_IDS_PER_READ = 1 << 20
 
 
 class CutDocument(NamedTuple):
-    """The two ends of a document, and bytes of text of either."""
+    """The two parts of a document, and the bytes of text in each."""
 
     train: Document
     valid: Document
@@ -26,9 +26,9 @@ class CutDocument(NamedTuple):
 
 
 def cut_only_document(job: Job) -> CutDocument:
-    """Cut the only document of all spools behind the first line that ends in the last `valid_fraction` of it.
+    """Cut the only document after the first line that ends in its last `valid_fraction`.
 
-    Without one it is cut between any two ids. One side is empty if there are too few.
+    If no line ends there, it is cut exactly at that fraction. One side is empty if there are too few ids.
     """
     document, text_bytes = _only_document(job)
     tokenizer = job.tokenizer.tokenizer
@@ -36,35 +36,35 @@ def cut_only_document(job: Job) -> CutDocument:
     ends_line = np.array([token.endswith(b"\n") for token in vocab])
     sizes = np.array([len(token) for token in vocab])
     wanted = cut = round(document.num_ids * (1 - job.valid_fraction))
-    for first in range(wanted, document.num_ids, _IDS_AT_A_TIME):
+    for first in range(wanted, document.num_ids, _IDS_PER_READ):
         found = np.flatnonzero(ends_line[_read(job, document, first)])
         if len(found):
             line_end = first + int(found[0]) + 1
             cut = line_end if line_end < document.num_ids else wanted
             break
-    starts = range(cut, document.num_ids, _IDS_AT_A_TIME)
+    starts = range(cut, document.num_ids, _IDS_PER_READ)
     valid_bytes = sum(int(sizes[_read(job, document, first)].sum()) for first in starts)
-    part, byte, num_ids = document
+    split, byte, num_ids = document
     return CutDocument(
-        Document(part, byte, cut),
-        Document(part, byte + cut * job.width, num_ids - cut),
+        Document(split, byte, cut),
+        Document(split, byte + cut * job.width, num_ids - cut),
         (text_bytes - valid_bytes, valid_bytes),
     )
 
 
 def _only_document(job: Job) -> tuple[Document, int]:
-    """Return the document, and its bytes of text."""
-    for part in range(job.order.num_parts):
-        summary = Summary.read(job.spool(part))
-        for rows in read_index(job.spool(part), summary.segments, job.width):
-            document = Document(part, int(rows.begins[0]), int(rows.lengths[0]))
+    """Return the document, and the bytes of its text."""
+    for split in range(job.order.num_splits):
+        summary = Summary.read(job.run_file(split))
+        for rows in read_index(job.run_file(split), summary.segments, job.width):
+            document = Document(split, int(rows.begins[0]), int(rows.lengths[0]))
             return document, sum(summary.num_text_bytes)
     raise AssertionError("there is no document")
 
 
 def _read(job: Job, document: Document, first: int) -> npt.NDArray[np.integer]:
-    ids = np.empty(min(_IDS_AT_A_TIME, document.num_ids - first), little_endian(job.dtype))
-    path = job.spool(document.part)
+    ids = np.empty(min(_IDS_PER_READ, document.num_ids - first), little_endian(job.dtype))
+    path = job.run_file(document.split)
     file = os.open(path, os.O_RDONLY)
     try:
         read_vectors(file, [ids.data.cast("B")], document.byte + first * job.width, path)

@@ -1,4 +1,4 @@
-"""What reading gives: documents as pieces of UTF-8, and counts of what was used and what was not."""
+"""The output of readers: documents as pieces of UTF-8, and counts of the text used and left out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,31 +12,31 @@ import numpy.typing as npt
 from transformerlm.hparams import END_OF_TEXT
 
 PIECE_BYTES = 1 << 20
-"""A document longer than this comes in several pieces, so that memory is bounded whatever its size."""
+"""A document longer than this is read in several pieces, so that memory is bounded whatever its size."""
 
 ErrorPolicy = Literal["strict", "replace", "skip"]
-"""What is done about text that is not UTF-8: an error, U+FFFD in its place, or the document is left out."""
+"""How to handle text that is not UTF-8: raise an error, replace it by U+FFFD, or leave the document out."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How sources are read."""
+    """Settings for reading sources."""
 
     separator: str = END_OF_TEXT
-    """Stands between two documents of a text."""
+    """Separates the documents of a text."""
     text_field: str = "text"
     """Holds a document's text in JSON lines and Parquet."""
     errors: ErrorPolicy = "strict"
     skip_null: bool = False
-    """Leave out records whose text is null; else they are an error."""
+    """Leave out records whose text is null, instead of raising an error."""
 
 
 class End(Enum):
     """How a piece ends."""
 
-    OPEN = "open"  # the next piece goes on with the document
-    KEPT = "kept"  # the document is complete
-    DROPPED = "dropped"  # all of the document, with the pieces before this, is not to be used
+    OPEN = "open"  # the next piece continues the document
+    FINAL = "final"  # the document is complete
+    DROPPED = "dropped"  # the whole document, earlier pieces included, must not be used
 
 
 class Piece(NamedTuple):
@@ -55,11 +55,11 @@ class Documents:
 
     @classmethod
     def joined(cls, texts: Sequence[bytes]) -> Self:
-        """Put documents one after another."""
+        """Concatenate documents."""
         return cls(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.int64))
 
     def __iter__(self) -> Iterator[Piece]:
-        return (Piece(self.data[begin:end], End.KEPT) for begin, end in pairwise([0, *self.ends.tolist()]))
+        return (Piece(self.data[begin:end], End.FINAL) for begin, end in pairwise([0, *self.ends.tolist()]))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -71,9 +71,9 @@ Batch = Documents | list[Piece]
 
 @dataclass
 class TextCounts:
-    """What became of the text that was read; bytes are as read, after decompression.
+    """Bytes and documents read, used, and left out by reason; bytes are counted after decompression.
 
-    `bytes_read` is the sum of the other bytes. Of JSON lines and Parquet, only the text field counts as text.
+    `bytes_read` is the sum of the other byte counts. In JSON lines and Parquet, only the text field is counted.
     """
 
     bytes_read: int = 0
@@ -81,7 +81,7 @@ class TextCounts:
     bytes_separators: int = 0
     """Separators, and the line breaks next to them."""
     bytes_not_utf8: int = 0
-    """Of documents left out because they are not UTF-8."""
+    """In documents left out because they are not UTF-8."""
     documents_used: int = 0
     documents_empty: int = 0
     documents_not_utf8: int = 0
@@ -100,5 +100,5 @@ class TextCounts:
 
     @classmethod
     def from_json(cls, counts: dict[str, Any]) -> "TextCounts":
-        """Return what `to_json` was of."""
+        """Return the counts from the output of `to_json`."""
         return cls(**counts)

@@ -1,16 +1,17 @@
-"""What is to be built: everything on which the result depends, checked before any work is done."""
+"""The plan of a build: everything the result depends on, checked before any work is done."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from databuilder.build_directory import work_folder
+from databuilder.build_directory import build_folder
 from databuilder.job import expected_id_bytes
 from databuilder.pieces import Reading
-from databuilder.sorted_runs import SPOOL_VERSION, TRAIN, VALID
-from databuilder.sources import SourceFile, describe_source, identity
-from databuilder.splits import PART_BYTES, Part, cut_into_parts
+from databuilder.sorted_runs import RUNS_VERSION, TRAIN, VALID
+from databuilder.source_file import InputSplit, SourceFile
+from databuilder.sources import describe_source, identity
+from databuilder.splits import SPLIT_BYTES, cut_into_splits
 from transformerlm.token_files.index import FORMAT_VERSION
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.errors import DataError, require_list
@@ -20,25 +21,25 @@ from transformerlm.utils.text_files import is_url
 
 SHARD_TOKENS = 100_000_000
 
-PARTS_OF_A_CORPUS = 64
-"""Into so many parts a small corpus is cut, so that all workers have something to do to the end."""
-SMALLEST_PART = 4 << 20
+MIN_SPLITS = 64
+"""A small corpus is cut into about this many input splits, so that all workers are busy to the end."""
+MIN_SPLIT_BYTES = 4 << 20
 
 EXPANSION = 4
-"""Bytes of text in a byte of a compressed file, about."""
+"""Approximate bytes of text per byte of a compressed file."""
 
 Source = Path | str | SourceFile
 
 
 def as_files(sources: Iterable[Source]) -> list[SourceFile]:
-    """Return what there is to know of each source. Raises `DataError` if one is missing."""
+    """Return a description of each source. Raises `DataError` if one is missing."""
     require_list("sources", sources)
     return [source if isinstance(source, SourceFile) else describe_source(source) for source in sources]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the result depends on."""
+    """Everything the result of a build depends on."""
 
     files: Sequence[SourceFile]
     valid_files: Sequence[SourceFile]
@@ -58,17 +59,17 @@ class Plan:
         return self.valid_files if side == VALID and self.valid_files else self.files
 
     def text_bytes(self) -> int:
-        """Return about how much text it is."""
+        """Return the approximate size of all the text."""
         return sum(file.num_bytes * (EXPANSION if _is_packed(file) else 1) for file in self.all_files)
 
-    def parts(self) -> list[Part]:
-        """Return what one task reads each; those of validation sources come last."""
+    def input_splits(self) -> list[InputSplit]:
+        """Return the input splits, validation sources last; a task reads one of them."""
         size = sum(file.num_bytes for file in self.all_files)
-        part_bytes = min(max(size // PARTS_OF_A_CORPUS, SMALLEST_PART), PART_BYTES)
-        return cut_into_parts(self.all_files, part_bytes=part_bytes)
+        split_bytes = min(max(size // MIN_SPLITS, MIN_SPLIT_BYTES), SPLIT_BYTES)
+        return cut_into_splits(self.all_files, split_bytes=split_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as it is compared with that of an earlier build."""
+        """Return the plan as JSON, for comparison with the plan of an earlier build."""
         return {
             "sources": [asdict(file) for file in self.files],
             "valid_sources": [asdict(file) for file in self.valid_files],
@@ -76,17 +77,17 @@ class Plan:
             "outputs": [str(output) for output in self.outputs.values()],
             **self.split(),
             "shard_tokens": self.shard_tokens,
-            "format": f"spools {SPOOL_VERSION}, token files {FORMAT_VERSION}",
+            "format": f"spools {RUNS_VERSION}, token files {FORMAT_VERSION}",
         }
 
     def split(self) -> dict[str, Any]:
-        """Return how documents are found, chosen and ordered, for plan and sidecars."""
+        """Return the settings that find, select and order documents, for the plan and the sidecars."""
         return {
             **asdict(self.reading), "valid_fraction": self.valid_fraction, "shuffle": self.shuffle, "seed": self.seed,
         }  # fmt: skip
 
     def check(self) -> None:
-        """Raise `DataError` for what can be known before any work is done."""
+        """Raise `DataError` for problems that are known before any work is done."""
         if self.tokenizer.eos_token_id is None:
             raise DataError(
                 f"the tokenizer has no {self.tokenizer.settings.end_of_text} token; train it with that special token"
@@ -103,8 +104,8 @@ class Plan:
                 raise DataError(f"{file.name}: is given both for training and for validation; leave it out of one")
         if not 0 <= self.valid_fraction < 1:
             raise DataError(f"valid_fraction must be at least 0 and below 1 (got {self.valid_fraction})")
-        needed = 2 * expected_id_bytes(self.text_bytes(), self.tokenizer.vocab_size)  # once in spools, once in shards
-        folder = work_folder(self.outputs[TRAIN])
+        needed = 2 * expected_id_bytes(self.text_bytes(), self.tokenizer.vocab_size)  # once in runs, once in shards
+        folder = build_folder(self.outputs[TRAIN])
         there = sum(file.stat().st_size for file in folder.iterdir()) if folder.exists() else 0
         require_free_space(folder.parent, max(0, needed - there), "the data")
 

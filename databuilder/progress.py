@@ -1,61 +1,61 @@
-"""How far a build has come."""
+"""The progress of a build."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
 from databuilder.job import Meter, Work
-from databuilder.splits import Part
+from databuilder.source_file import InputSplit
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done of a phase, and how much that is of all, 0 to 1."""
+    """The work done in a phase, and its share of all work in it, from 0 to 1."""
 
     phase: Literal["encode", "write"]
     share: float
     num_bytes: int
-    """Of the sources, as stored."""
+    """Bytes of the sources, as stored."""
     num_documents: int
     num_tokens: int
 
 
 OnProgress = Callable[[Progress], None]
-"""Called a few times a second."""
+"""Called a few times per second."""
 
 
 @final
 class Report:
-    """Joins what tasks tell and what is known of finished ones."""
+    """Combines the reports of running tasks with the work of finished ones."""
 
-    def __init__(self, parts: Sequence[Part], on_progress: OnProgress | None) -> None:
+    def __init__(self, splits: Sequence[InputSplit], on_progress: OnProgress | None) -> None:
         self.meter = Meter()
-        self._parts = parts
+        self._splits = splits
         self._on_progress = on_progress
-        self._num_bytes = sum(part.num_bytes for part in parts)
+        self._num_bytes = sum(split.num_bytes for split in splits)
         self._finished: set[int] = set()
         self._encoded = Work()
         self._tokens_to_write: int | None = None
 
-    def finish_part(self, number: int, work: Work) -> None:
-        """Note that a part is finished, whoever did it."""
+    def finish_split(self, number: int, work: Work) -> None:
+        """Note that a split is finished, in this process, another one, or an earlier build."""
         self._finished.add(number)
         self.meter.by_task[number] = work
 
     def begin_writing(self, num_tokens: int) -> None:
-        """Note that now so many ids are to be written."""
+        """Begin the second phase, which writes `num_tokens` ids."""
         self._encoded = self.meter.total()
         self._tokens_to_write = num_tokens
         self.meter = Meter()
 
     def tick(self) -> None:
-        """Tell how far it has come."""
+        """Report the progress."""
         if self._on_progress is None:
             return
         work = self.meter.total()
         if self._tokens_to_write is None:
             of_all = self._num_bytes
-            share = work.num_bytes / of_all if of_all else len(self._finished) / max(1, len(self._parts))
+            share = work.num_bytes / of_all if of_all else len(self._finished) / max(1, len(self._splits))
             progress = Progress("encode", min(1.0, share), work.num_bytes, work.num_documents, work.num_tokens)
         else:
             share, done = work.num_tokens / max(1, self._tokens_to_write), self._encoded

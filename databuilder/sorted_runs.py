@@ -1,12 +1,12 @@
-"""Spools: the ids of a part's documents in runs, each sorted by where the documents go, with an index; one file a part.
+"""Run files: the ids of an input split's documents as sorted runs, each with an index of its keys; one file per split.
 
-    ids of training, of validation │ their index │ ids … │ index │ … │ summary │ its length
+    ids: training, validation      │   indexes   │ ids … │ index │ … │ summary │ its length
     └─────────────── a run ────────────────────┘  └─── a run ───┘
-    index: key (uint64) of each document, ascending │ where its ids end (uint64), counted from those of the first
+    index: key (uint64) of each document, ascending │ end of its ids (uint64), counted from the run's first id
 
-Sorted runs are what makes shards cheap: the documents of a shard are those of a range of keys, and so in one stretch of
-each run. A run is as long as memory allows, and a document that is longer is a run of its own. The ids of a document
-do not hold the end-of-text id, which is added in the shards.
+A shard is a range of keys, and so a contiguous slice of each sorted run: the merge reads it without a search. A run
+holds `RUN_IDS` ids at most; a longer document is a run of its own. The end-of-text ids are added when shards are
+written, not here.
 """
 
 import json
@@ -24,13 +24,13 @@ import numpy.typing as npt
 from transformerlm.token_files.index import little_endian
 from transformerlm.utils.errors import DataError
 
-SPOOL_VERSION = 2
+RUNS_VERSION = 2
 
 RUN_IDS = 1 << 23
-"""Ids of a run, and so of the only long array that a writer has."""
+"""Maximum ids of a run: the length of the writer's only large array."""
 MAX_VECTORS = 1024
-"""Buffers of one call to the system: what Linux and macOS take."""
-WIDTH = 8  # bytes of a number in the index, of the length of the summary, and between which indices begin
+"""Buffers per system call: the limit of Linux and macOS."""
+WORD_BYTES = 8  # size of an index entry and of the summary's length; also the alignment of indexes
 
 TRAIN, VALID = 0, 1
 SIDES = (TRAIN, VALID)
@@ -46,32 +46,32 @@ class Segment(NamedTuple):
     num_documents: int
     num_ids: int
     ids_at: int
-    """Byte where the ids begin."""
+    """Offset of the ids in the file."""
     index_at: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a spool holds; documents, ids and bytes of text for training and for validation."""
+    """The content of a run file: documents, ids and bytes of text, each for training and for validation."""
 
     segments: tuple[Segment, ...]
     num_documents: tuple[int, int]
     num_ids: tuple[int, int]
     num_text_bytes: tuple[int, int]
     counts: dict[str, int]
-    """Of the text that was read; see `databuilder.pieces`."""
+    """Counts of the text read, see `databuilder.pieces.TextCounts`."""
     hashes: tuple[int, ...]
-    """The smallest and the largest hash of its documents; none if it has none, or they are all for validation."""
+    """Smallest and largest hash of the documents; empty without documents, or if the split is for validation only."""
     valid_below: int
-    """Documents with a smaller hash than this went to validation."""
+    """Documents with a hash below this went to validation."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the summary of the spool at `path`."""
+        """Return the summary of the run file at `path`."""
         with path.open("rb") as file:
-            file.seek(-WIDTH, os.SEEK_END)
-            length = int.from_bytes(file.read(WIDTH), "little")
-            file.seek(-WIDTH - length, os.SEEK_END)
+            file.seek(-WORD_BYTES, os.SEEK_END)
+            length = int.from_bytes(file.read(WORD_BYTES), "little")
+            file.seek(-WORD_BYTES - length, os.SEEK_END)
             values: dict[str, Any] = json.loads(file.read(length))
         return cls(
             tuple(Segment(*segment) for segment in values.pop("segments")),
@@ -82,8 +82,8 @@ class Summary:
 
 
 @final
-class SpoolWriter:
-    """Writes a spool. Long arrays go from memory to the system without being copied."""
+class RunWriter:
+    """Writes a run file. Large arrays are handed to the system without a copy."""
 
     def __init__(self, file: IO[bytes], dtype: str) -> None:
         self._file = file.fileno()
@@ -95,15 +95,15 @@ class SpoolWriter:
         self._begin_run()
 
     def _begin_run(self) -> None:
-        self._used = self._complete = 0  # ids in memory; those of complete documents
+        self._used = self._complete = 0  # ids in memory; ids of complete documents
         self._ends: list[npt.NDArray[np.int64]] = []
         self._keys: list[Index] = []
         self._sides: list[npt.NDArray[np.bool_]] = []
-        self._spilled_at: int | None = None  # byte where the document begins that is open and a run of its own
+        self._spilled_at: int | None = None  # offset of an open document that has become a run of its own
 
     @property
     def num_ids(self) -> int:
-        """How many have been added so far."""
+        """Number of ids added so far."""
         return sum(segment.num_ids for segment in self._segments) + self._used
 
     def add(
@@ -115,11 +115,11 @@ class SpoolWriter:
         validation: npt.NDArray[np.bool_],
         text_bytes: npt.NDArray[np.int64],
     ) -> None:
-        """Append whole documents: all their ids, where those of each end, and what to know of each."""
+        """Append whole documents: `ids` of all of them, and per document where its ids end, key, side and text size."""
         assert self._used == self._complete, "the document before is open"
         if self._used + len(ids) > len(self._ids):
             self._write_run()
-        if len(ids) > len(self._ids):  # longer than a run: one by one, as if they were long
+        if len(ids) > len(self._ids):  # longer than a run: one by one, as long documents
             for row, (begin, end) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
                 self.extend(ids[begin:end])
                 self.close(key=int(keys[row]), validation=bool(validation[row]), text_bytes=int(text_bytes[row]))
@@ -128,7 +128,7 @@ class SpoolWriter:
         self._close(ends + (self._used - len(ids)), keys, validation, text_bytes)
 
     def extend(self, ids: npt.NDArray[np.integer]) -> None:
-        """Append ids of a long document, to be ended by `close` or `drop`."""
+        """Append ids of a long document, which `close` or `drop` ends."""
         for first in range(0, len(ids), RUN_IDS):
             piece = ids[first : first + RUN_IDS]
             if self._used + len(piece) > len(self._ids):
@@ -143,7 +143,7 @@ class SpoolWriter:
             self._write_run()
 
     def drop(self) -> None:
-        """Take the long document back."""
+        """Discard the long document."""
         if self._spilled_at is not None:
             os.ftruncate(self._file, self._spilled_at)
             os.lseek(self._file, self._spilled_at, os.SEEK_SET)
@@ -152,7 +152,7 @@ class SpoolWriter:
         self._used = self._complete
 
     def finish(self, counts: dict[str, int], hashes: tuple[int, ...], valid_below: int) -> Summary:
-        """Write what is left, and the summary; `counts` are those of the text."""
+        """Write the last run and the summary; `counts` is `TextCounts.to_json` of the text."""
         assert self._used == self._complete, "a document is open"
         self._write_run()
         of_sides = [[segment for segment in self._segments if segment.side == side] for side in SIDES]
@@ -169,7 +169,7 @@ class SpoolWriter:
             valid_below,
         )
         data = json.dumps(asdict(summary)).encode("ascii")
-        self._write([data, len(data).to_bytes(WIDTH, "little")])
+        self._write([data, len(data).to_bytes(WORD_BYTES, "little")])
         return summary
 
     def _append(self, ids: npt.NDArray[np.integer]) -> None:
@@ -192,7 +192,7 @@ class SpoolWriter:
         self._text_bytes[TRAIN] += int(text_bytes.sum()) - in_validation
 
     def _make_room(self, wanted: int) -> None:
-        """Write the complete documents, and what there is of the open one if it goes on beyond what memory holds."""
+        """Write the complete documents; then also the ids of the open document, if it still does not fit in memory."""
         begun = self._ids[self._complete : self._used].copy()
         if self._complete:
             self._used = self._complete
@@ -205,7 +205,7 @@ class SpoolWriter:
             self._used = 0
 
     def _write_run(self) -> None:
-        """Write the complete documents, sorted by side and key; equal ones stay in their order."""
+        """Write the complete documents as a run, sorted by side and key; the sort is stable."""
         if not self._ends:
             return
         keys, sides, ends = np.concatenate(self._keys), np.concatenate(self._sides), np.concatenate(self._ends)
@@ -217,8 +217,8 @@ class SpoolWriter:
         places = zip(begins_at.tolist(), ends_at.tolist(), strict=True)
         self._write(self._bytes[begin:end] for begin, end in places)
         lengths = lengths[order]
-        lengths[0] += (self._at - ids_at) // width - self._used  # what was written before, of a long one
-        self._write([bytes(-self._at % WIDTH)])
+        lengths[0] += (self._at - ids_at) // width - self._used  # ids of a long document that were written before
+        self._write([bytes(-self._at % WORD_BYTES)])
         num_train = len(order) - np.count_nonzero(sides)
         for side, rows in ((TRAIN, slice(None, num_train)), (VALID, slice(num_train, None))):
             if not len(order[rows]):
@@ -235,12 +235,12 @@ class SpoolWriter:
 
 
 def write_vectors(file: int, buffers: Iterable[bytes | memoryview]) -> int:
-    """Write all of `buffers`, one after another, and return how many bytes they are."""
+    """Write all `buffers` in order, and return their total size in bytes."""
     written = 0
     for group in _groups(buffers):
         wanted = sum(map(len, group))
         done = os.writev(file, group)
-        if done < wanted:  # a full disk takes a part, and raises an error when it is asked again
+        if done < wanted:  # a full disk accepts a part, and raises an error on the next call
             rest = memoryview(b"".join(group))[done:]
             while rest:
                 rest = rest[os.write(file, rest) :]
@@ -249,10 +249,10 @@ def write_vectors(file: int, buffers: Iterable[bytes | memoryview]) -> int:
 
 
 def read_vectors(file: int, buffers: Iterable[memoryview], offset: int, path: Path) -> None:
-    """Fill `buffers`, one after another, with what lies at `offset`. Raises `DataError` if the file ends before."""
+    """Fill `buffers` in order with the bytes from `offset` on. Raises `DataError` if the file ends too early."""
     for group in _groups(buffers):
         while group:
-            done = os.preadv(file, group, offset)  # file systems of the network may give a part
+            done = os.preadv(file, group, offset)  # network file systems may return a part
             if not done and any(map(len, group)):
                 raise DataError(f"{path}: ends early; remove its folder, and make the data again")
             offset += done
@@ -263,7 +263,7 @@ def read_vectors(file: int, buffers: Iterable[memoryview], offset: int, path: Pa
 
 
 def _groups(buffers: Iterable[Buffer]) -> Iterator[list[Buffer]]:
-    """Yield as many at a time as the system takes; few live at once, or the garbage collector would be busy."""
+    """Yield groups of at most `MAX_VECTORS` buffers; few exist at a time, which spares the garbage collector."""
     buffers = iter(buffers)
     while group := list(islice(buffers, MAX_VECTORS)):
         yield group
@@ -274,29 +274,29 @@ class IndexRows(NamedTuple):
 
     keys: Index
     begins: npt.NDArray[np.int64]
-    """Byte of the file where the ids of each begin."""
+    """Offset of each document's ids in the file."""
     lengths: npt.NDArray[np.int64]
-    """In ids."""
+    """Number of ids."""
 
 
 def read_index(
     path: Path, segments: Iterable[Segment], width: int, first_key: int = 0, last_key: int = 1 << 64
 ) -> Iterator[IndexRows]:
-    """Yield, of each segment, the documents with `first_key <= key < last_key`; `width` is that of an id in bytes.
+    """Yield the documents of each segment with `first_key <= key < last_key`; an id has `width` bytes.
 
-    Of the index only what is needed is read.
+    Only the pages of the index that are needed are read.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for segment in segments:
             count = segment.num_documents
             keys = np.frombuffer(mapped, "<u8", count, segment.index_at)
-            ends = np.frombuffer(mapped, "<u8", count, segment.index_at + count * WIDTH)
+            ends = np.frombuffer(mapped, "<u8", count, segment.index_at + count * WORD_BYTES)
             low, high = _place(keys, first_key), _place(keys, last_key)
             begin = int(ends[low - 1]) if low else 0
             rows_ends = ends[low:high].astype(np.int64)
             lengths = np.diff(rows_ends, prepend=begin)
             rows = IndexRows(keys[low:high].astype(np.uint64), segment.ids_at + (rows_ends - lengths) * width, lengths)
-            del keys, ends  # before the map they lie in is closed
+            del keys, ends  # they must be gone before their memory map is closed
             yield rows
 
 

@@ -1,4 +1,4 @@
-"""Which files a list of names means: files, globs, folders, URLs, and the corpus that is built in."""
+"""Resolve source names to files: paths, globs, folders, URLs, and the built-in corpus."""
 
 import glob
 import os
@@ -6,13 +6,13 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 
-from config.schemas import BUILTIN_STORIES
-from databuilder.build_directory import Say
+from databuilder.build_directory import Log
+from databuilder.source_file import SourceFile, SourceFormat
 from databuilder.stories import generator_version, write_corpus
+from transformerlm.hparams import BUILTIN_STORIES
 from transformerlm.utils.errors import DataError, require_list
 from transformerlm.utils.file_content import COMPRESSED_SUFFIXES
 from transformerlm.utils.text_files import clear_errors, is_url, remote_info
@@ -21,7 +21,6 @@ BUILTIN_FOLDER = Path("data/builtin")
 BUILTIN_NUM_STORIES = 20_000
 BUILTIN_SEED = 0
 
-SourceFormat = Literal["text", "jsonl", "parquet"]
 FormatSetting = Literal["auto", "text", "jsonl", "parquet"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
@@ -32,51 +31,38 @@ RECORD_SUFFIXES: dict[str, SourceFormat] = {
     ".parquet": "parquet",
 }
 FOLDER_SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".parquet")
-"""What a folder is searched for; a lone .json beside data mostly describes it."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to read text from."""
-
-    name: str
-    """A path, or a URL of fsspec."""
-    num_bytes: int
-    """Size as stored; 0 if the server does not say."""
-    format: SourceFormat
-    version: str
-    """Differs when the content may have changed; "" if nothing is known."""
+"""Suffixes that a folder is searched for; not .json, since such a file beside data usually describes it."""
 
 
 def resolve_sources(
-    names: Iterable[str | Path], *, format: FormatSetting = "auto", say: Say | None = None
+    names: Iterable[str | Path], *, format: FormatSetting = "auto", log: Log | None = None
 ) -> list[SourceFile]:
-    """Return the files that `names` stand for, in order, each once; the files of a glob or folder are sorted.
+    """Return the files that `names` refer to, in order, each once; the files of a glob or folder are sorted.
 
-    A name is a file, a glob or a folder, here or as a URL of fsspec (a glob or a folder where the other side can list
-    its files), or `builtin:stories`, which is `builtin_corpus_path()` and must have been written. A `format` of "auto"
-    goes by each file's name. `say` gets one line per folder with what it leaves out, and one about files
-    that have a second name. Raises `DataError` if a name matches nothing, is a pipe, or is a folder of several formats.
+    A name is a file, glob or folder, as a local path or an fsspec URL (globs and folders only if the server can list
+    files), or `builtin:stories` for `builtin_corpus_path()`, which must exist. With the `format` "auto", the file's
+    name gives the format. `log` is called with a line per folder that has unused files, and one about files found under
+    two names. Raises `DataError` if a name matches nothing, is a pipe, or is a folder of several formats.
     """
     require_list("names", names)
-    say = say or (lambda _line: None)
+    log = log or (lambda _line: None)
     files: dict[Hashable, SourceFile] = {}
     repeated: dict[str, str] = {}
     for name in map(str, names):
         builtin = name == BUILTIN_STORIES
-        for match in [str(builtin_corpus_path())] if builtin else _matching(name, format, say):
+        for match in [str(builtin_corpus_path())] if builtin else _matching(name, format, log):
             file = describe_source(match, format="text" if builtin else format)
             known = files.setdefault(identity(match), file)
             if known.name != match:
                 repeated[match] = known.name
     if repeated:
         examples = _listed([f"{name} is {known}" for name, known in repeated.items()])
-        say(f"read once: {len(repeated):,} files under a second name ({examples})")
+        log(f"read once: {len(repeated):,} files under a second name ({examples})")
     return list(files.values())
 
 
 def describe_source(name: str | Path, *, format: FormatSetting = "auto") -> SourceFile:
-    """Return what there is to know of one file. Raises `DataError` if it is missing or no regular file."""
+    """Return the description of one file. Raises `DataError` if it is missing or not a regular file."""
     name = str(name)
     if is_url(name):
         info = remote_info(name)
@@ -86,14 +72,14 @@ def describe_source(name: str | Path, *, format: FormatSetting = "auto") -> Sour
             status = Path(name).stat()
         if not stat.S_ISREG(status.st_mode):
             raise DataError(
-                f"{name}: is a folder, pipe or device where a file is wanted; write what a pipe holds to a file first"
+                f"{name}: is a folder, pipe or device, not a file; write the output of a pipe to a file first"
             )
         num_bytes, version = status.st_size, str(status.st_mtime_ns)
     return SourceFile(name, num_bytes or 0, _format_of(name) if format == "auto" else format, version)
 
 
 def identity(name: str) -> Hashable:
-    """Return what is equal for two names of one file, links of either kind included; of a URL, itself."""
+    """Return a key that is equal for two names of the same file, through hard and symbolic links; a URL is its own."""
     if is_url(name):
         return name
     with clear_errors(name):
@@ -101,20 +87,20 @@ def identity(name: str) -> Hashable:
     return status.st_dev, status.st_ino
 
 
-def say_empty(files: Iterable[SourceFile], num_documents: Mapping[str, int], say: Say) -> None:
-    """Tell `say` which of `files` hold no document; `num_documents` is how many each has, by name."""
+def log_empty_sources(files: Iterable[SourceFile], num_documents: Mapping[str, int], log: Log) -> None:
+    """Log which `files` have no documents; `num_documents` is the number in each, by name."""
     empty = [file.name for file in files if not num_documents.get(file.name)]
     if empty:
-        say(f"without any document: {_listed(empty)}")
+        log(f"without any document: {_listed(empty)}")
 
 
 def builtin_corpus_path() -> Path:
-    """Return where the built-in corpus lies; the name tells the version of the generator, so none goes stale."""
+    """Return the path of the built-in corpus; the name includes the generator's version, so it is never outdated."""
     return BUILTIN_FOLDER / f"stories-{BUILTIN_NUM_STORIES}-seed{BUILTIN_SEED}-{generator_version()}.txt"
 
 
 def write_builtin_corpus(progress: Callable[[int, int], None] | None = None) -> None:
-    """Write the built-in corpus, about 18 MB; `progress` is told stories done and to do."""
+    """Write the built-in corpus, about 18 MB; `progress` is called with the stories written and their total."""
     write_corpus(builtin_corpus_path(), BUILTIN_NUM_STORIES, BUILTIN_SEED, progress)
 
 
@@ -122,16 +108,16 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f", and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def _matching(name: str, format: FormatSetting, say: Say) -> list[str]:
+def _matching(name: str, format: FormatSetting, log: Log) -> list[str]:
     if not name:
         raise DataError("a source is an empty string; name a file, a glob or a folder ('.' for this one)")
     if is_url(name):
-        return _matching_urls(name, format, say)
+        return _matching_urls(name, format, log)
     path = Path(name)
     with clear_errors(name):
         if path.is_dir():
             inside = (file.relative_to(path).as_posix() for file in _files_below(path))
-            return [str(path / file) for file in _of_folder(name, inside, format, say)]
+            return [str(path / file) for file in _of_folder(name, inside, format, log)]
         if path.exists():
             return [str(path)]
         files = sorted(str(match) for match in _glob(path) if match.is_file())
@@ -152,12 +138,12 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(key)
-        folders.sort()  # so that the name under which a folder is met does not depend on the disk
+        folders.sort()  # so that the path under which a linked folder is visited does not depend on the disk
         yield from (Path(root, file) for file in files)
 
 
 def _glob(pattern: Path) -> Iterator[Path]:
-    """Yield what matches, as `glob.glob` with `recursive` does, which would follow links in circles."""
+    """Yield the matches of a recursive glob; unlike `glob.glob`, links that form a cycle are not followed forever."""
     if "**" not in pattern.parts:
         yield from map(Path, glob.glob(str(pattern)))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         return
@@ -172,8 +158,8 @@ def _glob(pattern: Path) -> Iterator[Path]:
                 yield file
 
 
-def _matching_urls(url: str, format: FormatSetting, say: Say) -> list[str]:
-    """Return the files of a URL; `*` makes it a glob (`?` and `[` are too common in URLs)."""
+def _matching_urls(url: str, format: FormatSetting, log: Log) -> list[str]:
+    """Return the files of a URL. Only `*` makes it a glob: `?` and `[` are too common in URLs."""
     first, *chain = url.split("::")  # "zip://*.txt::https://…/a.zip"
     with clear_errors(url):
         from fsspec.core import url_to_fs
@@ -189,16 +175,16 @@ def _matching_urls(url: str, format: FormatSetting, say: Say) -> list[str]:
             if not files:
                 raise DataError(f"{url}: there is no match; name the files one by one if they cannot be listed there")
             return files
-        # To ask a web server whether it lists a folder is to fetch the file if it is one.
+        # Asking a web server whether a URL is a folder would download the file.
         if first.startswith(("http://", "https://")) or not file_system.isdir(path):
             return [url]
         root = PurePosixPath(path)
         found = {str(PurePosixPath(file).relative_to(root)): file for file in file_system.find(path)}
-        return [named(found[file]) for file in _of_folder(url, found, format, say)]
+        return [named(found[file]) for file in _of_folder(url, found, format, log)]
 
 
-def _of_folder(name: str, files: Iterable[str], format: FormatSetting, say: Say) -> list[str]:
-    """Return which of the relative paths in a folder are text of the format, sorted; tell `say` of the others."""
+def _of_folder(name: str, files: Iterable[str], format: FormatSetting, log: Log) -> list[str]:
+    """Return the relative paths of a folder that are text of the format, sorted; log the others."""
     formats: dict[str, SourceFormat] = {}
     left_out = Counter[str]()
     for file in sorted(map(PurePosixPath, files)):
@@ -215,11 +201,11 @@ def _of_folder(name: str, files: Iterable[str], format: FormatSetting, say: Say)
     if len(kinds := sorted(set(formats.values()))) > 1:
         raise DataError(
             f"{name}: the folder holds files of several formats ({', '.join(kinds)}); "
-            f"give the format that is meant, or a glob such as {name.rstrip('/')}/*.{kinds[0]}"
+            f"set the format to read, or give a glob such as {name.rstrip('/')}/*.{kinds[0]}"
         )
     if left_out:
         what = _listed([f"{number:,} {suffix}" for suffix, number in left_out.most_common()])
-        say(f"{name}: {len(formats):,} files are read, {left_out.total():,} left out ({what}); name them to read them")
+        log(f"{name}: {len(formats):,} files are read, {left_out.total():,} left out ({what}); name them to read them")
     return list(formats)
 
 
@@ -232,7 +218,7 @@ def _format_of(name: str) -> SourceFormat:
 
 
 def _text_suffix(name: str) -> str:
-    """Return the suffix that tells what a file holds once it is decompressed."""
+    """Return the suffix of a file's name, in lower case and without the suffix of a compression."""
     if is_url(name):
         name = name.partition("::")[0].partition("?")[0]
     suffixes = [suffix for suffix in PurePosixPath(name.lower()).suffixes[-2:] if suffix not in COMPRESSED_SUFFIXES]
@@ -240,7 +226,7 @@ def _text_suffix(name: str) -> str:
 
 
 def _remote_version(info: dict[str, Any]) -> str:
-    """Return what tells one content of a remote file from another, of what the other side says."""
+    """Return what the server reports about a remote file's version: an entity tag, digest or time; "" if nothing."""
     named = {key.lower().replace("-", "_"): value for key, value in info.items()}
     keys = ("etag", "blob_id", "content_md5", "digest", "mtime", "last_modified", "lastmodified", "created")
     return next((str(named[key]) for key in keys if named.get(key)), "")

@@ -1,13 +1,14 @@
-"""The documents of sources as texts, one after another: for whoever encodes them in another way than a build."""
+"""The documents of sources as a stream of whole texts, for evaluation."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from databuilder.build_directory import Say
+from databuilder.build_directory import Log
 from databuilder.pieces import End, Reading, TextCounts
-from databuilder.readers.dispatch import read_part
-from databuilder.sources import SourceFile, say_empty
-from databuilder.splits import cut_into_parts
+from databuilder.readers.dispatch import read_split
+from databuilder.source_file import SourceFile
+from databuilder.sources import log_empty_sources
+from databuilder.splits import cut_into_splits
 
 
 def read_texts(
@@ -15,16 +16,16 @@ def read_texts(
     reading: Reading,
     counts: TextCounts,
     on_read: Callable[[int], None] | None = None,
-    say: Say | None = None,
+    log: Log | None = None,
 ) -> Iterator[bytes]:
-    """Yield the documents of `sources`, in order, whole; the same that a build encodes.
+    """Yield the documents of `sources` in order, the same ones that a build encodes, each held in memory as a whole.
 
-    A document is in memory as a whole. `on_read` is told how many bytes of all sources, as stored, have been read.
-    `say` is told in the end which sources hold no document. Errors as of `read_part`.
+    `on_read` is called with the number of stored bytes read so far, over all sources. At the end, `log` is called with
+    a line that names sources without any document. Raises the errors of `read_split`.
     """
     before = 0
     num_documents = Counter[str]()
-    for part in cut_into_parts(sources):
+    for split in cut_into_splits(sources):
 
         def report(num_bytes: int, before: int = before) -> None:
             if on_read is not None:
@@ -32,14 +33,14 @@ def read_texts(
 
         pieces: list[bytes] = []
         documents_before = counts.documents_used
-        for batch in read_part(part, reading, counts, report):
+        for batch in read_split(split, reading, counts, report):
             for piece in batch:
                 pieces.append(piece.text)
-                if piece.end is End.KEPT:
+                if piece.end is End.FINAL:
                     yield b"".join(pieces)
                 if piece.end is not End.OPEN:
                     pieces = []
-        before += part.num_bytes
-        num_documents[part.source.name] += counts.documents_used - documents_before
-    if say is not None:
-        say_empty(sources, num_documents, say)
+        before += split.num_bytes
+        num_documents[split.source.name] += counts.documents_used - documents_before
+    if log is not None:
+        log_empty_sources(sources, num_documents, log)

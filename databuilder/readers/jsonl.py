@@ -1,4 +1,4 @@
-"""JSON lines: a document a line, in a field of the object that stands there."""
+"""JSON lines: one document per line, in a field of the line's object."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -16,9 +16,9 @@ from transformerlm.utils.errors import DataError
 def read_json_lines(
     blocks: Iterable[bytes], name: str, reading: Reading, counts: TextCounts, *, begin: int, end: int
 ) -> Iterator[list[Piece]]:
-    """Yield the documents of the lines that begin before byte `end`; `blocks` are the text `name` from `begin` on.
+    """Yield the documents of the lines that begin before byte `end`; `blocks` are the bytes of `name` from `begin` on.
 
-    A line is held in memory whole. Blank lines are no records. Raises `DataError` with the byte where a record begins.
+    A line is held in memory whole. Blank lines are skipped. Raises `DataError` with the byte offset of a bad record.
     """
     reader = _LineReader(name, reading, counts)
     for place, lines in _lines(blocks, begin, end):
@@ -42,12 +42,12 @@ def document_pieces(texts: list[bytes], counts: TextCounts) -> list[Piece]:
                 cut -= 1
             found.append(Piece(text[start:cut], End.OPEN))
             start = cut
-        found.append(Piece(text[start:] if start else text, End.KEPT))
+        found.append(Piece(text[start:] if start else text, End.FINAL))
     return found
 
 
 def _lines(blocks: Iterable[bytes], begin: int, end: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield lines, some at a time, with the place of the first of them."""
+    """Yield groups of lines, each with the offset of its first line."""
     waiting: list[bytes] = []
     place = begin
     for block in blocks:
@@ -78,7 +78,7 @@ def _before_end(lines: list[bytes], place: int, end: int) -> list[bytes]:
 
 
 class _LineReader:
-    """Takes the text out of the records of one source."""
+    """Extracts the text from the records of one source."""
 
     def __init__(self, name: str, reading: Reading, counts: TextCounts) -> None:
         self._name = name
@@ -88,7 +88,7 @@ class _LineReader:
         self._counts = counts
 
     def texts(self, lines: list[bytes], place: int) -> list[bytes]:
-        """Return the texts of `lines`, the first of which begins at byte `place`."""
+        """Return the texts of `lines`; the first line begins at byte `place`."""
         texts = []
         for line in lines:
             text = self._text(line, place)
@@ -98,7 +98,7 @@ class _LineReader:
         return texts
 
     def _text(self, line: bytes, place: int) -> bytes | None:
-        """Return the text of one record, or None if there is none to use."""
+        """Return the text of one record, or None to leave it out."""
         try:
             text = from_json(line, cache_strings="keys")[self._field]
             if type(text) is str:
@@ -108,7 +108,7 @@ class _LineReader:
         return self._text_of_odd_line(line, place)
 
     def _text_of_odd_line(self, line: bytes, place: int) -> bytes | None:
-        """Do the same for a line that is blank, not UTF-8, has half a surrogate pair, a null, or is plainly wrong."""
+        """Handle a line that is blank, not UTF-8, not a valid record, or has a lone surrogate or a null."""
         if not line.strip():
             return None
         text = self._field_of(line.decode("utf-8", "surrogateescape"), place)
@@ -131,7 +131,7 @@ class _LineReader:
         return replaced.encode("utf-8")
 
     def _field_of(self, line: str, place: int) -> str | None:
-        """Return the text of a record; None if it is null and such are to be skipped."""
+        """Return the text of a record; None if it is null and `skip_null` is set."""
         where = f"{self._name}: the record at byte {place}"
         try:
             record: Any = json.loads(line)
@@ -145,10 +145,10 @@ class _LineReader:
         if isinstance(text, str) or (text is None and self._skip_null):
             return text
         advice = "; set input.skip_null = true to leave such records out" if text is None else ""
-        raise DataError(f"{where} has in its field {self._field!r} no text but {json.dumps(text)[:40]}{advice}")
+        raise DataError(f"{where} has {json.dumps(text)[:40]} in its field {self._field!r}, not a text{advice}")
 
 
 def missing_field(field: str, known: Iterable[str]) -> str:
-    """Return what to say about a record without `field`."""
+    """Return the end of an error message about a record without `field`."""
     names = ", ".join(map(repr, known))
     return f"has no field {field!r}, only {names}; set input.text_field to the one that holds the text"

@@ -1,26 +1,23 @@
-"""Parquet: a document a row, in a column of strings. Needs pyarrow."""
+"""Parquet: one document per row, in a column of strings. Needs pyarrow."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from databuilder import pieces
 from databuilder.pieces import Piece, Reading, TextCounts
 from databuilder.readers.jsonl import document_pieces, missing_field
+from databuilder.source_file import InputSplit, SourceFile
 from databuilder.utf8 import Utf8, is_valid
 from transformerlm.utils.errors import DataError, MissingDependencyError
 from transformerlm.utils.text_files import clear_errors, opened
 
-if TYPE_CHECKING:
-    from databuilder.sources import SourceFile
-    from databuilder.splits import Part
-
 MAX_ROWS = 1024
-"""Rows that are decoded together, fewer of long documents."""
+"""Rows decoded together; fewer if documents are long."""
 
 
-def cut_row_groups(file: "SourceFile", part_bytes: int) -> list[tuple[int, int, int]]:
-    """Return first row group, last (exclusive) and stored bytes of the parts of a file."""
+def cut_row_groups(file: SourceFile, split_bytes: int) -> list[tuple[int, int, int]]:
+    """Return the splits of a file: first row group, last (exclusive), and stored bytes."""
     with _opened(file.name) as parquet:
         metadata = parquet.metadata
         sizes = [_stored_bytes(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
@@ -28,40 +25,40 @@ def cut_row_groups(file: "SourceFile", part_bytes: int) -> list[tuple[int, int, 
     begin = 0
     for number in range(len(sizes)):
         num_bytes = sum(sizes[begin : number + 1])
-        if num_bytes >= part_bytes or number + 1 == len(sizes):
+        if num_bytes >= split_bytes or number + 1 == len(sizes):
             ranges.append((begin, number + 1, num_bytes))
             begin = number + 1
     return ranges
 
 
 def read_row_groups(
-    part: "Part", reading: Reading, counts: TextCounts, on_read: Callable[[int], None] | None
+    split: InputSplit, reading: Reading, counts: TextCounts, on_read: Callable[[int], None] | None
 ) -> Iterator[list[Piece]]:
-    """Yield the documents of a part's row groups. Raises `DataError` with the row of the file."""
-    name = part.source.name
+    """Yield the documents of a split's row groups. Raises `DataError` with the number of a bad row."""
+    name = split.source.name
     utf8 = Utf8(name, reading.errors, counts)
     with _opened(name) as parquet:
         metadata = parquet.metadata
-        groups = [metadata.row_group(number) for number in range(part.begin, part.end)]
-        row = sum(metadata.row_group(number).num_rows for number in range(part.begin))
+        groups = [metadata.row_group(number) for number in range(split.begin, split.end)]
+        row = sum(metadata.row_group(number).num_rows for number in range(split.begin))
         last_row = row + sum(group.num_rows for group in groups)
         num_rows = last_row - row
         for batch in parquet.iter_batches(
             batch_size=_rows_together(groups, _column_index(parquet, name, reading.text_field)),
-            row_groups=range(part.begin, part.end),
+            row_groups=range(split.begin, split.end),
             columns=[reading.text_field],
             use_threads=False,
         ):
             texts = _texts(batch.column(0), name, row, utf8, counts, skip_null=reading.skip_null)
             row += batch.num_rows
             if on_read is not None:
-                on_read(round(part.num_bytes * (1 - (last_row - row) / max(1, num_rows))))
+                on_read(round(split.num_bytes * (1 - (last_row - row) / max(1, num_rows))))
             yield document_pieces(texts, counts)
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[Any]:
-    """Open a Parquet file; errors of pyarrow in the context become `DataError`."""
+    """Open a Parquet file; pyarrow's errors inside the context become `DataError`."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -69,10 +66,10 @@ def _opened(name: str) -> Iterator[Any]:
         raise MissingDependencyError(f"{name}: Parquet needs pyarrow: uv sync --extra parquet") from None
     with clear_errors(name), opened(name) as file:
         try:
-            # Buffered: pages are decoded as they come, not a column of a row group at once.
+            # Buffered: pages are decoded one by one, not a whole column of a row group.
             yield parquet.ParquetFile(file, buffer_size=1 << 20)
         except pyarrow.ArrowException as error:
-            raise DataError(f"{name}: damaged Parquet file ({error}); fetch it again") from error
+            raise DataError(f"{name}: damaged Parquet file ({error}); download it again") from error
 
 
 def _stored_bytes(group: Any) -> int:
@@ -80,7 +77,7 @@ def _stored_bytes(group: Any) -> int:
 
 
 def _column_index(parquet: Any, name: str, field: str) -> int:
-    """Return which column of the file is the text. Raises `DataError` if there is none or several, or it is no text."""
+    """Return the index of the text column. Raises `DataError` if it is missing, ambiguous, or not text."""
     import pyarrow
 
     schema = parquet.schema_arrow
@@ -101,14 +98,14 @@ def _column_index(parquet: Any, name: str, field: str) -> int:
 
 
 def _rows_together(groups: list[Any], column: int) -> int:
-    """Return how many rows hold about a piece of text."""
+    """Return the number of rows with about `PIECE_BYTES` of text."""
     num_rows = sum(group.num_rows for group in groups)
     num_bytes = sum(group.column(column).total_uncompressed_size for group in groups)
     return max(1, min(MAX_ROWS, pieces.PIECE_BYTES * num_rows // max(1, num_bytes)))
 
 
 def _texts(column: Any, name: str, row: int, utf8: Utf8, counts: TextCounts, *, skip_null: bool) -> list[bytes]:
-    """Return the texts of rows, the first of which is `row` of the file."""
+    """Return the texts of a batch; its first row is row `row` of the file."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):

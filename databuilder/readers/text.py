@@ -1,10 +1,10 @@
-r"""Documents of a text, cut at the separator: bytes in, pieces out, in memory that does not depend on their size.
+r"""Cut plain text into documents at the separator, in memory that does not depend on the documents' size.
 
     …end of one<|endoftext|>\nTwo.\n<|endoftext|>\nThree, which is long and g | oes on<|end     blocks as they are read
-          ▲ the part begins     [Two.]kept        [Three, which is long and g]open [oes on]kept   pieces
+          ▲ the split begins    [Two.]final       [Three, which is long and g]open [oes on]final  pieces
 
-A document is what stands between two separators, without the line breaks at both ends; an empty one is left out. A part
-of a text owns the documents that begin in its range, so it reads past its end to finish the last of them.
+A document is the text between two separators, without line breaks at either end; empty ones are left out. An input
+split owns the documents that begin in its range, so it reads past its end to finish the last of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ _LOOK_BACK = 1 << 12
 
 
 class DocumentCutter:
-    """Cuts the bytes of a text, from the beginning of a document on, into the pieces of its documents."""
+    """Cuts the bytes of a text, which begin at a document, into pieces of documents."""
 
     def __init__(
         self,
@@ -35,21 +35,21 @@ class DocumentCutter:
         end: int = -1,
         compiled: bool = False,
     ) -> None:
-        """`begin` is where in the text `name` the bytes begin; documents that begin at `end` or after are not cut.
+        """The bytes begin at offset `begin` of the text `name`; documents that begin at `end` or later are left out.
 
-        If `compiled`, a kernel cuts, which changes nothing of the result.
+        If `compiled`, a kernel does the work, with the same result.
         """
         self._separator = reading.separator.encode("utf-8")
         self._packer = _Packer(self._separator) if compiled else None
         self._utf8 = Utf8(name, reading.errors, counts)
         self._counts = counts
-        self._place = begin  # of the first byte that is not cut yet
+        self._place = begin  # offset of the first byte that is not cut yet
         self._end = end
 
     def cut(self, blocks: Iterable[bytes]) -> Iterator[Batch]:
-        """Yield the pieces of the documents, about a block of them at a time. Raises the errors of `Utf8.check`."""
+        """Yield batches of pieces, about one per block. Raises the errors of `Utf8.check`."""
         gap = len(self._separator)
-        rest = b""  # what follows the last separator
+        rest = b""  # the bytes after the last separator
         long: _LongDocument | None = None
         for block in blocks:
             if long is not None:
@@ -81,18 +81,18 @@ class DocumentCutter:
             yield long.add(rest, last=True)
         elif rest.strip(LINE_BREAKS):
             yield self._whole_documents([rest], 0)
-        else:  # the separator before it was the end of the text, not the beginning of one more document
+        else:  # the last separator ended the text; no document follows it
             self._skip(len(rest))
 
     def _cut_block(self, rest: bytes, block: bytes) -> tuple[Batch, bytes]:
-        """Return the documents that end in `block`, which follows `rest`, and what follows the last of them."""
+        """Return the documents that end in `rest + block`, and the bytes after the last of them."""
         if self._packer is not None:
             data = rest + block
             limit = self._end - self._place if self._end >= 0 else len(data)
             packed = self._packer.pack(data, limit)
             if packed is not None:
                 return self._count_packed(packed), data[packed.num_bytes :]
-            rest, block = b"", data  # to say where, or do what is to be done about it
+            rest, block = b"", data  # the code below locates the bad bytes and applies the error policy
         documents = block.split(self._separator)
         documents[0] = rest + documents[0]
         rest = documents.pop()
@@ -109,7 +109,7 @@ class DocumentCutter:
         return packed.documents
 
     def _lies_across(self, rest: bytes, block: bytes) -> bool:
-        """Return whether a separator begins in `rest` and ends in `block`, which follows."""
+        """Return whether a separator begins in `rest` and ends in `block`."""
         reach = len(self._separator) - 1
         return reach > 0 and self._separator in rest[-reach:] + block[:reach]
 
@@ -122,7 +122,7 @@ class DocumentCutter:
         self._counts.bytes_separators += num_bytes
 
     def _whole_documents(self, documents: list[bytes], gap: int) -> list[Piece]:
-        """Return the documents that follow, `gap` bytes after each, as far as the part owns them."""
+        """Return the next `documents`, each followed by a separator of `gap` bytes, that the split owns."""
         size = sum(map(len, documents)) + gap * len(documents)
         if 0 <= self._end < self._place + size:
             begins = accumulate((len(document) + gap for document in documents), initial=self._place)
@@ -141,10 +141,10 @@ class DocumentCutter:
         counts.bytes_used += num_bytes
         counts.documents_used += len(texts)
         self._place += size
-        return list(map(tuple.__new__, repeat(Piece), zip(texts, repeat(End.KEPT))))  # half the time of `Piece`
+        return list(map(tuple.__new__, repeat(Piece), zip(texts, repeat(End.FINAL))))  # half the time of `Piece`
 
     def _valid_texts(self, documents: list[bytes], gap: int) -> tuple[list[bytes], int]:
-        """Return the texts of `documents` that the policy lets through, and the bytes of those that it does not."""
+        """Return the texts of `documents` that the error policy accepts, and the bytes of the others."""
         texts, dropped_bytes = [], 0
         place = self._place
         for document in documents:
@@ -164,11 +164,11 @@ class _Packed(NamedTuple):
     documents: Documents
     num_empty: int
     num_bytes: int
-    """Of the text, with the separators."""
+    """Bytes of the source used, separators included."""
 
 
 class _Packer:
-    """Cuts by a kernel."""
+    """Cuts text into documents by a compiled kernel."""
 
     def __init__(self, separator: bytes) -> None:
         self._separator = np.frombuffer(separator, np.uint8)
@@ -176,8 +176,8 @@ class _Packer:
         self._ends = np.empty(0, np.int64)
 
     def pack(self, data: bytes, limit: int) -> _Packed | None:
-        """Return the documents of `data` that end in it and begin before `limit`; None if they are not all UTF-8."""
-        from transformerlm.tokenizer.kernels.cutter import cut_documents  # imported here: numba takes long
+        """Return the documents that end in `data` and begin before `limit`; None if one is not UTF-8."""
+        from transformerlm.tokenizer.kernels.cutter import cut_documents  # imported here: numba loads slowly
 
         if len(self._packed) < len(data):
             self._packed = np.empty(len(data), np.uint8)
@@ -192,19 +192,19 @@ class _Packer:
 
 
 class _LongDocument:
-    """A document that comes bit by bit; line breaks are held back until it is known that they are not its end."""
+    """A document that arrives in pieces; trailing line breaks are held back until more text follows them."""
 
     def __init__(self, utf8: Utf8, counts: TextCounts, place: int) -> None:
         self._utf8 = utf8
         self._counts = counts
-        self._held = b""  # line breaks at the end, or the beginning of a character
-        self._num_bytes = 0  # without the line breaks at both ends
+        self._held = b""  # trailing line breaks, or the first bytes of a character
+        self._num_bytes = 0  # without line breaks at either end
         self._dropped = False
         self.place = place
-        """Of the first byte after what has been added."""
+        """Offset of the first byte after the bytes added so far."""
 
     def add(self, data: bytes, *, last: bool = False) -> list[Piece]:
-        """Return the pieces that are certain once `data` follows, which with `last` is the end."""
+        """Return the pieces that are final once `data` is added; with `last`, `data` ends the document."""
         self._counts.bytes_read += len(data)
         self.place += len(data)
         data = self._held + data
@@ -223,7 +223,7 @@ class _LongDocument:
             self._count()
         if text is None:
             return [] if was_dropped else [Piece(b"", End.DROPPED)]
-        return [Piece(text, End.KEPT if last else End.OPEN)] if self._num_bytes else []
+        return [Piece(text, End.FINAL if last else End.OPEN)] if self._num_bytes else []
 
     def _count(self) -> None:
         counts = self._counts
@@ -239,10 +239,10 @@ class _LongDocument:
 
 
 def scan_start(separator: bytes, begin: int, read: Callable[[int, int], bytes]) -> int:
-    """Return from where to look for separators so that those at `begin` are found as from the beginning of the text.
+    """Return an offset from which a search finds the same separators around `begin` as a search of the whole text.
 
-    `read` returns the bytes of a range of the text. Where a separator can overlap itself, as a row of dashes does, the
-    one that begins first counts; so nothing that looks like one may lie across the place that is returned.
+    `read` returns the bytes of a range of the text. If a separator can overlap itself, as a row of dashes can, the
+    earlier match wins; so no match may span the returned offset.
     """
     gap = len(separator)
     latest = max(0, begin - gap)
@@ -256,15 +256,15 @@ def scan_start(separator: bytes, begin: int, read: Callable[[int, int], bytes]) 
             start = found
         if low == 0 or start >= gap - 1:
             return low + start
-        reach *= 4  # what could lie across `start` has not been read
+        reach *= 4  # a match that spans `start` may begin before the bytes that were read
 
 
 def skip_to_first_document(
     blocks: Iterator[bytes], separator: bytes, start: int, begin: int, end: int
 ) -> tuple[int, bytes] | None:
-    """Return where the first document that begins at `begin` or after does, and what has been read from there on.
+    """Return the offset of the first document that begins at or after `begin`, and the bytes read from there on.
 
-    `blocks` are the bytes from `start` on, see `scan_start`. Returns None if the document begins at `end` or after.
+    `blocks` are the bytes from `start` on, see `scan_start`. Returns None if the document begins at `end` or later.
     """
     data = b""
     for block in blocks:

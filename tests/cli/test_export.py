@@ -33,7 +33,7 @@ def test_a_run_is_exported(
     again = run_main(export.main, *words)
     assert (again.code, again.out) == (2, "")
     assert again.err.count("\n") == 1
-    assert "is there already, and nothing is overwritten" in again.err
+    assert "already exists, and is not overwritten" in again.err
 
 
 def test_settings_come_from_a_file(

@@ -191,7 +191,7 @@ def test_texts_of_a_hostile_corpus_cannot_move_the_cursor(look: Command, workspa
     ("words", "expected"),
     [
         (("--data", "none.dat"), "none.dat: there is no such token file; make it with transformerlm-make-data"),
-        (("--data", "{w}/corpus.txt"), "corpus.txt: is no token file, or has lost its sidecar"),
+        (("--data", "{w}/corpus.txt"), "corpus.txt: is not a token file, or its sidecar corpus.txt.json is missing"),
         (("--data", "{w}/train.dat", "--inspect.window", "0"), "inspect.tokenizer: must be given, or train_config"),
         (("--data", "{w}/train.dat", "--inspect.step", "1"), "inspect.train_config: must be given, since step is"),
         (("--data", "{w}/train.dat", "--inspect.tokenizer", "nowhere"), "transformerlm-train-tokenizer"),

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cli import make_data
-from databuilder.build_directory import work_folder
+from databuilder.build_directory import build_folder
 from transformerlm.token_files.index import read_info, verify_data
 from transformerlm.tokenizer import END_OF_TEXT
 
@@ -106,7 +106,7 @@ def test_three_kills_at_random_moments_change_nothing(
     corpus: Path, workspace: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    work = work_folder(out / "t.dat")
+    work = build_folder(out / "t.dat")
     seed = random.randrange(10**6)
     moments = random.Random(seed)
     finished = 0
@@ -128,7 +128,7 @@ def test_three_kills_at_random_moments_change_nothing(
     with started(words(corpus, workspace, out)) as process:
         assert process.wait(60) == 0
         assert process.stderr is not None
-        assert f"going on with what is finished in {work}" in process.stderr.read()
+        assert f"resuming the unfinished build in {work}" in process.stderr.read()
     assert files_in(out) == expected, f"seed {seed}"
 
 
@@ -139,7 +139,7 @@ def test_a_signal_stops_it_and_the_same_command_continues(
     number: signal.Signals, code: int, corpus: Path, workspace: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    work = work_folder(out / "t.dat")
+    work = build_folder(out / "t.dat")
     with started(words(corpus, workspace, out)) as process:
         assert wait_for(3, "part-??????", work, process)
         process.send_signal(number)
@@ -161,13 +161,13 @@ def test_a_second_builder_of_one_output_is_refused(
 ) -> None:
     out = tmp_path / "out"
     with started(words(corpus, workspace, out)) as process:
-        assert wait_for(1, "part-??????", work_folder(out / "t.dat"), process)
+        assert wait_for(1, "part-??????", build_folder(out / "t.dat"), process)
         process.send_signal(signal.SIGSTOP)
         done = build()
-        refused = f"{work_folder(out / 't.dat')}: another process is at work in it; wait for it, or choose another"
+        refused = f"{build_folder(out / 't.dat')}: another process is at work in it; wait for it, or choose another"
         assert (done.code, done.err.splitlines()[-1]) == (2, f"error: {refused}")
         other = build("--output.train", out / "other.dat")
-        refused = f"{work_folder(out / 'v.dat')}: another process is at work in it; wait for it, or choose another"
+        refused = f"{build_folder(out / 'v.dat')}: another process is at work in it; wait for it, or choose another"
         assert (other.code, other.err.splitlines()[-1]) == (2, f"error: {refused}")
         process.send_signal(signal.SIGCONT)
         assert process.wait(60) == 0
@@ -193,7 +193,7 @@ def test_it_says_what_it_wrote_and_what_it_left_out(run_main: Command, workspace
 def test_other_settings_begin_afresh_with_a_line_that_says_so(
     build: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = work_folder(tmp_path / "out/t.dat")
+    work = build_folder(tmp_path / "out/t.dat")
     with monkeypatch.context() as patch:
         patch.setattr("databuilder.build.write_shard", _interrupted)
         done = build()
@@ -201,7 +201,7 @@ def test_other_settings_begin_afresh_with_a_line_that_says_so(
     assert len(list(work.glob("part-??????"))) == 12
     done = build("--output.seed", 5)
     assert done.code == 0
-    assert f"what is in {work} is of another build (not the same: seed); beginning afresh\n" in done.err
+    assert f"{work} holds a build with other settings (seed); starting over\n" in done.err
     assert not work.exists()
 
 
@@ -238,7 +238,7 @@ def test_a_write_that_fails_keeps_the_old_data_and_what_is_finished(
     assert " free); mend that, and start again" in errors[0]
     assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
     if size > 1000:
-        assert f"what is finished is kept in {work_folder(tmp_path / 'out/t.dat')}" in errors[0]
+        assert f"what is finished is kept in {build_folder(tmp_path / 'out/t.dat')}" in errors[0]
     assert build(*large).code == 0
     assert files_in(tmp_path / "out") == expected
 
@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], timeout=20, check=True)
         done = build(*outputs)
         assert done.code == 0
-        assert f"going on with what is finished in {disk}/t.dat.build" in done.err
+        assert f"resuming the unfinished build in {disk}/t.dat.build" in done.err
         assert files_in(disk) == expected
 
 

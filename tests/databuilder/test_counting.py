@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from databuilder import counting
-from databuilder.counting import Counting, count_part, count_sources, document_blocks
+from databuilder.counting import Counting, count_sources, count_split, document_blocks
 from databuilder.engine import open_executor
 from databuilder.job import Meter
 from databuilder.pieces import End, Piece, Reading, TextCounts
 from databuilder.sources import SourceFile, resolve_sources
-from databuilder.splits import cut_into_parts
+from databuilder.splits import cut_into_splits
 from transformerlm.tokenizer import bpe as bpe_reference
 from transformerlm.tokenizer import train_bpe
 from transformerlm.tokenizer.bpe_trainer import train_bpe_on_counts
@@ -47,7 +47,7 @@ def test_threads_count_what_the_reference_does(
     texts: list[str], files: list[SourceFile], compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(counting, "counting_is_compiled", lambda _: compiled)
-    monkeypatch.setattr(counting, "SMALLEST_PART", 20_000)
+    monkeypatch.setattr(counting, "MIN_SPLIT_BYTES", 20_000)
     shares: list[float] = []
     with ThreadPoolExecutor(2) as executor:
         found, text = count_sources(files, READING, [SEPARATOR], executor=executor, workers=2, progress=shares.append)
@@ -62,7 +62,7 @@ def test_threads_count_what_the_reference_does(
 @pytest.mark.timeout(100)
 def test_a_cluster_counts_the_same(files: list[SourceFile], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="needs distributed: uv sync --group data")
-    monkeypatch.setattr(counting, "SMALLEST_PART", 50_000)
+    monkeypatch.setattr(counting, "MIN_SPLIT_BYTES", 50_000)
     found = []
     for engine in ("local", "dask"):
         with open_executor(engine, 2) as executor:
@@ -72,10 +72,10 @@ def test_a_cluster_counts_the_same(files: list[SourceFile], monkeypatch: pytest.
 
 
 def test_a_parts_counts_can_be_sent(files: list[SourceFile]) -> None:
-    part = cut_into_parts(files)[0]
+    part = cut_into_splits(files)[0]
     for compiled in (False, True):
         told = pickle.loads(pickle.dumps(Counting(READING, (SEPARATOR,), compiled, 1, Meter())))
-        counts = count_part(part, told)
+        counts = count_split(part, told)
         total = counting._Total(compiled)
         for _ in range(2):
             total.add(pickle.loads(pickle.dumps(counts)))
@@ -100,7 +100,7 @@ def test_blocks_hold_the_documents_and_nothing_that_is_dropped(
         cuts = [data[start : start + piece_length] for start in range(0, len(data), piece_length)] or [b""]
         is_kept = is_kept or not hold  # without `hold`, nothing is ever dropped
         batches[-1] += [Piece(cut, End.OPEN) for cut in cuts[:-1]]
-        batches[-1].append(Piece(cuts[-1] if is_kept else b"", End.KEPT if is_kept else End.DROPPED))
+        batches[-1].append(Piece(cuts[-1] if is_kept else b"", End.FINAL if is_kept else End.DROPPED))
         batches += [[]] * (len(data) % 2)
         kept += [data] if is_kept else []
     with pytest.MonkeyPatch.context() as patch:

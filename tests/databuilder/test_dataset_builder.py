@@ -19,7 +19,7 @@ from pyarrow import parquet
 from databuilder import build_dataset, count_total_tokens, encode, pieces
 from databuilder import merge_shards as shards
 from databuilder import sorted_runs as spool
-from databuilder.build_directory import work_folder
+from databuilder.build_directory import build_folder
 from databuilder.progress import Progress
 from transformerlm.token_files.index import read_info
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
@@ -124,7 +124,7 @@ def test_neither_side_of_a_small_corpus_is_empty(
     train, valid, said = tmp_path / "t.dat", tmp_path / "v.dat", []
 
     def sides(sources: list[Path]) -> tuple[set[str], set[str]]:
-        build_dataset(sources, tokenizer, train, valid=valid, valid_fraction=fraction, shuffle=shuffle, say=said.append)
+        build_dataset(sources, tokenizer, train, valid=valid, valid_fraction=fraction, shuffle=shuffle, log=said.append)
         return set(oracle.documents_of(train, tokenizer)), set(oracle.documents_of(valid, tokenizer))
 
     in_train, in_valid = sides(sources)
@@ -136,7 +136,7 @@ def test_neither_side_of_a_small_corpus_is_empty(
         assert not taken
     else:
         assert len(taken) == 1
-        assert any("the document whose hash is nearest goes there" in line for line in said)
+        assert any("the document with the nearest hash goes there" in line for line in said)
     more_train, more_valid = sides([*sources, write("more.txt", END_OF_TEXT.join(f"more {n}" for n in range(30)))])
     assert in_train - taken <= more_train
     assert in_valid - taken <= more_valid
@@ -148,7 +148,7 @@ def test_a_small_corpus_is_split_the_same_after_any_interruption(
     """Also when it stops while the parts with the nearest document are encoded anew."""
     texts = [f"text {n % 4}" for n in range(8)]  # of each document a copy in another part
     sources = [write(f"{n}.txt", text) for n, text in enumerate(texts)]
-    encode_part, calls = encode.encode_part, 0
+    encode_split, calls = encode.encode_split, 0
 
     def build() -> str:
         report = build_dataset(
@@ -167,10 +167,10 @@ def test_a_small_corpus_is_split_the_same_after_any_interruption(
             calls += 1
             if calls == stop_at:
                 raise KeyboardInterrupt
-            return encode_part(job, part)
+            return encode_split(job, part)
 
         with monkeypatch.context() as patch:
-            patch.setattr("databuilder.build.encode_part", stop)
+            patch.setattr("databuilder.build.encode_split", stop)
             with pytest.raises(KeyboardInterrupt):
                 build()
         assert build() == whole
@@ -184,7 +184,7 @@ def test_files_without_documents_are_read_and_named(
     parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
     sources += [tmp_path / "none.txt.gz", tmp_path / "none.parquet"]
     said: list[str] = []
-    build_dataset(sources, tokenizer, tmp_path / "t.dat", shuffle=False, say=said.append)
+    build_dataset(sources, tokenizer, tmp_path / "t.dat", shuffle=False, log=said.append)
     assert oracle.documents_of(tmp_path / "t.dat", tokenizer) == ["one", "two"]
     assert said == [f"without any document: {sources[1]}, {sources[2]}, {sources[4]}, and 1 more"]
 
@@ -294,7 +294,7 @@ def test_shards_joined_are_the_single_file(
         patch.setattr(spool, "RUN_IDS", run_ids)
         patch.setattr(spool, "MAX_VECTORS", 3)
         patch.setattr(shards, "CHUNK_IDS", 7)
-        patch.setattr(shards, "MOST_CHUNK_IDS", 11)
+        patch.setattr(shards, "MAX_CHUNK_IDS", 11)
         patch.setattr(encode, "BATCH_BYTES", batch_bytes)
         patch.setattr(pieces, "PIECE_BYTES", 50)
         patch.setattr(corpus, "READ_BYTES", 30)
@@ -377,14 +377,14 @@ def test_a_source_that_changes_meanwhile_is_named(
     write: Writer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write("a.txt", "text")
-    run = encode._PartEncoder.run
+    run = encode._SplitEncoder.run
 
     def change(self: Any) -> Any:
         summary = run(self)
         source.write_text("mine")
         return summary
 
-    monkeypatch.setattr(encode._PartEncoder, "run", change)
+    monkeypatch.setattr(encode._SplitEncoder, "run", change)
     with pytest.raises(DataError, match=r"a\.txt: was changed while it was read; start again"):
         build_dataset([source], tokenizer, tmp_path / "out/t.dat")
     assert list((tmp_path / "out").iterdir()) == []
@@ -434,7 +434,7 @@ def test_progress_ends_at_everything_in_both_phases(
 
 
 def test_the_folder_of_the_work_is_beside_the_output(tmp_path: Path) -> None:
-    assert work_folder(tmp_path / "x/t.dat") == tmp_path / "x/t.dat.build"
+    assert build_folder(tmp_path / "x/t.dat") == tmp_path / "x/t.dat.build"
 
 
 def test_a_file_system_may_give_less_than_it_is_asked_for(

@@ -76,7 +76,7 @@ def test_the_size_of_parts_changes_nothing(
     oracle: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan, "SMALLEST_PART", 500)
+    monkeypatch.setattr(plan, "MIN_SPLIT_BYTES", 500)
     build(corpus, tokenizer, tmp_path, workers=2)
     assert oracle.files_in(tmp_path) == expected
 

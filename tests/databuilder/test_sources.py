@@ -130,7 +130,7 @@ def test_a_folder_of_several_formats_is_not_guessed_at(tmp_path: Path) -> None:
     for name in ("README.md", "data/a.jsonl", "data/b.parquet", "data/info.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x", encoding="utf-8")
-    with pytest.raises(DataError, match=r"several formats \(jsonl, parquet, text\); give the format that is meant"):
+    with pytest.raises(DataError, match=r"several formats \(jsonl, parquet, text\); set the format to read"):
         resolve_sources([tmp_path])
     assert [file.name for file in resolve_sources([tmp_path], format="jsonl")] == [str(tmp_path / "data/a.jsonl")]
     (tmp_path / "data/b.parquet").unlink()
@@ -158,11 +158,11 @@ def test_an_empty_file_is_a_source(tmp_path: Path, where: str) -> None:
 def test_a_folder_says_what_it_leaves_out(texts: Path) -> None:
     said: list[str] = []
     (texts / "data.jsonl").write_text("{}", encoding="utf-8")
-    resolve_sources([texts], format="text", say=said.append)
+    resolve_sources([texts], format="text", log=said.append)
     assert said == [
         f"{texts}: 8 files are read, 5 left out (2 hidden, 1 .gz, 1 .jsonl, and 1 more); name them to read them"
     ]
-    resolve_sources([texts / "a.txt", texts / "*.md"], say=said.append)
+    resolve_sources([texts / "a.txt", texts / "*.md"], log=said.append)
     assert len(said) == 1
 
 
@@ -186,7 +186,7 @@ def test_one_file_under_two_names_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "e.txt").write_text("x", encoding="utf-8")
     said: list[str] = []
     (tmp_path / "sub").mkdir()
-    found = resolve_sources([tmp_path, f"{tmp_path}/sub/../c.txt", tmp_path / "b.txt"], say=said.append)
+    found = resolve_sources([tmp_path, f"{tmp_path}/sub/../c.txt", tmp_path / "b.txt"], log=said.append)
     assert [Path(file.name).name for file in found] == ["b.txt", "e.txt"]
     assert len(said) == 1
     assert said[0].startswith(f"read once: 3 files under a second name ({tmp_path}/c.txt is {tmp_path}/b.txt, ")
@@ -195,7 +195,7 @@ def test_one_file_under_two_names_is_read_once(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_in_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
     for name in (tmp_path / "a.txt", tmp_path):
-        with pytest.raises(DataError, match=r"a\.txt: is a folder, pipe or device where a file is wanted; write what"):
+        with pytest.raises(DataError, match=r"a\.txt: is a folder, pipe or device, not a file; write the output"):
             resolve_sources([name])
 
 

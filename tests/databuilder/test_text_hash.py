@@ -33,7 +33,7 @@ def test_a_text_in_parts_has_the_hash_of_the_whole(cuts: list[int], words: int, 
     text = "".join(f"word {number} " for number in range(200))[:1003]
     bounds = [0, *sorted(cuts), len(text)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_hash, "_WORDS_AT_A_TIME", words)
+        patch.setattr(text_hash, "_WORDS_PER_BLOCK", words)
         hashed = TextHash()
         for begin, end in pairwise(bounds):
             hashed.update(text[begin:end].encode("utf-8"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from transformerlm.evaluation import Evaluator, MultipleChoice, Question, read_questions
-from transformerlm.evaluation.choices import MOST_LINE_BYTES, count_right
+from transformerlm.evaluation.choices import MAX_LINE_BYTES, count_right
 from transformerlm.evaluation.likelihood import continuation_rows, prompt_ids
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.inference.predictor import Predictor
@@ -122,10 +122,10 @@ def test_a_beginning_of_text_always_comes_first(tokenizer: Tokenizer) -> None:
         assert (row.ids.tolist(), row.first_scored) == (ids, first)
     [row], dropped = continuation_rows(begun, "The cat", [" sat"], context_length=len(sat) + 1)
     assert (row.ids.tolist(), dropped) == ([320, cat[-1], *sat], len(cat) - 1)  # it stays when the context is cut
-    assert prompt_ids(begun, "The cat", most=2) == [320, cat[-1]]
-    assert prompt_ids(begun, "", most=2) == [320]
-    assert prompt_ids(tokenizer, "", most=2) == [319]
-    assert prompt_ids(tokenizer, "The cat", most=1) == cat[-1:]
+    assert prompt_ids(begun, "The cat", max_tokens=2) == [320, cat[-1]]
+    assert prompt_ids(begun, "", max_tokens=2) == [320]
+    assert prompt_ids(tokenizer, "", max_tokens=2) == [319]
+    assert prompt_ids(tokenizer, "The cat", max_tokens=1) == cat[-1:]
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(
@@ -147,7 +147,7 @@ def test_a_choice_without_room_is_refused_by_name(
     make_model: Callable[..., TransformerLM], tokenizer: Tokenizer
 ) -> None:
     question = Question("a", ("b", "\x01" * 13), 0, "file.jsonl:7")
-    with pytest.raises(DataError, match=r"file.jsonl:7: a continuation of 13 tokens has no room after its"):
+    with pytest.raises(DataError, match=r"file.jsonl:7: a continuation of 13 tokens does not fit"):
         evaluator(make_model(), tokenizer).choices([question])
     fits = Question("aa", ("b", "\x01" * 12), 0)
     assert evaluator(make_model(), tokenizer).choices([fits]).num_truncated == 1
@@ -199,7 +199,7 @@ GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
         (GOOD | {"answer": -1}, "answer must be the number of a choice"),
         (GOOD | {"answer": True}, "answer must be the number of a choice"),
         (GOOD | {"answer": 1.0}, "answer must be the number of a choice"),
-        (GOOD | {"context": "\ud800"}, ".* has half of a surrogate pair"),
+        (GOOD | {"context": "\ud800"}, ".* has a lone surrogate"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(line: bytes | dict[str, object], message: str, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_line_that_is_wrong_is_named(line: bytes | dict[str, object], message:
 def test_a_line_without_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     with path.open("wb") as file:
-        file.truncate(2 * MOST_LINE_BYTES)
+        file.truncate(2 * MAX_LINE_BYTES)
     with pytest.raises(DataError, match=r"questions.jsonl:1: is longer than 16 MiB; a line is a question"):
         list(read_questions(path))
 

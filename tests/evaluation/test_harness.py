@@ -165,7 +165,7 @@ def test_what_a_task_asks_for_in_our_terms() -> None:
     sampled = sampling_of({"do_sample": True, "top_p": 0.5, "until": "x", "seed": 3}, context_length=64)
     assert (sampled.temperature, sampled.top_p, sampled.stop, sampled.seed) == (1.0, 0.5, ("x",), 3)
     assert sampling_of({"do_sample": False, "temperature": 0.7}, context_length=64).temperature == 0
-    with pytest.raises(ConfigError, match=r"generation_kwargs .*num_beams.* cannot be followed"):
+    with pytest.raises(ConfigError, match=r"generation_kwargs .*num_beams.* are not supported"):
         sampling_of({"num_beams": 4}, context_length=64)
 
 

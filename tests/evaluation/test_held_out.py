@@ -191,7 +191,7 @@ def test_a_beginning_of_text_comes_before_documents(make_model: MakeModel, token
 def test_without_any_token_to_begin_with_only_the_stream_is_left(make_model: MakeModel) -> None:
     bare = Tokenizer({number: bytes([number]) for number in range(256)}, [], [])
     model = make_model(256)
-    with pytest.raises(ConfigError, match=r"no token that comes before a document.*windows to stream"):
+    with pytest.raises(ConfigError, match=r"no beginning-of-text or end-of-text token.*windows to stream"):
         evaluator(model, bare).texts(["ab"])
     found = evaluator(model, bare, windows="stream").texts(["ab"])
     logits = model(torch.tensor([[97]]))[0, 0]

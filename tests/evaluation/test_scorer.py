@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from transformerlm.evaluation import scorer as scorer_module
 from transformerlm.evaluation.held_out import rows_of
-from transformerlm.evaluation.scorer import Pack, Row, Scored, Scorer, share_beginnings
+from transformerlm.evaluation.scorer import Pack, Row, Scored, Scorer, share_prefixes
 from transformerlm.models import TransformerLM
 from transformerlm.models.attention import document_mask
 from transformerlm.training.data import validation_windows
@@ -96,7 +96,7 @@ def test_what_rows_share_is_computed_once_and_changes_nothing(
     for number, length in enumerate(ends):
         ids = np.concatenate((beginning, draw_ids(length + 1, seed + number)))
         rows.append(Row(ids, max(0, len(ids) - 1 - scored_ids)))
-    packs = share_beginnings(rows, most_tokens=CONTEXT, owner=3)
+    packs = share_prefixes(rows, max_tokens=CONTEXT, owner=3)
     assert [row for pack in packs for row in pack.rows] == rows
     assert all(pack.owner == 3 for pack in packs)
     assert all(pack.length <= CONTEXT for pack in packs)
@@ -109,11 +109,11 @@ def test_what_rows_share_is_computed_once_and_changes_nothing(
 def test_sharing_is_once_for_a_pack_of_bounded_size() -> None:
     beginning = draw_ids(5)
     rows = [Row(np.append(beginning, [number, 1, 2, 3]), 4) for number in range(300, 305)]
-    packs = share_beginnings(rows, most_tokens=CONTEXT)
+    packs = share_prefixes(rows, max_tokens=CONTEXT)
     assert [len(pack.rows) for pack in packs] == [2, 2, 1]
     assert [pack.length for pack in packs] == [11, 11, 8]
     same = [Row(beginning, 2)] * 3
-    [pack] = share_beginnings(same, most_tokens=CONTEXT)
+    [pack] = share_prefixes(same, max_tokens=CONTEXT)
     assert pack.length == 4
 
 
@@ -121,9 +121,9 @@ def test_the_likeliest_token_is_known(make_model: Callable[..., TransformerLM]) 
     model, ids = make_model(), draw_ids(8)
     likeliest = model(torch.from_numpy(ids[None])).argmax(-1)[0, -1].item()
     rows = [Row(np.append(ids, [token]), 6) for token in (likeliest, (likeliest + 1) % 320)]
-    found = scored(model, share_beginnings(rows, most_tokens=CONTEXT), likeliest=True)
-    assert [one.likeliest[-1] for several in found for one in several] == [True, False]
-    assert scored(model, [Pack(rows[:1])])[0][0].likeliest.size == 0
+    found = scored(model, share_prefixes(rows, max_tokens=CONTEXT), find_greedy=True)
+    assert [one.is_greedy[-1] for several in found for one in several] == [True, False]
+    assert scored(model, [Pack(rows[:1])])[0][0].is_greedy.size == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -137,7 +137,7 @@ def test_the_batch_size_changes_nothing(batch_size: int, make_model: Callable[..
 def test_the_host_looks_once_in_many_batches(
     make_model: Callable[..., TransformerLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scorer_module, "BATCHES_AT_A_TIME", 5)
+    monkeypatch.setattr(scorer_module, "BATCHES_PER_POOL", 5)
     looks, exact = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: looks.append(1) or exact(self))
     packs = [Pack([row]) for row in rows_of(draw_ids(200), context_length=CONTEXT, stride=5)]
@@ -164,7 +164,7 @@ def test_long_packs_are_computed_in_smaller_batches(
     model = make_model()
     packs = [Pack([row]) for row in rows_of(draw_ids(60), context_length=CONTEXT, stride=4)]
     expected = [one.nats for [one] in scored(model, packs)]
-    monkeypatch.setattr(scorer_module, "MOST_PAIRS", 2 * CONTEXT**2)
+    monkeypatch.setattr(scorer_module, "MAX_PAIRS", 2 * CONTEXT**2)
     rows, exact = [], model.hidden_states
     monkeypatch.setattr(model, "hidden_states", lambda ids, *a, **k: rows.append(len(ids)) or exact(ids, *a, **k))
     for found, one in zip(scored(model, packs), expected, strict=True):

@@ -81,7 +81,7 @@ def test_every_tensor_reads_back(
     source = read_source(save_checkpoint(model, **settings), "float32")
     if source.architecture.gguf != "llama" and "rope_scaling" in settings:
         with pytest.raises(
-            InteropError, match="the rotary scaling of Llama 3 for Llama alone, and this is Qwen2ForCausalLM"
+            InteropError, match="the rotary scaling of Llama 3 only for Llama, and this is Qwen2ForCausalLM"
         ):
             export_gguf(source, tmp_path / "out.gguf")
         assert not (tmp_path / "out.gguf").exists()
@@ -203,7 +203,9 @@ def test_patterns_have_the_names_of_llama_cpp(pattern: str, whole_words: bool, n
     ("pattern", "whole_words"), [("cl100k", False), ("cl100k", True), ("gpt2", True), ("qwen2", True)]
 )
 def test_patterns_that_llama_cpp_has_not_are_refused(pattern: str, whole_words: bool) -> None:
-    with pytest.raises(InteropError, match=f"llama.cpp cannot cut text by the pattern {pattern}.*--format hf"):
+    with pytest.raises(
+        InteropError, match=f"llama.cpp does not support this tokenizer's pattern {pattern}.*--format hf"
+    ):
         pre_tokenizer_name(Tokenizer(BYTES, [], pattern=pattern, whole_words=whole_words))
 
 
@@ -213,8 +215,8 @@ def test_what_llama_cpp_does_otherwise_is_said(
     Tokenizer(BYTES, [], ["<s>"], pattern="qwen2", normalization="NFC", beginning_of_text="<s>").save(tmp_path / "t")
     run = save_checkpoint(random_model(vocab_size=257), vocab_size=257, tokenizer=tmp_path / "t")
     written = export_gguf(read_source(run, "float32"), tmp_path / "out.gguf")
-    assert "no end-of-text token; llama.cpp takes the id 11" in written.notes[0]
-    assert "does not bring text into the form NFC" in written.notes[1]
+    assert "no end-of-text token; llama.cpp will use the id 11" in written.notes[0]
+    assert "does not normalise text to NFC" in written.notes[1]
     values, _ = read_back(written.path)
     assert (values["tokenizer.ggml.bos_token_id"], values["tokenizer.ggml.add_bos_token"]) == (256, True)
     assert "tokenizer.ggml.eos_token_id" not in values
@@ -233,13 +235,13 @@ def test_nothing_is_overwritten(exported: Callable[..., tuple[Written, Transform
     written, _ = exported()
     before = written.path.read_bytes()
     source = read_source(tmp_path / "run", "float16")
-    with pytest.raises(ConfigError, match=r"out\.gguf: is there already, and nothing is overwritten"):
+    with pytest.raises(ConfigError, match=r"out\.gguf: already exists, and is not overwritten"):
         export_gguf(source, written.path)
     assert written.path.read_bytes() == before
-    with pytest.raises(ConfigError, match="lies inside the checkpoint"):
+    with pytest.raises(ConfigError, match="is inside the checkpoint"):
         export_gguf(source, source.checkpoint / "out.gguf")
     (tmp_path / "folder.gguf").mkdir()
-    with pytest.raises(ConfigError, match=r"folder\.gguf: is there already"):
+    with pytest.raises(ConfigError, match=r"folder\.gguf: already exists"):
         export_gguf(source, tmp_path / "folder.gguf")
     with pytest.raises(ConfigError, match="has no name of its own"):
         export_gguf(source, Path())

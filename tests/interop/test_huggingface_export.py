@@ -187,7 +187,7 @@ def test_fewer_ids_than_tokens(random_model: ModelBuilder, save_checkpoint: Save
 def test_a_checkpoint_without_tokenizer(random_model: ModelBuilder, save_checkpoint: Saver, tmp_path: Path) -> None:
     run = save_checkpoint(random_model(), tokenizer=None)
     written = export_huggingface(read_source(run, "float32"), tmp_path / "out")
-    assert "holds no tokenizer, so the folder holds none" in written.notes[0]
+    assert "has no tokenizer, so the folder has none" in written.notes[0]
     assert names_below(written.path) == ["config.json", "generation_config.json", "model.safetensors"]
     assert AutoModelForCausalLM.from_pretrained(written.path).config.eos_token_id is None
 
@@ -225,7 +225,7 @@ def test_float16_holds_what_rounds_to_its_largest(random_model: ModelBuilder, sa
 def test_weights_of_another_model_are_refused(random_model: ModelBuilder, save_checkpoint: Saver) -> None:
     run = save_checkpoint(random_model(num_layers=1), fits=False)
     with pytest.raises(
-        CheckpointError, match=r"the weight layers\.1\.attn\.k_proj\.weight is not as .*config\.toml says"
+        CheckpointError, match=r"the weight layers\.1\.attn\.k_proj\.weight does not match .*config\.toml"
     ):
         read_source(run, "float32")
 
@@ -235,11 +235,11 @@ def test_nothing_is_overwritten(exported: Callable[..., tuple[Written, Transform
     written, _ = exported()
     before = {name: (written.path / name).stat().st_mtime_ns for name in names_below(written.path)}
     source = read_source(tmp_path / "run", "float16")
-    with pytest.raises(ConfigError, match="out: is there already, and nothing is overwritten"):
+    with pytest.raises(ConfigError, match="out: already exists, and is not overwritten"):
         export_huggingface(source, written.path)
     assert before == {name: (written.path / name).stat().st_mtime_ns for name in names_below(written.path)}
     inside = source.checkpoint / "exports" / "hf"
-    with pytest.raises(ConfigError, match="lies inside the checkpoint"):
+    with pytest.raises(ConfigError, match="is inside the checkpoint"):
         export_huggingface(source, inside)
     assert not inside.parent.exists()
 
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing(
 def test_a_place_that_cannot_be_written_to(random_model: ModelBuilder, save_checkpoint: Saver, tmp_path: Path) -> None:
     source = read_source(save_checkpoint(random_model()), "float32")
     (tmp_path / "file").write_text("here", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"out: cannot be made, for .*/file is no folder; choose another --out"):
+    with pytest.raises(ConfigError, match=r"out: cannot be created: .*/file is not a folder; choose another --out"):
         export_huggingface(source, tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "here"
 

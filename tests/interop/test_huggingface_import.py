@@ -212,8 +212,8 @@ def test_frequencies_in_old_files_are_ignored(saved: Save, copy: Callable[..., P
 def test_an_output_matrix_that_cannot_be_the_table_is_refused(copy: Callable[..., Path]) -> None:
     folder = copy("smollm")
     for wrong, message in (
-        (torch.zeros(3, 4), "lm_head.weight, of which config.json knows nothing"),
-        (torch.zeros(VOCAB, 32, dtype=torch.int8), "lm_head.weight, of which config.json knows nothing"),
+        (torch.zeros(3, 4), "lm_head.weight, which do not fit config.json"),
+        (torch.zeros(VOCAB, 32, dtype=torch.int8), "lm_head.weight, which do not fit config.json"),
     ):
         change_weights(folder, lambda weights, wrong=wrong: weights.update({"lm_head.weight": wrong}))
         with pytest.raises(InteropError, match=message):
@@ -255,7 +255,7 @@ def test_a_shorter_context_may_be_asked_for(saved: Save, tmp_path: Path) -> None
 def test_a_sliding_window_is_refused_unless_the_context_is_as_short(copy: Callable[..., Path], tmp_path: Path) -> None:
     folder = copy("mistral", sliding_window=10)
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    with pytest.raises(InteropError, match=r"sliding_window: .* --context-length 10 imports a model with a context"):
+    with pytest.raises(InteropError, match=r"sliding_window: .* --context-length 10 imports the model with a context"):
         read_huggingface(folder, tokenizer="none")
     assert_same_logits(imported(folder, tmp_path / "ours", context_length=10), peer)
     remove_keys(folder, "sliding_window")  # means 4096
@@ -269,26 +269,26 @@ def test_qwens_window_counts_only_where_it_is_used(kind: str, copy: Callable[...
     change_config(folder, use_sliding_window=True)  # but no layer has it
     assert read_model_config(folder)[1].context_length == CONTEXT
     change_config(folder, layer_types=["full_attention", "sliding_attention"])
-    with pytest.raises(InteropError, match="sliding_window: tokens see 10 others"):
+    with pytest.raises(InteropError, match="sliding_window: tokens attend to 10 positions"):
         read_model_config(folder)
     change_config(folder, layer_types=None)
     assert read_model_config(folder)[1].context_length == CONTEXT
     change_config(folder, max_window_layers=1)
-    with pytest.raises(InteropError, match="sliding_window: tokens see 10 others"):
+    with pytest.raises(InteropError, match="sliding_window: tokens attend to 10 positions"):
         read_model_config(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GemmaForCausalLM"]}, "architectures: is another than our model can be; known are "),
+        ({"architectures": ["GemmaForCausalLM"]}, "architectures: is not supported; known are "),
         ({"architectures": ["LlamaForCausalLM", "x"]}, "architectures: must name one"),
         ({"architectures": [{}]}, "architectures: must name one"),
         ({"architectures": None, "model_type": "phi"}, "architectures: must name one"),
         ({"model_type": "mistral"}, "model_type: does not belong to LlamaForCausalLM .got 'mistral'"),
         ({"hidden_act": "gelu"}, "hidden_act: ours is silu .got 'gelu'"),
-        ({"attention_bias": True}, "attention_bias: adds biases that ours has not: behind the attention"),
-        ({"mlp_bias": True}, "mlp_bias: adds biases that ours has not"),
+        ({"attention_bias": True}, "attention_bias: adds biases that this model lacks: after the attention"),
+        ({"mlp_bias": True}, "mlp_bias: adds biases that this model lacks"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: ours rotates whole heads .got 0.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: ours rotates whole heads"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type: ours has the scalings linear and"),
@@ -298,16 +298,16 @@ def test_qwens_window_counts_only_where_it_is_used(kind: str, copy: Callable[...
         ({"rope_parameters": 3}, "rope_parameters: must be an object or null .got 3"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling and rope_parameters contradict"),
         ({"quantization_config": {"bits": 4}}, "quantised weights cannot be imported"),
-        ({"vocab_size": 61}, r"embed_tokens.weight has the shape \[60, 32\], where config.json asks for \[61, 32\]"),
-        ({"hidden_size": 64}, "where config.json asks for"),
+        ({"vocab_size": 61}, r"embed_tokens.weight has the shape \[60, 32\], where config.json requires \[61, 32\]"),
+        ({"hidden_size": 64}, "where config.json requires"),
         ({"hidden_size": 30, "head_dim": None}, "d_model of our model must be divisible by num_heads"),
         ({"hidden_size": True}, "hidden_size: must be a whole number"),
         ({"hidden_size": 32.0}, "hidden_size: must be a whole number"),
         ({"hidden_size": 1 << 30}, "d_model of our model .* less than or equal to"),
         ({"hidden_size": 10**400}, "hidden_size: must be a whole number from 1 to"),
         ({"hidden_size": None}, "hidden_size: is missing"),
-        ({"num_hidden_layers": 3}, "the weights lack model.layers.2.* and 4 more, which config.json asks"),
-        ({"num_hidden_layers": 1}, "the weights hold model.layers.1.* and 4 more, of which config.json knows nothing"),
+        ({"num_hidden_layers": 3}, "the weights lack model.layers.2.* and 4 more, which config.json requires"),
+        ({"num_hidden_layers": 1}, "the weights include model.layers.1.* and 4 more, which do not fit config.json"),
         ({"num_hidden_layers": 9_999}, "the weights lack model.layers.2.input_layernorm.weight"),
         ({"num_hidden_layers": 10**9}, "num_layers of our model .* less than or equal to 10000"),
         ({"num_key_value_heads": 3}, "num_kv_heads of our model must divide num_heads = 4"),
@@ -347,14 +347,14 @@ def test_an_index_can_only_name_files_beside_it(saved: Save, tmp_path: Path) -> 
     weight_map = content["weight_map"]
     shutil.copy(folder / weight_map["lm_head.weight"], tmp_path / "outside.safetensors")
     for name, message in {
-        "../outside.safetensors": "is no name of a .safetensors file",
-        str(tmp_path / "outside.safetensors"): "is no name of a .safetensors file",
-        "a\\b.safetensors": "is no name of a .safetensors file",
-        "model.bin": "is no name of a .safetensors file",
-        "a\x00.safetensors": "is no name of a .safetensors file",
-        3: "is no name of a .safetensors file",
-        "none.safetensors": "none.safetensors: is not there",
-        weight_map["model.embed_tokens.weight"]: "holds no lm_head.weight, though",
+        "../outside.safetensors": "is not the name of a .safetensors file",
+        str(tmp_path / "outside.safetensors"): "is not the name of a .safetensors file",
+        "a\\b.safetensors": "is not the name of a .safetensors file",
+        "model.bin": "is not the name of a .safetensors file",
+        "a\x00.safetensors": "is not the name of a .safetensors file",
+        3: "is not the name of a .safetensors file",
+        "none.safetensors": "none.safetensors: is missing",
+        weight_map["model.embed_tokens.weight"]: "has no lm_head.weight, although",
     }.items():
         index.write_text(json.dumps({"weight_map": {**weight_map, "lm_head.weight": name}}), encoding="utf-8")
         with pytest.raises(InteropError, match=message):
@@ -367,14 +367,14 @@ def test_an_index_can_only_name_files_beside_it(saved: Save, tmp_path: Path) -> 
     shard = folder / weight_map["lm_head.weight"]
     shard.unlink()
     os.mkfifo(shard)  # opening it would wait for ever
-    with pytest.raises(InteropError, match="is not there, or is no file"):
+    with pytest.raises(InteropError, match="is missing, or is not a file"):
         read_huggingface(folder, tokenizer="none")
 
 
 def test_pickles_are_not_read(copy: Callable[..., Path]) -> None:
     folder = copy("llama2")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InteropError, match=r"holds no weights: neither model\.safetensors nor"):
+    with pytest.raises(InteropError, match=r"has no weights: neither model\.safetensors nor"):
         read_huggingface(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InteropError, match=r"no safetensors, only pytorch_model\.bin, a pickle, which runs code"):
@@ -385,9 +385,9 @@ def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(InteropError, match=r"there is no such folder; a model of the hub must be downloaded first"):
         read_huggingface(tmp_path / "meta-llama" / "Llama-3.2-1B")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InteropError, match=r"run: is a checkpoint of this project's already"):
+    with pytest.raises(InteropError, match=r"run: is already a checkpoint of this project"):
         read_huggingface(tmp_path / "run")
-    with pytest.raises(InteropError, match=r"config.json: is not there"):
+    with pytest.raises(InteropError, match=r"config.json: is missing"):
         read_huggingface(tmp_path)
 
 
@@ -403,7 +403,7 @@ def test_nothing_is_overwritten(saved: Save, tmp_path: Path) -> None:
     model = read_huggingface(saved("llama2")[1], tokenizer="none")
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(ConfigError, match="already exists, and is not overwritten"):
         write_checkpoint(model, tmp_path / "ours", "float32")
 
 
@@ -428,7 +428,7 @@ def test_the_command_says_what_it_does(saved: Save, run_main: Callable[..., Any]
     assert checkpoint.step == 0
     assert checkpoint.model_hparams().tie_embeddings
     again = run_main(import_main, "--hf", folder, "--out", tmp_path / "ours", "--tokenizer", "none")
-    assert (again.code, "is there already" in again.err) == (2, True)
+    assert (again.code, "already exists" in again.err) == (2, True)
 
 
 def test_all_ids_that_end_a_text_are_kept_and_what_is_dropped_is_named(

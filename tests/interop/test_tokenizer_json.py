@@ -107,9 +107,9 @@ def test_other_content_is_not_overwritten(trained: tuple, tmp_path: Path) -> Non
     write_tokenizer(ours, tmp_path, context_length=77)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     write_tokenizer(ours, tmp_path, context_length=77)
-    with pytest.raises(InteropError, match=r"tokenizer\.json: is there already, with other content"):
+    with pytest.raises(InteropError, match=r"tokenizer\.json: already exists, with other content"):
         write_tokenizer(tokenizer_of(trained, pattern="o200k"), tmp_path, context_length=77)
-    with pytest.raises(InteropError, match=r"tokenizer_config\.json: is there already"):
+    with pytest.raises(InteropError, match=r"tokenizer_config\.json: already exists"):
         write_tokenizer(ours, tmp_path, context_length=78)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -234,7 +234,7 @@ READ = (
     "order_live_way raw_vocab_no_added roberta_nomask starcoder tekken truncation unk_token"
 ).split()
 REFUSED = {
-    "bloom": r"its pre-tokenization pattern is none that is known here: ' \?\[\^",
+    "bloom": r"its pre-tokenization pattern is not supported: ' \?\[\^",
     "bytelevel_after_split_space": "add_prefix_space",
     "falcon": "its pre-tokenizer, Punctuation and ByteLevel and Digits and Split, splits further after ByteLevel",
     "norm_nfkc": "its normalizer is NFKC",
@@ -335,17 +335,17 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
             "its pre-tokenizer is SentencePiece's, Metaspace; only byte-level BPE",
         ),
         ("pre_tokenizer", BYTE_LEVEL | {"add_prefix_space": True}, "adds a space before texts"),
-        ("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}, "is none that is known here"),
-        ("pre_tokenizer/pretokenizers/0/pattern/Regex", r"\w+", r"is none that is known here: '\\\\w\+'"),
-        ("pre_tokenizer/pretokenizers/0/pattern", {"String": " "}, "is none that is known here"),
-        ("pre_tokenizer/pretokenizers/0/behavior", "Removed", "is none that is known here"),
+        ("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}, "is not supported"),
+        ("pre_tokenizer/pretokenizers/0/pattern/Regex", r"\w+", r"is not supported: '\\\\w\+'"),
+        ("pre_tokenizer/pretokenizers/0/pattern", {"String": " "}, "is not supported"),
+        ("pre_tokenizer/pretokenizers/0/behavior", "Removed", "is not supported"),
         ("normalizer", {"type": "Lowercase"}, "its normalizer is Lowercase"),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}, "only NFC is done"),
         ("decoder", {"type": "Metaspace"}, "its decoder is not ByteLevel"),
         ("added_tokens/0/lstrip", True, "matched with lstrip"),
         ("added_tokens/0/rstrip", True, "matched with rstrip"),
         ("added_tokens/0/single_word", True, "matched with single_word"),
-        ("added_tokens/0", {"id": 256, "content": "e<", "normalized": True}, "is looked for in normalized text"),
+        ("added_tokens/0", {"id": 256, "content": "e<", "normalized": True}, "is matched in normalized text"),
         ("added_tokens/0/id", 3, "or it has two"),
         ("added_tokens/0/content", "x" * 2000, "is longer than 1,000 characters"),
         ("added_tokens/0/content", "a", "and another have the id|or it has two"),

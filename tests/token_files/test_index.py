@@ -134,7 +134,7 @@ def test_a_missing_file_names_the_command(path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.dat: there is no such token file; make it with transformerlm-make-data"):
         read_info(nowhere)
     sidecar_path(path).unlink()
-    with pytest.raises(DataError, match=r"or has lost its sidecar, .*\.json; make it \(again\) with"):
+    with pytest.raises(DataError, match=r"or its sidecar .*\.json is missing; make it again with"):
         read_info(path)
 
 

@@ -64,7 +64,7 @@ def test_giving_memory_back_and_few_maps_change_nothing(
     advice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_stream, "RESIDENT_BYTES", 1)
-    monkeypatch.setattr(token_stream, "MOST_MAPPED", 2)
+    monkeypatch.setattr(token_stream, "MAX_MAPPED", 2)
     if not advice:
         monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
     stream = TokenStream(write(tmp_path, [7] * 9), "uint16")

@@ -87,7 +87,7 @@ def test_an_error_of_a_task_ends_all(kind: type[Executor]) -> None:
 def test_a_worker_that_is_gone_is_said() -> None:
     with (
         ProcessPoolExecutor(1) as executor,
-        pytest.raises(WorkerError, match="a worker ended before its work was done"),
+        pytest.raises(WorkerError, match="a worker process died"),
     ):
         list(finished_tasks(executor, _ends_the_process, range(3), slots=1))
 

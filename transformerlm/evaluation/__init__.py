@@ -1,4 +1,4 @@
-"""How good a model is: held-out loss and bits per byte, multiple choice, lm-evaluation-harness.
+"""Evaluate models: held-out loss and bits per byte, multiple choice, lm-evaluation-harness.
 
     evaluator = Evaluator.from_checkpoint("runs/stories")
     print(evaluator.token_file("data/stories/valid.dat").bits_per_byte)

@@ -1,9 +1,9 @@
-"""Multiple choice: of several texts that may follow a context, the model holds one the likeliest.
+"""Multiple choice: the model picks the most likely of several continuations of a context.
 
-By the sum of log-likelihoods a short answer wins easily, since each token costs something. So there are two counts, as
-in lm-evaluation-harness: the plain one, and one in which the log-likelihood of an answer is divided by its length. That
-is counted in bytes of UTF-8, not tokens, since they are the same for every tokenizer, so that models are compared by
-the same rule (the harness calls this `acc_bytes`; its `acc_norm` counts characters, the same in ASCII).
+The sum of log-likelihoods favours short answers, since every token lowers it. So two accuracies are counted, as in
+lm-evaluation-harness: by that sum, and by the sum divided by the length of the answer. The length is in UTF-8 bytes,
+not tokens, so that it is the same for all tokenizers (the harness calls this `acc_bytes`; its `acc_norm` counts
+characters, which is the same for ASCII).
 """
 
 import json
@@ -15,20 +15,20 @@ from typing import Any
 
 from transformerlm.utils.errors import DataError, require_list
 
-MOST_CHOICES = 1000
-"""Of one question; a limit for files that are not what they should be."""
-MOST_LINE_BYTES = 1 << 24
-"""Of one question, for the same reason."""
+MAX_CHOICES = 1000
+"""Per question; a limit to reject files of another kind."""
+MAX_LINE_BYTES = 1 << 24
+"""Per question, for the same reason."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context, what may follow it (as it stands: a blank between them is part of either), and the right one."""
+    """A context, its possible continuations (verbatim: a space between belongs to either), and the answer."""
 
     context: str
     choices: tuple[str, ...]
     answer: int
-    """Number of the right one, counted from 0."""
+    """Index of the correct choice, from 0."""
     where: str = ""
     """File and line, for errors."""
 
@@ -38,35 +38,35 @@ class Question:
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """How often a model was right."""
+    """The score of a model on multiple-choice questions."""
 
     num_questions: int
     num_correct: int
-    """By the sum of log-likelihoods; of equal ones the first counts."""
+    """By the sum of log-likelihoods; the first of equal choices counts."""
     num_correct_by_bytes: int
-    """By log-likelihood a byte."""
+    """By log-likelihood per byte."""
     num_truncated: int
-    """Questions whose context was too long, so that its beginning was left out."""
+    """Questions with a context that was too long, so that its beginning was cut off."""
 
     @property
     def accuracy(self) -> float:
-        """Share of questions answered right by the sum of log-likelihoods."""
+        """Share of correct answers by the sum of log-likelihoods."""
         return self.num_correct / self.num_questions
 
     @property
     def normalized_accuracy(self) -> float:
-        """Share of questions answered right by log-likelihood a byte."""
+        """Share of correct answers by log-likelihood per byte."""
         return self.num_correct_by_bytes / self.num_questions
 
     def standard_error(self, accuracy: float) -> float | None:
-        """Return that of an accuracy, as of a mean of n independent ones and zeros: √(a (1 − a) / (n − 1))."""
+        """Return the standard error of an accuracy a over n questions, √(a (1 − a) / (n − 1)); None if n is 1."""
         if self.num_questions < 2:
             return None
         return math.sqrt(accuracy * (1 - accuracy) / (self.num_questions - 1))
 
 
 def count_right(answers: Iterable[tuple[Question, list[float], int]]) -> MultipleChoice:
-    """Count how often the model was right, of questions, log-likelihoods of their choices, and ids left out."""
+    """Count the correct answers; each item is a question, the log-likelihoods of its choices, and the ids cut off."""
     total = right = right_by_bytes = truncated = 0
     for question, likelihoods, num_dropped in answers:
         by_bytes = [
@@ -83,15 +83,15 @@ def count_right(answers: Iterable[tuple[Question, list[float], int]]) -> Multipl
 
 
 def _is_best(answer: int, values: list[float]) -> bool:
-    """Return whether the largest of the values, the first of equal ones, is that number; none is if one is NaN."""
+    """Return whether `answer` is the index of the largest value, the first of equal ones; False if a value is NaN."""
     return not any(map(math.isnan, values)) and values.index(max(values)) == answer
 
 
 def read_questions(path: Path) -> Iterator[Question]:
     """Yield the questions of a file of JSON lines, {"context": str, "choices": [str, …], "answer": int}.
 
-    Other keys are left alone. Raises `DataError` that names file and line for what is wrong, and for a file without
-    any question.
+    Other keys are ignored. Raises `DataError` with file and line for an invalid question, and for a file without
+    questions.
     """
     try:
         file = path.open("rb")
@@ -100,9 +100,9 @@ def read_questions(path: Path) -> Iterator[Question]:
     number = 0
     found = False
     with file:
-        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES + 1), b""), start=1):
-            if len(line) > MOST_LINE_BYTES:
-                raise DataError(f"{path}:{number}: is longer than {MOST_LINE_BYTES >> 20} MiB; a line is a question")
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{path}:{number}: is longer than {MAX_LINE_BYTES >> 20} MiB; a line is a question")
             if line.strip():
                 found = True
                 yield _parse(line, f"{path}:{number}")
@@ -120,8 +120,8 @@ def _parse(line: bytes, where: str) -> Question:
     context, choices, answer = (value.get(key) for key in ("context", "choices", "answer"))
     if not isinstance(context, str):
         raise DataError(f"{where}: context must be a string (got {_shown(context)})")
-    if not isinstance(choices, list) or not 2 <= len(choices) <= MOST_CHOICES:
-        raise DataError(f"{where}: choices must be a list of 2 to {MOST_CHOICES:,} strings (got {_shown(choices)})")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= MAX_CHOICES:
+        raise DataError(f"{where}: choices must be a list of 2 to {MAX_CHOICES:,} strings (got {_shown(choices)})")
     if not all(isinstance(choice, str) and choice for choice in choices):
         raise DataError(f"{where}: choices must be strings that are not empty (got {_shown(choices)})")
     if type(answer) is not int or not 0 <= answer < len(choices):
@@ -130,7 +130,7 @@ def _parse(line: bytes, where: str) -> Question:
         )
     for text in (context, *choices):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{where}: {_shown(text)} has half of a surrogate pair, which is no character")
+            raise DataError(f"{where}: {_shown(text)} has a lone surrogate, which is not a character")
     return Question(context, tuple(choices), answer, where)
 
 

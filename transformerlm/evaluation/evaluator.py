@@ -1,4 +1,4 @@
-"""A model of a checkpoint, evaluated: on token files, on texts, on multiple choice."""
+"""Evaluate a checkpoint's model on token files, texts and multiple choice."""
 
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ import numpy as np
 
 from transformerlm.checkpoint.folder import Checkpoint
 from transformerlm.evaluation.choices import MultipleChoice, Question, count_right
-from transformerlm.evaluation.held_out import Following, HeldOut, OnScored, Tally, file_documents, rows_of
-from transformerlm.evaluation.likelihood import Continuations, beginning_id, continuation_rows
-from transformerlm.evaluation.scorer import Pack, Row, Scorer, share_beginnings
+from transformerlm.evaluation.held_out import HeldOut, OnScored, Prefixed, Tally, file_documents, rows_of
+from transformerlm.evaluation.likelihood import Continuations, continuation_rows, start_id
+from transformerlm.evaluation.scorer import Pack, Row, Scorer, share_prefixes
 from transformerlm.hparams import EvaluationHparams
 from transformerlm.inference.predictor import Predictor
 from transformerlm.token_files.index import MAKE_DATA, read_info, verify_data
@@ -30,9 +30,9 @@ class Evaluator:
     def __init__(
         self, predictor: Predictor, settings: EvaluationHparams | None = None, *, mask_documents: bool = False
     ) -> None:
-        """`mask_documents` says that the model was trained with attention inside documents only.
+        """Set `mask_documents` if the model was trained with attention within documents only.
 
-        Raises `ConfigError` if context or stride of the settings do not fit the model.
+        Raises `ConfigError` if the context or stride of the settings does not fit the model.
         """
         settings = settings or EvaluationHparams()
         self.predictor = predictor
@@ -47,7 +47,7 @@ class Evaluator:
         if self.stride > self.context_length:
             raise ConfigError(
                 f"evaluation.stride: must be at most {self.context_length}, the context, or tokens between windows "
-                f"are left out (got {self.stride})"
+                f"are skipped (got {self.stride})"
             )
         self.windows = settings.windows
         self.batch_size = settings.batch_size
@@ -62,15 +62,15 @@ class Evaluator:
         device: str = "auto",
         dtype: str = "float32",
     ) -> "Evaluator":
-        """Load a checkpoint folder, or the newest checkpoint of a run folder; errors as of `Predictor`."""
+        """Load a checkpoint folder, or the newest checkpoint of a run folder. Raises the errors of `Predictor`."""
         checkpoint = Checkpoint.open(Path(path))
         predictor = Predictor.from_checkpoint(checkpoint, device=device, dtype=dtype)
         return cls(predictor, settings, mask_documents=_trained_with_masks(checkpoint))
 
     def token_file(self, path: Path | str, on_scored: OnScored | None = None) -> HeldOut:
-        """Evaluate on all of a token file.
+        """Evaluate on a whole token file.
 
-        Raises `DataError` if it is damaged or empty, was made by another tokenizer, or its parts do not fit together.
+        Raises `DataError` if it is damaged, empty or inconsistent, or was made by another tokenizer.
         """
         path = Path(path)
         info = read_info(path)
@@ -95,10 +95,10 @@ class Evaluator:
         return tally.result(num_bytes=info.num_text_bytes, num_documents=info.num_documents)
 
     def texts(self, texts: Iterable[str | bytes], on_scored: OnScored | None = None) -> HeldOut:
-        """Evaluate on texts, each of them a document; empty ones are left out.
+        """Evaluate on texts, each a document; empty ones are skipped.
 
-        They are encoded as the data builder does it, as plain text, and read one after another; as one stream they are
-        in memory as ids. Raises `DataError` if there is no text.
+        They are encoded as plain text, as in the data builder, and read one at a time; with the windows "stream", the
+        ids of all texts are in memory. Raises `DataError` if there is no text.
         """
         require_list("texts", texts)
         counts = {"bytes": 0, "documents": 0}
@@ -120,7 +120,7 @@ class Evaluator:
         return tally.result(num_bytes=counts["bytes"], num_documents=counts["documents"])
 
     def log_likelihoods(self, texts: Sequence[Sequence[Row]]) -> list[float]:
-        """Return the natural logarithm of the probability of each text, given as its windows; 0 if it has none."""
+        """Return the log-likelihood (natural logarithm) of each text, given as its windows; 0 without windows."""
         packs = (Pack([row], owner=number) for number, rows in enumerate(texts) for row in rows)
         found = [0.0] * len(texts)
         for pack, [scored] in self._scorer(mask=True).score(packs):
@@ -130,10 +130,10 @@ class Evaluator:
     def continuations(
         self, pairs: Sequence[tuple[str, str]], on_scored: OnScored | None = None
     ) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) the log-likelihood of the latter, and whether it is the likeliest.
+        """Return for each (context, continuation) the continuation's log-likelihood, and whether it is greedy.
 
-        That is, whether each of its tokens is the most likely one. Neighbours of one context share its computation.
-        Contexts that are too long lose their beginning. Errors as of `continuation_rows`.
+        It is greedy if each of its tokens is the most likely one. Adjacent pairs with the same context share its
+        computation. The beginning of a context that is too long is cut off. Raises the errors of `continuation_rows`.
         """
         packs = (
             pack
@@ -141,17 +141,17 @@ class Evaluator:
             for pack in self._share([self._continue(context, [text]).rows[0] for context, text in neighbours])
         )
         found: list[tuple[float, bool]] = []
-        for _, rows in self._scorer(likeliest=True).score(packs):
-            found += [(-float(row.nats.sum()), bool(row.likeliest.all())) for row in rows]
+        for _, rows in self._scorer(find_greedy=True).score(packs):
+            found += [(-float(row.nats.sum()), bool(row.is_greedy.all())) for row in rows]
             if on_scored is not None:
                 on_scored(len(found))
         return found
 
     def choices(self, questions: Sequence[Question], on_scored: OnScored | None = None) -> MultipleChoice:
-        """Count how often the right one of several continuations is the likeliest.
+        """Count how often the correct choice is the most likely one.
 
-        Raises `DataError` that names the question for a choice that is longer than the context, and if there are no
-        questions. `on_scored` is told how many questions are done.
+        `on_scored` is called with the number of questions done. Raises `DataError` if a choice is longer than the
+        context, with the place of the question, and if there are no questions.
         """
         dropped = [0] * len(questions)
         likelihoods: list[list[float]] = [[] for _ in questions]
@@ -170,27 +170,27 @@ class Evaluator:
                 on_scored(pack.owner)
         return count_right(zip(questions, likelihoods, dropped, strict=True))
 
-    def _scorer(self, *, mask: bool = False, likeliest: bool = False) -> Scorer:
+    def _scorer(self, *, mask: bool = False, find_greedy: bool = False) -> Scorer:
         mask_after = self.tokenizer.eos_token_id if mask and self.mask_documents else None
-        return Scorer(self.model, batch_size=self.batch_size, mask_after=mask_after, likeliest=likeliest)
+        return Scorer(self.model, batch_size=self.batch_size, mask_after=mask_after, find_greedy=find_greedy)
 
     def _encode(self, text: str | bytes) -> IdArray:
         return self.tokenizer.encode_to_array(text, allowed_special=set())
 
     def _document(self, text: str | bytes) -> Tokens:
-        """Return the ids of a text and its end."""
+        """Return the ids of a text, followed by end-of-text."""
         ids, end = self._encode(text), self.tokenizer.eos_token_id
         return ids if end is None else np.append(ids, ids.dtype.type(end))
 
-    def _begun(self, tokens: Tokens) -> Tokens:
-        """Return `tokens` after the one that comes before a document."""
-        begin = beginning_id(self.tokenizer)
+    def _with_start(self, tokens: Tokens) -> Tokens:
+        """Return `tokens` preceded by the token that comes before a document."""
+        begin = start_id(self.tokenizer)
         if begin is None:
             raise ConfigError(
-                "the tokenizer has no token that comes before a document, from which to predict its first one; "
-                "set evaluation.windows to stream"
+                "the tokenizer has no beginning-of-text or end-of-text token from which to predict a document's first "
+                "token; set evaluation.windows to stream"
             )
-        return Following(begin, tokens)
+        return Prefixed(begin, tokens)
 
     def _rows(self, tokens: Tokens) -> Iterator[Row]:
         return rows_of(tokens, context_length=self.context_length, stride=self.stride)
@@ -199,7 +199,7 @@ class Evaluator:
         return continuation_rows(self.tokenizer, context, texts, context_length=self.context_length)
 
     def _share(self, rows: Sequence[Row], owner: int = 0) -> list[Pack]:
-        return share_beginnings(rows, most_tokens=self.context_length, owner=owner)
+        return share_prefixes(rows, max_tokens=self.context_length, owner=owner)
 
     def _score(self, sequences: Iterable[Tokens], on_scored: OnScored | None) -> Tally:
         """Score all ids of documents, or of one stream of them."""
@@ -207,11 +207,11 @@ class Evaluator:
 
         def rows() -> Iterator[Row]:
             for tokens in sequences:
-                if self.windows == "stream" and beginning_id(self.tokenizer) is None:
+                if self.windows == "stream" and start_id(self.tokenizer) is None:
                     tally.add_uniform(self.model.vocab_size)
                     yield from self._rows(tokens)
                 else:
-                    yield from self._rows(self._begun(tokens))
+                    yield from self._rows(self._with_start(tokens))
 
         for pack, [scored] in self._scorer(mask=True).score(Pack([row]) for row in rows()):
             tally.add(pack.rows[0], scored)
@@ -219,6 +219,6 @@ class Evaluator:
 
 
 def _trained_with_masks(checkpoint: Checkpoint) -> bool:
-    """Return whether the configuration of a checkpoint says that attention stayed inside documents."""
+    """Return whether a checkpoint's configuration restricts attention to documents."""
     tables = tomllib.loads((checkpoint.path / "config.toml").read_text(encoding="utf-8"))
     return bool(tables.get("data", {}).get("mask_documents", False))

@@ -1,15 +1,15 @@
-"""lm-evaluation-harness (Gao et al. 2021) on a model of ours: its tasks, our likelihoods and our engine.
+"""Run lm-evaluation-harness (Gao et al. 2021): its tasks, with our likelihoods and our engine.
 
     from transformerlm.evaluation.harness import HarnessModel, run_tasks
     model = HarnessModel("runs/stories")
     print(run_tasks(model, ["little"], Path("my_tasks")))       # or lm_eval.simple_evaluate(model=model, …)
 
-Needs the extra `eval`. Once this module is imported the harness knows the model by the name `transformerlm`, too, with
-the arguments of `HarnessModel`: `simple_evaluate(model="transformerlm", model_args="checkpoint=runs/stories")`.
+Needs the extra `eval`. Importing this module also registers the model with the harness as `transformerlm`, with the
+arguments of `HarnessModel`: `simple_evaluate(model="transformerlm", model_args="checkpoint=runs/stories")`.
 
-Texts of tasks are plain text, as in `likelihood`: a special token that is written out in one is not that token. A text
-longer than the context is cut into the harness' own windows, which do not overlap: the same numbers as from the
-harness' other models, and worse ones than the `Evaluator` finds with its overlapping windows.
+Texts of tasks are encoded as plain text, as in `likelihood`: a special token spelled out in a text is not that token. A
+text longer than the context is cut into the harness' own windows, which do not overlap. The results are comparable to
+the harness' other models, and worse than those from the overlapping windows of `Evaluator`.
 """
 
 import contextlib
@@ -28,29 +28,29 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from transformerlm.evaluation.evaluator import Evaluator
-from transformerlm.evaluation.likelihood import beginning_id, encode_plain, prompt_ids
+from transformerlm.evaluation.likelihood import encode_plain, prompt_ids, start_id
 from transformerlm.evaluation.scorer import Row
 from transformerlm.hparams import EvaluationHparams, SamplingHparams
 from transformerlm.inference.predictor import Completion
 from transformerlm.utils.errors import ConfigError, DataError, require_list
 
-_NEW_TOKENS = 256  # where a task does not say how many: as in the harness' own models
-_RESAMPLINGS = 1000  # of the standard errors that have no formula
+_NEW_TOKENS = 256  # default for tasks that do not set it, as in the harness' own models
+_RESAMPLINGS = 1000  # bootstrap samples for standard errors without a formula
 
 
 class TaskResult(NamedTuple):
-    """What the harness found in a task, or in a group of them."""
+    """The harness' results for a task or a group of tasks."""
 
     task: str
     num_questions: int | None
     """None for a group."""
     metrics: dict[str, float | None]
-    """By the harness' names, `acc` and `acc_stderr`; one of another filter than none is `acc.FILTER`."""
+    """By the harness' names, such as `acc` and `acc_stderr`; with a filter, `acc.FILTER`."""
 
 
 @final
 class HarnessModel(LM):
-    """An `Evaluator` as the harness wants a model."""
+    """An `Evaluator` with the harness' interface of a model."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class HarnessModel(LM):
         stride: int | None = None,
         device: str | None = None,
         dtype: str = "float32",
-        max_batch_size: int | None = None,  # noqa: ARG002 (the harness gives it to every model)
+        max_batch_size: int | None = None,  # noqa: ARG002 (the harness passes it to every model)
     ) -> None:
-        """Load a checkpoint, or take an evaluator; `stride` is for the evaluator's own windows, which no task uses.
+        """Load a checkpoint, or use an evaluator; `stride` is for the evaluator's own windows, not for tasks.
 
-        Raises `ConfigError` for a batch size that is no number: the harness' "auto" finds one by trying.
+        Raises `ConfigError` if the batch size is not a number: the harness' "auto" is not supported.
         """
         super().__init__()
         if isinstance(checkpoint, Evaluator):
@@ -76,13 +76,13 @@ class HarnessModel(LM):
             self.evaluator = Evaluator.from_checkpoint(checkpoint, settings, device=device or "auto", dtype=dtype)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) its log-likelihood, and whether greedy decoding would give it."""
+        """Return for each (context, continuation) its log-likelihood, and whether greedy decoding gives it."""
         pairs: list[Any] = [request.args for request in requests]
         found = self.evaluator.continuations(pairs)
         return self._keep("loglikelihood", requests, found)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the log-likelihood of each whole text, in the harness' windows, without the end of text.
+        """Return the log-likelihood of each whole text, in the harness' windows, without end-of-text.
 
         Raises `ConfigError` if the tokenizer has no token to begin a text with.
         """
@@ -91,7 +91,7 @@ class HarnessModel(LM):
 
     def _windows(self, text: str) -> list[Row]:
         """Return windows of the context's length in which each token of the text is scored once."""
-        begin = beginning_id(self.evaluator.tokenizer)
+        begin = start_id(self.evaluator.tokenizer)
         if begin is None:
             raise ConfigError("the tokenizer has no beginning-of-text or end-of-text token to begin a text with")
         ids = encode_plain(self.evaluator.tokenizer, text)
@@ -119,27 +119,27 @@ class HarnessModel(LM):
         return self._keep("generate_until", requests, texts)
 
     def _prompt(self, context: str, max_new_tokens: int) -> Completion:
-        """Return what is to be continued: of a context that is too long, the end."""
+        """Return the prompt of a context, cut off at the beginning if it is too long."""
         room = self.evaluator.model.context_length - max_new_tokens
         if room < 1:
             raise ConfigError(
                 f"a task asks for {max_new_tokens:,} new tokens (max_gen_toks), and the model's context is "
                 f"{self.evaluator.model.context_length:,}; give it a smaller number"
             )
-        return Completion(context, prompt_ids(self.evaluator.tokenizer, context, most=room))
+        return Completion(context, prompt_ids(self.evaluator.tokenizer, context, max_tokens=room))
 
     def _keep(self, kind: str, requests: list[Instance], found: list[Any]) -> list[Any]:
-        """Give results to the harness' cache, if it has one."""
+        """Pass results to the harness' cache, if there is one."""
         for request, result in zip(requests, found, strict=True):
             self.cache_hook.add_partial(kind, request.args, result)
         return found
 
 
-register_model("transformerlm")(HarnessModel)  # as a decorator it would hide the type
+register_model("transformerlm")(HarnessModel)  # used as a decorator, it would hide the type
 
 
 def sampling_of(settings: Mapping[str, Any], *, context_length: int) -> SamplingHparams:
-    """Return what a task's `generation_kwargs` say, in our terms. Raises `ConfigError` for what we do not have."""
+    """Return a task's `generation_kwargs` as our settings. Raises `ConfigError` for unsupported settings."""
     known = dict(settings)
     until = known.pop("until", None) or ()
     samples = known.pop("do_sample", None)
@@ -155,14 +155,14 @@ def sampling_of(settings: Mapping[str, Any], *, context_length: int) -> Sampling
         return SamplingHparams.model_validate(values)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"a task's generation_kwargs {dict(settings)} cannot be followed: {reason}") from None
+        raise ConfigError(f"a task's generation_kwargs {dict(settings)} are not supported: {reason}") from None
 
 
 def run_tasks(model: HarnessModel, tasks: Sequence[str], folder: Path | None = None) -> list[TaskResult]:
-    """Run tasks by name: those of the YAML files in `folder`, or else the harness' own, whose data it fetches.
+    """Run tasks by name, from the YAML files in `folder` or, without it, the harness' own, whose data it downloads.
 
-    What the harness prints goes to stderr. Raises `ConfigError` for a folder that is not there and for an
-    unknown task, `DataError` for data that is not there or cannot be fetched.
+    The harness' output goes to stderr. Raises `ConfigError` for a missing folder and an unknown task, `DataError` for
+    data that is missing or cannot be downloaded.
     """
     require_list("tasks", tasks)
     if folder is not None and not folder.is_dir():
@@ -190,7 +190,7 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str], folder: Path | None = N
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the numbers of a result, whose keys are "metric,filter"; what the harness has not found out is None."""
+    """Return the values of a result with keys "metric,filter"; a value that the harness did not compute is None."""
     metrics: dict[str, float | None] = {}
     for key, value in found.items():
         name, comma, kind = key.partition(",")

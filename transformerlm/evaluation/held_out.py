@@ -1,27 +1,27 @@
-r"""How well a model predicts text that it was not trained on: loss, perplexity and bits per byte.
+r"""Loss, perplexity and bits per byte on text that a model was not trained on.
 
-What is scored. A document is the ids of its text and, where the tokenizer has one, the end-of-text id after them.
-Every one of these ids is scored exactly once, the end of text too: that a text ends here is for the model to say. So
+Scored ids. A document is the ids of its text, followed by end-of-text if the tokenizer has that token. Every id is
+scored exactly once, end-of-text included, since the model must also predict where a text ends:
 
     loss           nats of all ids, ends included / number of ids, ends included       (as in training's validation)
     perplexity     e^loss
     bits per byte  nats of all ids, ends included / ln 2 / bytes of the texts
-    the same of the text alone   nats of all ids but the ends / ln 2 / bytes of the texts  (as lm-evaluation-harness)
+    text bits per byte   nats of all ids, ends excluded / ln 2 / bytes of the texts    (as in lm-evaluation-harness)
 
-The bytes are those of the documents' text as UTF-8. A special token stands for no bytes; what separates documents in a
-file is not text. Bits per byte compares models of different tokenizers: their tokens differ, and the bytes do not.
+Bytes are the UTF-8 bytes of the documents' text, without special tokens and separators. Bits per byte compares models
+with different tokenizers, since their tokens differ but the bytes do not.
 
-What is seen. The model is given windows (`training.scoring.SlidingWindows`), in one of two ways:
+Context. The model sees windows (`training.scoring.SlidingWindows`), in one of two ways:
 
-    documents   <|end|> a a a a <|end|>      each document by itself, after the id that begins one: what lies before it
-                <|end|> b b <|end|>          in the file makes no difference. The default, since the result then depends
-                                             on the texts only, not on the order in which they were shuffled
-    stream      <|end|> a a a a <|end|> b b <|end|> …     all documents as one, windows across their ends: what the
-                                             model saw in training, unless that was masked
+    documents   <|end|> a a a a <|end|>      each document by itself, after the id that begins one. The default: the
+                <|end|> b b <|end|>          result depends on the texts only, not on the order in the file
 
-The very first id, which nothing comes before, is predicted from the beginning-of-text token, or the end-of-text token,
-which is what comes before a document in training. A tokenizer that has neither cannot tell documents apart; it leaves
-the stream, whose first id is then counted as one of a uniform distribution, ln V nats: nothing says more about it.
+    stream      <|end|> a a a a <|end|> b b <|end|> …     all documents as one stream, with windows across their ends,
+                                             as in training without document masks
+
+The first id is predicted from beginning-of-text, or from end-of-text, which precedes documents in training. A tokenizer
+with neither cannot separate documents, so only "stream" is possible; its first id then counts as ln V nats, as for a
+uniform distribution.
 """
 
 import math
@@ -43,17 +43,17 @@ from transformerlm.training.scoring import SlidingWindows, bits_per_byte, perple
 from transformerlm.utils.errors import DataError
 
 OnScored = Callable[[int], None]
-"""Told how many ids have been scored so far."""
+"""Called with the number of ids scored so far."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model held of a text, see above."""
+    """The scores of a model on a text, defined in the module's docstring."""
 
     nats: float
-    """Of all ids, summed in float64."""
+    """Sum over all ids, in float64."""
     end_nats: float
-    """Of those that end a document."""
+    """Sum over the end-of-text ids."""
     num_tokens: int
     num_ends: int
     num_bytes: int
@@ -62,28 +62,28 @@ class HeldOut:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.nats / self.num_tokens
 
     @property
     def perplexity(self) -> float:
-        """Of a token."""
+        """Per-token perplexity."""
         return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """Of text and ends of text."""
+        """Bits per byte, end-of-text included."""
         return bits_per_byte(self.nats, self.num_bytes)
 
     @property
     def text_bits_per_byte(self) -> float:
-        """Of text without its ends."""
+        """Bits per byte, end-of-text excluded."""
         return bits_per_byte(self.nats - self.end_nats, self.num_bytes)
 
 
 @dataclass(frozen=True)
-class Following:
-    """Ids with one more before them; as `Tokens`."""
+class Prefixed:
+    """Ids preceded by one more id; implements `Tokens`."""
 
     first: int
     tokens: Tokens
@@ -98,8 +98,8 @@ class Following:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some ids of a longer stream, read when they are asked for; as `Tokens`."""
+class TokenSlice:
+    """A range of a longer stream, read lazily; implements `Tokens`."""
 
     tokens: Tokens
     begin: int
@@ -114,13 +114,13 @@ class Part:
 
 
 def rows_of(tokens: Tokens, *, context_length: int, stride: int) -> Iterator[Row]:
-    """Yield the windows over `tokens`, in which all but the first of these are scored once."""
+    """Yield windows over `tokens` that score each of them once, except the first."""
     for span in SlidingWindows(len(tokens), context_length, stride):
         yield Row(tokens[span.begin : span.end + 1].astype(np.int64), span.first_scored)
 
 
 def file_documents(path: Path, info: TokenFileInfo, stream: TokenStream) -> Iterator[Tokens]:
-    """Yield the documents of a token file, each with its end-of-text id; errors as of `document_begins`."""
+    """Yield the documents of a token file, end-of-text included. Raises the errors of `document_begins`."""
     batches = (begins.tolist() for begins in document_begins(path, info, stream))
     bounds = chain(chain.from_iterable(batches), [len(stream)])
     for begin, end in pairwise(bounds):
@@ -128,12 +128,12 @@ def file_documents(path: Path, info: TokenFileInfo, stream: TokenStream) -> Iter
             raise DataError(
                 f"{path}: its list of documents is not in order; make it again with transformerlm-make-data"
             )
-        yield Part(stream, begin, end)
+        yield TokenSlice(stream, begin, end)
 
 
 @final
 class Tally:
-    """Adds up what is found of windows."""
+    """Adds up the scores of windows."""
 
     def __init__(self, end_of_text_id: int | None, on_scored: OnScored | None) -> None:
         self._end_of_text_id = end_of_text_id
@@ -142,7 +142,7 @@ class Tally:
         self.num_tokens = self.num_ends = self.num_windows = 0
 
     def add(self, row: Row, scored: Scored) -> None:
-        """Add what the model held of a row's targets."""
+        """Add the scores of a row's targets."""
         nats = scored.nats
         self.nats += float(nats.sum())
         if self._end_of_text_id is not None:
@@ -155,12 +155,12 @@ class Tally:
             self._on_scored(self.num_tokens)
 
     def add_uniform(self, vocab_size: int) -> None:
-        """Add an id of which nothing is known."""
+        """Add an id with a uniform probability over the vocabulary."""
         self.nats += math.log(vocab_size)
         self.num_tokens += 1
 
     def result(self, *, num_bytes: int, num_documents: int) -> HeldOut:
-        """Return the sums, of texts of so many bytes."""
+        """Return the sums, for texts with `num_bytes` in total."""
         return HeldOut(
             self.nats, self.end_nats, self.num_tokens, self.num_ends, num_bytes, num_documents, self.num_windows
         )

@@ -1,11 +1,12 @@
-"""The likelihood of a text after another: from strings to rows of ids.
+"""Rows of ids that score continuations of a context.
 
-A text's tokens are not those of its beginning and those of its end put together: merges go across. So the whole is
-encoded, and what is scored begins where its ids and those of the context by itself first differ. With several
-continuations of one context all are scored from the same place on, the earliest: probabilities of different texts are
-compared after the same ids. White space at the end of a context belongs to the word that follows; it is encoded with it
-(both rules as in lm-evaluation-harness, whose scores differ only where a token lies across the border: it leaves out
-the ids that the border spoils, which makes such a continuation look likelier than it is).
+A token may span the border between context and continuation, so encoding them separately is wrong. Both are encoded
+together, and scoring begins where the ids first differ from the ids of the context alone. All continuations of a
+context are scored from the earliest such position, so that their probabilities are conditioned on the same ids. White
+space at the end of a context is encoded with the word that follows it.
+
+lm-evaluation-harness has the same rules, and different scores only if a token spans the border: it does not score that
+token, which makes such a continuation look more likely than it is.
 """
 
 from collections.abc import Sequence
@@ -19,28 +20,28 @@ from transformerlm.utils.errors import ConfigError, DataError, require_list
 
 
 class Continuations(NamedTuple):
-    """A row of ids for each text that may follow a context."""
+    """A row of ids for each continuation of a context."""
 
     rows: list[Row]
     num_dropped: int
-    """Ids of the context that were left out at its beginning, for want of room."""
+    """Ids that were cut off at the beginning of the context to fit the model's context."""
 
 
-def beginning_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id that comes before a document: of a token for it or, in training's data, of the end of another."""
+def start_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id that comes before a document: beginning-of-text, or else end-of-text, as in training data."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text in which nothing is a special token, as in the data that models are trained on."""
+    """Return the ids of a text without parsing special tokens, as training data is encoded."""
     return tokenizer.encode(text, allowed_special=set())
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, *, most: int) -> list[int]:
-    """Return the ids of a text that is to be continued, begun as in `continuation_rows`; of too many, the last ones."""
+def prompt_ids(tokenizer: Tokenizer, text: str, *, max_tokens: int) -> list[int]:
+    """Return the last `max_tokens` ids of a prompt, which begins as in `continuation_rows`."""
     ids = encode_plain(tokenizer, text)
     prefix = _prefix(tokenizer, begins_empty=not ids)
-    return prefix + ids[max(0, len(prefix) + len(ids) - most) :]
+    return prefix + ids[max(0, len(prefix) + len(ids) - max_tokens) :]
 
 
 def continuation_rows(
@@ -48,14 +49,14 @@ def continuation_rows(
 ) -> Continuations:
     """Return rows that score each of `continuations` after `context`.
 
-    A beginning-of-text token comes first, if the tokenizer has one. Without it, a context that is empty, or that a
-    continuation's first token swallows, is the end-of-text token. Where a row has no room in `context_length` inputs,
-    ids at the beginning of the context are left out, as many for every continuation. Raises `DataError` for a
-    continuation that is empty or has no room even so, and `ConfigError` if there is no token to begin with.
+    A row begins with beginning-of-text if the tokenizer has that token. Otherwise, if the context is empty or merges
+    completely into a continuation's first token, it begins with end-of-text. If a row exceeds `context_length` inputs,
+    the same number of ids is cut off at the beginning of the context for all continuations. Raises `DataError` for a
+    continuation that is empty or does not fit even then, `ConfigError` if there is no token to begin with.
     """
     require_list("continuations", continuations)
     if not all(continuations):
-        raise DataError("a continuation is empty, so that there is nothing to score")
+        raise DataError("a continuation is empty, so there is nothing to score")
     alone = encode_plain(tokenizer, context.rstrip())
     wholes = [encode_plain(tokenizer, context + continuation) for continuation in continuations]
     begin = min(min(_first_difference(alone, whole), len(whole) - 1) for whole in wholes)
@@ -64,8 +65,8 @@ def continuation_rows(
     dropped = max(0, len(prefix) + longest - 1 - context_length)
     if dropped > begin or dropped == begin + len(prefix):
         raise DataError(
-            f"a continuation of {longest - begin:,} tokens has no room after its context in the {context_length:,} "
-            "that the model sees; shorten it"
+            f"a continuation of {longest - begin:,} tokens does not fit in the model's context of {context_length:,}; "
+            "shorten it"
         )
     first_scored = len(prefix) + begin - dropped - 1
     rows = [Row(np.array(prefix + whole[dropped:], dtype=np.int64), first_scored) for whole in wholes]

@@ -1,19 +1,19 @@
-"""Log-likelihoods of tokens: rows of ids, many at a time, each token with what comes before it in its row.
+"""Batched log-likelihoods of tokens, each given the tokens before it in its row.
 
-    row        ids      t0 t1 t2 t3 t4        a window of a text, or a context with what may follow it
-               scored         ·  ×  ×         the last ones
+    row        ids      t0 t1 t2 t3 t4        a window of a text, or a context and its continuation
+               scored         ·  ×  ×         the last ids
 
-Rows that begin alike, as a question with several answers, can be one *pack*, in which what they share is computed once:
+Rows with the same prefix, such as a question with several answers, form a *pack* that computes the prefix once:
 
-    pack       the question │ answer A │ answer B │ answer C      each answer attends to the question and to itself,
-               0 1 2 3 4 5  │ 6 7 8    │ 6 7      │ 6 7 8 9       and its positions go on from there
+    pack       the question │ answer A │ answer B │ answer C      each answer attends to the question and itself,
+               0 1 2 3 4 5  │ 6 7 8    │ 6 7      │ 6 7 8 9       and its positions follow the question's
 
-Packs of similar length are computed together, padded on the right, where causal attention does not see it. Logits are
-made of the scored tokens only, some rows at a time. The host waits for the device once in `BATCHES_AT_A_TIME` batches.
+Packs of similar length are batched, with padding on the right, which causal attention ignores. Logits are computed for
+scored tokens only, some rows at a time. There is one host–device sync per `BATCHES_PER_POOL` batches.
 
-The batch size changes the shapes of matrix products, hence the order of their sums and the last digits of float32. A
-token's nats then move by some 1e-6; those of a text, summed in float64, by less than 1e-6 of the whole (measured on
-20,000 tokens, batches of 1 and 16: at most 4e-6, and 2e-10 of it; in bfloat16 6e-2, and 1e-5 of it).
+The batch size changes the shapes of matrix products, hence the order of their sums and the last digits of float32. In
+measurements on 20,000 tokens with batch sizes 1 and 16, the nats of a token differ by at most 4e-6 (bfloat16: 6e-2),
+and their float64 sum by a relative 2e-10 (bfloat16: 1e-5).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,22 +31,22 @@ from transformerlm.models.attention import document_mask
 from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, cross_entropy
 from transformerlm.utils.errors import DataError
 
-BATCHES_AT_A_TIME = 8
-"""Batches that are sorted by length among themselves, and computed before the host looks at the results."""
+BATCHES_PER_POOL = 8
+"""Batches that are sorted by length together, and computed before the host reads the results."""
 
-MOST_PAIRS = 1 << 28
-"""Pairs of tokens in a batch, for each of which a mask has a boolean."""
+MAX_PAIRS = 1 << 28
+"""Maximum pairs of tokens in a batch: the size of a mask, one byte per pair."""
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 class Row(NamedTuple):
-    """Ids of which the last ones are scored."""
+    """A sequence of ids whose last ids are scored."""
 
     ids: Ids
     """(n + 1,): n inputs, and the last target."""
     first_scored: int
-    """Place of the first input whose next id is scored; from there on all are."""
+    """Position of the first input whose next id is scored; so are all ids after that."""
 
     @property
     def targets(self) -> Ids:
@@ -55,32 +55,32 @@ class Row(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the model held of a row's targets."""
+    """Per-target scores of a row."""
 
     nats: npt.NDArray[np.float64]
-    """Minus the natural logarithm of the probability of each."""
-    likeliest: npt.NDArray[np.bool_]
-    """Whether each was the most likely token; empty if nobody asked."""
+    """Negative log-likelihoods (natural logarithm)."""
+    is_greedy: npt.NDArray[np.bool_]
+    """Whether each target is the most likely token; empty without `find_greedy`."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows whose first `num_shared` ids are the same, laid out one after another behind those."""
+    """Rows whose first `num_shared` ids are the same: these ids once, then the rest of each row."""
 
     rows: Sequence[Row]
     num_shared: int = 0
     owner: int = 0
-    """Number of what it belongs to, for whoever has it scored."""
+    """Index for the caller, such as the number of a question."""
 
     @property
     def length(self) -> int:
-        """How many inputs there are."""
+        """Number of inputs."""
         return self.num_shared + sum(len(row.ids) - 1 - self.num_shared for row in self.rows)
 
 
-def share_beginnings(rows: Sequence[Row], *, most_tokens: int, owner: int = 0) -> list[Pack]:
-    """Return `rows`, in order, in as few packs of at most `most_tokens` inputs as share what all of them begin with."""
-    shared = _common_beginning([row.ids[:-1] for row in rows])
+def share_prefixes(rows: Sequence[Row], *, max_tokens: int, owner: int = 0) -> list[Pack]:
+    """Group `rows`, in order, into packs of at most `max_tokens` inputs that share the common prefix of all rows."""
+    shared = _common_prefix([row.ids[:-1] for row in rows])
     if shared == 0 or len(rows) == 1:
         return [Pack([row], owner=owner) for row in rows]
     packs: list[Pack] = []
@@ -88,7 +88,7 @@ def share_beginnings(rows: Sequence[Row], *, most_tokens: int, owner: int = 0) -
     length = shared
     for row in rows:
         own = len(row.ids) - 1 - shared
-        if members and length + own > most_tokens:
+        if members and length + own > max_tokens:
             packs.append(Pack(members, shared, owner))
             members, length = [], shared
         members.append(row)
@@ -96,7 +96,7 @@ def share_beginnings(rows: Sequence[Row], *, most_tokens: int, owner: int = 0) -
     return [*packs, Pack(members, shared, owner)]
 
 
-def _common_beginning(arrays: Sequence[Ids]) -> int:
+def _common_prefix(arrays: Sequence[Ids]) -> int:
     first, shortest = arrays[0], min(map(len, arrays))
     agree = np.ones(shortest, dtype=np.bool_)
     for other in arrays[1:]:
@@ -106,30 +106,30 @@ def _common_beginning(arrays: Sequence[Ids]) -> int:
 
 @final
 class Scorer:
-    """A model that scores packs, `batch_size` at a time. Puts the model into evaluation mode."""
+    """Scores packs by a model, `batch_size` at a time. Puts the model into evaluation mode."""
 
     def __init__(
-        self, model: TransformerLM, *, batch_size: int, mask_after: int | None = None, likeliest: bool = False
+        self, model: TransformerLM, *, batch_size: int, mask_after: int | None = None, find_greedy: bool = False
     ) -> None:
-        """With `mask_after`, an id, tokens of packs of one row do not attend across it, as in training that did so.
+        """With `mask_after`, an end-of-text id, packs of one row do not attend across it, as in masked training.
 
-        With `likeliest` it is found for each target whether it was the most likely one.
+        With `find_greedy`, `Scored.is_greedy` is computed.
         """
         self.model = model.eval()
         self.batch_size = batch_size
         self._device = model.token_embeddings.weight.device
-        self._score = _nats_and_likeliest if likeliest else cross_entropy
+        self._score = _nats_and_is_greedy if find_greedy else cross_entropy
         make_mask = None if mask_after is None else lambda ids_BT: document_mask(ids_BT, mask_after)
         self._loss = NextTokenLoss(model, chunk_rows=chunk_rows_for(self._device), make_mask=make_mask)
 
     def score(self, packs: Iterable[Pack]) -> Iterator[tuple[Pack, list[Scored]]]:
-        """Yield each pack, in order, with what the model held of each of its rows; only some packs are in memory.
+        """Yield each pack, in order, with the scores of its rows; only some packs are in memory at a time.
 
-        A row may be empty of scored targets; one of more inputs than the model's context is a `ConfigError`. Raises
+        A row may have no scored targets. Raises `ConfigError` for a row with more inputs than the model's context,
         `DataError` for an id outside the model's vocabulary.
         """
         packs = iter(packs)
-        while pool := list(islice(packs, self.batch_size * BATCHES_AT_A_TIME)):
+        while pool := list(islice(packs, self.batch_size * BATCHES_PER_POOL)):
             yield from zip(pool, self._score_pool(pool), strict=True)
 
     @torch.inference_mode()
@@ -140,23 +140,23 @@ class Scorer:
             last = first + self._rows_for(pool[order[first]])
             parts.append(self._run([pool[number] for number in order[first:last]]))
             first = last
-        found_KN = torch.cat(parts, dim=-1).cpu().numpy()  # here alone the host waits
+        found_KN = torch.cat(parts, dim=-1).cpu().numpy()  # the only host–device sync
         scored: list[list[Scored]] = [[] for _ in pool]
         place = 0
         for number in order:
             for row in pool[number].rows:
                 end = place + len(row.targets)
-                likeliest = found_KN[1, place:end] > 0 if len(found_KN) > 1 else np.empty(0, np.bool_)
-                scored[number].append(Scored(found_KN[0, place:end].astype(np.float64), likeliest))
+                is_greedy = found_KN[1, place:end] > 0 if len(found_KN) > 1 else np.empty(0, np.bool_)
+                scored[number].append(Scored(found_KN[0, place:end].astype(np.float64), is_greedy))
                 place = end
         return scored
 
     def _rows_for(self, longest: Pack) -> int:
-        """Return how many packs to compute together; the mask of long ones would take too much memory."""
-        return min(self.batch_size, max(1, MOST_PAIRS // max(1, longest.length) ** 2))
+        """Return how many packs to batch: fewer if they are long, to bound the memory of the mask."""
+        return min(self.batch_size, max(1, MAX_PAIRS // max(1, longest.length) ** 2))
 
     def _run(self, packs: list[Pack]) -> Tensor:
-        """Return what is found of all targets of a batch, one pack after another, (K, N), on the device."""
+        """Return the scores of all targets of a batch, pack by pack, shape (K, N), on the device."""
         batch = _lay_out(packs, vocab_size=self.model.vocab_size)
         positions = segments = mask = None
         if any(len(pack.rows) > 1 for pack in packs):
@@ -174,12 +174,12 @@ class Scorer:
 
     def _send(self, array: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":  # copied while the device still computes: the host need not wait
+        if self._device.type == "cuda":  # pinned memory is copied without a host–device sync
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
 
 
-def _nats_and_likeliest(logits: Tensor, targets: Tensor) -> Tensor:
+def _nats_and_is_greedy(logits: Tensor, targets: Tensor) -> Tensor:
     nats = cross_entropy(logits, targets)
     return torch.stack((nats, (logits.argmax(-1) == targets).to(nats.dtype)))
 
@@ -190,9 +190,9 @@ class _Layout(NamedTuple):
     ids: Ids
     positions: Ids
     segments: Ids
-    """0 for what is shared, and then the number of the row from 1 on; -1 for padding."""
+    """0 for the shared prefix, the number of the row from 1 on for its own ids, -1 for padding."""
     places: Ids
-    """For each target, where in the flattened ids the one before it is."""
+    """For each target, the position of the id before it in the flattened ids."""
     targets: Ids
 
 
@@ -226,7 +226,7 @@ def _lay_out(packs: list[Pack], *, vocab_size: int) -> _Layout:
 
 
 def _attend_within_rows(segments_BT: Tensor) -> Tensor:
-    """Return the mask (B, 1, T, T), True = attend, in which each row of a pack sees what is shared, and itself."""
+    """Return the causal mask (B, 1, T, T), True = attend, where rows of a pack see the shared prefix and themselves."""
     places_T = torch.arange(segments_BT.shape[-1], device=segments_BT.device)
     keys_B1T, queries_BT1 = segments_BT.unsqueeze(-2), segments_BT.unsqueeze(-1)
     visible_BTT = (keys_B1T == queries_BT1) | (keys_B1T == 0)

@@ -41,6 +41,9 @@ from transformerlm.hparams.training import (
 END_OF_TEXT = "<|endoftext|>"
 """The special token that ends a document, spelled as in GPT-2."""
 
+BUILTIN_STORIES = "builtin:stories"
+"""The source name of the built-in corpus, which the data builder generates."""
+
 __all__ = [
     "ROPE_SCALING_NUMBERS",
     "ModelHparams",
@@ -71,5 +74,6 @@ __all__ = [
     "Section",
     "Seed",
     "Strings",
+    "BUILTIN_STORIES",
     "END_OF_TEXT",
 ]

@@ -1,8 +1,8 @@
-"""A checkpoint as one GGUF file, which llama.cpp and what is built on it load.
+"""Export a checkpoint as one GGUF file, for llama.cpp and tools built on it.
 
-Names of tensors and of metadata, and what they mean, are those of llama.cpp's own converter, `convert_hf_to_gguf.py`.
-For the architecture `llama` it rotates neighbouring pairs, which is our own layout, for `qwen2` and `qwen3` halves,
-which is Hugging Face's. Vectors (norms, biases) are float32 whatever the matrices are, as that converter writes them.
+Tensors and metadata are named as by llama.cpp's own converter, `convert_hf_to_gguf.py`. llama.cpp rotates adjacent
+pairs for the architecture `llama`, which is our rotary layout, and halves for `qwen2` and `qwen3`, which is Hugging
+Face's. Vectors (norms, biases) are float32 for any type of the matrices, as that converter writes them.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 _METADATA_BYTES = 10_000_000
-"""More bytes than tokenizer and settings take."""
+"""Upper bound for the size of tokenizer and settings."""
 
 
 def load_gguf() -> Any:
-    """Return the package `gguf`; `MissingDependencyError` says how to install it."""
+    """Return the package `gguf`; raise `MissingDependencyError` if it is not installed."""
     try:
         import gguf
     except ImportError:
@@ -38,11 +38,11 @@ def load_gguf() -> Any:
 
 
 def export_gguf(source: Source, out: Path) -> Written:
-    """Write `source` as the file `out`, whole or not at all; return what was written.
+    """Write `source` as the file `out`, atomically; return a summary.
 
-    Memory: the source's, and one weight. Raises `ConfigError` if something is at `out` already, `DataError` if the
-    disk has no room or refuses, `InteropError` for a checkpoint without a tokenizer or with one that llama.cpp does not
-    know, `MissingDependencyError` without the package gguf.
+    Memory: the source's, and one weight. Raises `ConfigError` if `out` exists, `DataError` if the disk lacks space or a
+    write fails, `InteropError` for a checkpoint without a tokenizer or with one that llama.cpp does not support, and
+    `MissingDependencyError` without the package gguf.
     """
     gguf = load_gguf()
     check_output(out, source.checkpoint)
@@ -103,7 +103,7 @@ def _add_settings(writer: "GGUFWriter", source: Source, *, name: str) -> None:
 
 
 def _add_more_ends(writer: "GGUFWriter", source: Source) -> tuple[str, ...]:
-    """Say which ids beside the tokenizer's end a text: the format has a place for one."""
+    """Write one more end-of-text id beside the tokenizer's, the most the format can hold; return a note on the rest."""
     assert source.tokenizer is not None
     more = [token_id for token_id in source.eos_token_ids if token_id != source.tokenizer.eos_token_id]
     if more:
@@ -113,7 +113,7 @@ def _add_more_ends(writer: "GGUFWriter", source: Source) -> tuple[str, ...]:
 
 
 def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
-    """Say how rotary positions are scaled; return the divisors of the frequencies (K / 2,), if they differ."""
+    """Write the scaling of rotary positions; return the divisors of the frequencies (K / 2,), if there are any."""
     from gguf import RopeScalingType
 
     hparams = source.hparams
@@ -125,7 +125,7 @@ def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
         return None
     if source.architecture.gguf != LLAMA.gguf:
         raise InteropError(
-            "llama.cpp has the rotary scaling of Llama 3 for Llama alone, and this is "
+            "llama.cpp supports the rotary scaling of Llama 3 only for Llama, and this is "
             f"{source.architecture.huggingface}; export with --format hf instead"
         )
     plain = rotary_frequencies(hparams.rope_theta, hparams.d_head)
@@ -133,7 +133,7 @@ def _add_rope_scaling(writer: "GGUFWriter", source: Source) -> Tensor | None:
 
 
 def _gguf_names(source: Source) -> dict[str, str]:
-    """Return what GGUF calls each of our weights, in the order of the file."""
+    """Return the GGUF name of each of our weights, in the order of the file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     [kind] = [kind for kind, name in MODEL_ARCH_NAMES.items() if name == source.architecture.gguf]
@@ -147,12 +147,12 @@ def _gguf_names(source: Source) -> dict[str, str]:
 
 
 def _read_back(path: Path, source: Source, names: dict[str, str]) -> Callable[[str], Tensor]:
-    """Return a function that reads weights of the file by Hugging Face's names, in its rotary layout."""
+    """Return a function that reads weights of the file by Hugging Face's names and in its rotary layout."""
     from gguf import GGMLQuantizationType, GGUFReader
 
     tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     if len(tensors) != len(names) + ("rope_freqs.weight" in tensors):
-        raise InteropError(f"{path}: holds other tensors than the {len(names)} weights of the model")
+        raise InteropError(f"{path}: its tensors are not the {len(names)} weights of the model")
 
     def read(name: str) -> Tensor:
         ours = our_name(name)
@@ -172,7 +172,7 @@ def _weight(source: Source, name: str) -> Tensor:
 
 
 def _kind_of(weight: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Return shape, type of the numbers in memory, bytes and type in the file, for `GGUFWriter.add_tensor_info`."""
+    """Return shape, dtype in memory, bytes, and type in the file: the arguments of `GGUFWriter.add_tensor_info`."""
     import numpy as np
     from gguf import GGMLQuantizationType
 
@@ -184,6 +184,6 @@ def _kind_of(weight: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def _numbers(weight: Tensor, dtype: torch.dtype) -> Any:
-    """Return the weight as an array of the type that `_kind_of` says; numpy has no bfloat16, only its bits."""
+    """Return the weight as an array of the dtype from `_kind_of`; bfloat16 as int16 bits, as numpy lacks the type."""
     converted = weight.to(torch.float32 if weight.ndim < 2 else dtype).contiguous()
     return (converted.view(torch.int16) if converted.dtype == torch.bfloat16 else converted).numpy()

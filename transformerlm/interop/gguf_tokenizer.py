@@ -1,7 +1,7 @@
-"""A tokenizer as llama.cpp reads it from a GGUF file: texts, types and merges, and a name for how text is cut.
+"""The tokenizer in a GGUF file: token texts, types, merges, and the name of the pre-tokenization.
 
-llama.cpp has the patterns of pre-tokenization built in and knows them by name; the same name says whether a pre-token
-that is in the vocabulary is taken whole (`src/llama-vocab.cpp`).
+The patterns of pre-tokenization are built into llama.cpp and selected by name; the name also selects whether a
+pre-token in the vocabulary skips the merges, `ignore_merges` (`src/llama-vocab.cpp`).
 """
 
 from typing import TYPE_CHECKING
@@ -23,17 +23,17 @@ _NAMES = {
     (O200K, False): "gpt-4o",
     (TEKKEN, True): "tekken",
 }
-"""llama.cpp's name by pattern and whole words."""
+"""llama.cpp's name by pattern and `ignore_merges`."""
 
 _END_BY_DEFAULT = 11
-"""The id that llama.cpp takes for the end of text if the file names none."""
+"""llama.cpp's end-of-text id for a file that sets none."""
 
 
 def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
-    """Add `tokenizer` to the metadata of a file, with `vocab_size` entries; return notes for people.
+    """Add `tokenizer` to the metadata of a file, with `vocab_size` entries; return notes for the user.
 
-    The ids that the tokenizer does not have are unused entries, as in `convert_hf_to_gguf.py`. Raises `InteropError`
-    for what llama.cpp cannot express.
+    Ids beyond the tokenizer's become unused entries, as in `convert_hf_to_gguf.py`. Raises `InteropError` for a
+    tokenizer that llama.cpp cannot express.
     """
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
@@ -50,13 +50,13 @@ def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
-    """Return llama.cpp's name for how `tokenizer` cuts text; raises `InteropError` if it has none."""
+    """Return llama.cpp's name for the pre-tokenization of `tokenizer`; raise `InteropError` if it has none."""
     settings = tokenizer.settings
     name = _NAMES.get((settings.pattern, settings.whole_words))
     if name is None:
-        whole = ", with words of the vocabulary taken whole," if settings.whole_words else ""
+        whole = " with ignore_merges" if settings.whole_words else ""
         raise InteropError(
-            f"llama.cpp cannot cut text by the pattern {settings.pattern}{whole} as this tokenizer does; "
+            f"llama.cpp does not support this tokenizer's pattern {settings.pattern}{whole}; "
             "export with --format hf instead"
         )
     return name
@@ -65,7 +65,8 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
 def entries(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
     """Return the text and the type of each of `vocab_size` ids.
 
-    Bytes are written in GPT-2's stand-ins, special tokens as they are. Raises `InteropError` if two ids have one text.
+    Bytes are written with GPT-2's byte encoder, special tokens literally. Raises `InteropError` if two ids have the
+    same text.
     """
     from gguf import TokenType
 
@@ -91,15 +92,13 @@ def entries(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
 def _notes(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
     notes = []
     if tokenizer.eos_token_id is None and tokenizer.vocab_size > _END_BY_DEFAULT:
-        notes.append(f"the tokenizer has no end-of-text token; llama.cpp takes the id {_END_BY_DEFAULT} for it")
+        notes.append(f"the tokenizer has no end-of-text token; llama.cpp will use the id {_END_BY_DEFAULT}")
     if tokenizer.settings.normalization is not None:
-        notes.append(
-            f"llama.cpp does not bring text into the form {tokenizer.settings.normalization}, as the tokenizer does"
-        )
+        notes.append(f"llama.cpp does not normalise text to {tokenizer.settings.normalization}, as the tokenizer does")
     if tokenizer.settings.pattern in (O200K, TEKKEN):
         notes.append(
-            f"llama.cpp's {pre_tokenizer_name(tokenizer)} knows capitals and small letters of ASCII only: other text "
-            "may be cut differently"
+            f"llama.cpp's {pre_tokenizer_name(tokenizer)} distinguishes upper and lower case in ASCII only: other text "
+            "may be tokenized differently"
         )
     if vocab_size > tokenizer.vocab_size:
         notes.append(

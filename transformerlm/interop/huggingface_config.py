@@ -1,7 +1,7 @@
-"""`config.json` of a Hugging Face folder as settings of our model, or the reason why ours cannot be that model.
+"""Read `config.json` of a Hugging Face folder as settings of our model, or refuse it with the reason.
 
-Both styles of rotary settings are read, `rope_theta` with `rope_scaling` (transformers 4) and `rope_parameters` (5).
-A number is used only after its type and range have been checked.
+Both styles of rotary settings are read: `rope_theta` with `rope_scaling` (transformers 4), and `rope_parameters` (5).
+The type and range of each number are checked before it is used.
 """
 
 import math
@@ -19,26 +19,26 @@ from transformerlm.utils.json_file import read_json_object
 
 CONFIG_FILE = "config.json"
 MAX_BYTES = 1 << 22
-_MOST = 1 << 31  # `ModelHparams` has the limit of each size; this one only keeps products of sizes in reach
+_MAX_INTEGER = 1 << 31  # keeps products of sizes small; `ModelHparams` has the limit of each size
 _SHOWN = 80
 
 
 class Family(NamedTuple):
-    """What the models of one architecture have in common, and what a `config.json` that is silent means."""
+    """The properties of an architecture, and the defaults of its `config.json`."""
 
     model_type: str
     qkv_bias: bool = False
     qk_norm: bool = False
     kv_heads: int | None = None
-    """Key-value heads; None: as many as there are heads."""
+    """Key-value heads; None means the number of heads."""
     head_dim: int | None = None
-    """Head size; None: hidden_size / heads."""
+    """Head size; None means hidden_size / heads."""
     window: int | None = None
-    """Sliding window; None: the architecture has none."""
+    """Sliding window; None if the architecture has none."""
     window_is_optional: bool = False
-    """Whether the window counts with `use_sliding_window` only, and in some layers."""
+    """Whether the window applies only with `use_sliding_window`, and possibly not in all layers."""
     biases: tuple[str, ...] = ()
-    """Settings that add biases which ours has not; other architectures take no notice of them."""
+    """Settings that add biases our model lacks; other architectures ignore them."""
 
 
 FAMILIES = {
@@ -55,7 +55,7 @@ FAMILIES = {
         biases=("attention_bias",),
     ),
 }
-"""The architectures that our model can be, with the defaults of their configuration classes in transformers."""
+"""The supported architectures, with the defaults of their configuration classes in transformers."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class _Values:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._given(key, default)
-        if type(value) is not int or not 1 <= value <= _MOST:
-            raise self.error(key, f"must be a whole number from 1 to {_MOST:,}")
+        if type(value) is not int or not 1 <= value <= _MAX_INTEGER:
+            raise self.error(key, f"must be a whole number from 1 to {_MAX_INTEGER:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -101,16 +101,16 @@ class _Values:
 
 
 def read_model_config(folder: Path, *, context_length: int | None = None) -> tuple[str, ModelHparams]:
-    """Return the architecture that `config.json` in `folder` names, and our settings of that model.
+    """Return the architecture named by `config.json` in `folder`, and the settings of our model.
 
-    `context_length` shortens the context. Raises `InteropError` for a file that is damaged, and for a model that ours
-    cannot be, with the reason.
+    `context_length` shortens the context. Raises `InteropError` for a damaged file and for an unsupported model, with
+    the reason.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         if (folder / MANIFEST).exists() or (folder / "checkpoints").is_dir():
-            raise InteropError(f"{folder}: is a checkpoint of this project's already; use it as it is")
-        raise InteropError(f"{path}: is not there; give the folder of a model as transformers saves it")
+            raise InteropError(f"{folder}: is already a checkpoint of this project; use it without importing")
+        raise InteropError(f"{path}: is missing; give the folder of a model as saved by transformers")
     config = _Values(str(path), read_json_object(path, max_bytes=MAX_BYTES, error=InteropError))
     architecture = _architecture(config)
     family = FAMILIES[architecture]
@@ -144,7 +144,7 @@ def _architecture(config: _Values) -> str:
         raise config.error("architectures", f"must name one; {known}")
     name = listed[0]
     if name not in FAMILIES:
-        raise config.error("architectures", f"is another than our model can be; {known}")
+        raise config.error("architectures", f"is not supported; {known}")
     if model_type is not None and model_type != FAMILIES[name].model_type:
         raise config.error("model_type", f"does not belong to {name}")
     return name
@@ -160,13 +160,13 @@ def _refuse_what_is_not_expressible(config: _Values, family: Family) -> None:
         raise config.error("hidden_act", "ours is silu")
     for key in family.biases:
         if config.flag(key):
-            raise config.error(key, "adds biases that ours has not: behind the attention (o_proj), or to the mlp")
+            raise config.error(key, "adds biases that this model lacks: after the attention (o_proj), or in the mlp")
     if config.content.get("partial_rotary_factor") not in (None, 1):
         raise config.error("partial_rotary_factor", "ours rotates whole heads")
 
 
 def _require_whole_attention(config: _Values, family: Family, context_length: int) -> None:
-    """Raise unless every token sees the whole context, as in ours: a window as long as that changes nothing."""
+    """Raise unless every token attends to the whole context, as in our model: the window must not be shorter."""
     if family.window is None or (family.window_is_optional and not _has_windows(config)):
         return
     if "sliding_window" in config.content and config.content["sliding_window"] is None:
@@ -174,13 +174,14 @@ def _require_whole_attention(config: _Values, family: Family, context_length: in
     window = config.integer("sliding_window", family.window)
     if window < context_length:
         raise InteropError(
-            f"{config.where}: sliding_window: tokens see {window:,} others of a context of {context_length:,}, in ours "
-            f"all of them; --context-length {window} imports a model with a context for which that is the same"
+            f"{config.where}: sliding_window: tokens attend to {window:,} positions of a context of "
+            f"{context_length:,}, in this project to all; --context-length {window} imports the model with a context "
+            "in which both are the same"
         )
 
 
 def _has_windows(config: _Values) -> bool:
-    """Return whether any layer has a sliding window, of an architecture in which some may."""
+    """Return whether any layer has a sliding window, in an architecture with optional windows."""
     if not config.flag("use_sliding_window"):
         return False
     kinds = config.content.get("layer_types")
@@ -213,12 +214,12 @@ def _shape(config: _Values, family: Family) -> dict[str, Any]:
 
 
 def _rotary(config: _Values) -> dict[str, Any]:
-    """Return our settings of the rotary positions; where both styles are given, they must agree."""
+    """Return our settings of the rotary positions; if both styles are present, they must agree."""
     styles = [_scaling(config, style) for key in ("rope_scaling", "rope_parameters") if (style := config.table(key))]
     if not styles:
         return {"rope_theta": config.number("rope_theta", 10_000.0)}
     if styles[0] != styles[-1]:
-        raise InteropError(f"{config.where}: rope_scaling and rope_parameters contradict one another; remove one")
+        raise InteropError(f"{config.where}: rope_scaling and rope_parameters contradict each other; remove one")
     return styles[0]
 
 
@@ -241,7 +242,7 @@ def _scaling(config: _Values, style: _Values) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):  # however deep it is
+    if isinstance(value, dict | list):  # possibly too deeply nested for repr
         return f"a JSON {'object' if isinstance(value, dict) else 'array'} of {len(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return "a number that is not finite"

@@ -1,12 +1,12 @@
-"""A checkpoint as a Hugging Face folder, which transformers, vLLM and SGLang load without code of ours.
+"""Export a checkpoint as a Hugging Face folder, which transformers, vLLM and SGLang load without custom code.
 
     config.json               the architecture (see `source.choose_architecture`) and its sizes
     model.safetensors         the weights, under that architecture's names and in its rotary layout (see `layout`)
-    generation_config.json    which ids begin and end a text
+    generation_config.json    the ids that begin and end a text
     tokenizer.json, tokenizer_config.json
 
-Rotary settings are written as transformers 5 reads them (`rope_parameters`) and as version 4 and vLLM do (`rope_theta`,
-`rope_scaling`), the numbers' type as `dtype` and as `torch_dtype`.
+Rotary settings are written in two styles, `rope_parameters` for transformers 5, and `rope_theta` with `rope_scaling`
+for version 4 and vLLM; the type of the weights as `dtype` and as `torch_dtype`.
 """
 
 import json
@@ -30,16 +30,16 @@ from transformerlm.utils.dtypes import dtype_name
 from transformerlm.utils.files import atomic_folder
 
 _SMALL_FILES = 10_000_000
-"""More bytes than tokenizer and settings take."""
+"""Upper bound for the size of tokenizer and settings."""
 
 
 def export_huggingface(source: Source, out: Path) -> Written:
-    """Write `source` as the folder `out`, whole or not at all; return what was written.
+    """Write `source` as the folder `out`, atomically; return a summary.
 
-    Memory: the source's, and for a narrower type once more that of float32 weights: what was written is read back and
-    compared. Raises `ConfigError` if something is at `out` already, `DataError` if the disk has no room or refuses,
-    `TokenizerError` for a tokenizer that `tokenizer.json` cannot express, `InteropError` if the architecture computes
-    other logits than this project's model.
+    The written files are read back and their logits compared. Memory: the source's, and for a narrower type another
+    copy of the weights as float32. Raises `ConfigError` if `out` exists, `DataError` if the disk lacks space or a write
+    fails, `TokenizerError` for a tokenizer that `tokenizer.json` cannot express, and `InteropError` if the architecture
+    computes other logits than this project's model.
     """
     check_output(out, source.checkpoint)
     names = {huggingface_name(name): name for name in source.weights}
@@ -70,7 +70,7 @@ def export_huggingface(source: Source, out: Path) -> Written:
 
 
 def model_config(source: Source) -> dict[str, Any]:
-    """Return what `config.json` says."""
+    """Return the content of `config.json`."""
     hparams, kind = source.hparams, source.architecture
     scaling = _rope_scaling(hparams)
     config: dict[str, Any] = {
@@ -120,17 +120,14 @@ def _rope_scaling(hparams: ModelHparams) -> dict[str, Any] | None:
 
 
 def generation_config(source: Source) -> dict[str, Any]:
-    """Return what `generation_config.json` says: the ids, and nothing about sampling."""
+    """Return the content of `generation_config.json`: special ids, no sampling settings."""
     padding = source.eos_token_ids[0] if source.eos_token_ids else None
     ids = {"bos_token_id": begin_id(source), "eos_token_id": _end_ids(source), "pad_token_id": padding}
     return {"_from_model_config": False} | {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
 def begin_id(source: Source) -> int | None:
-    """Return the id that begins a text.
-
-    Where no token is for the beginning, the end of one document also begins the next, as in GPT-2.
-    """
+    """Return the id that begins a text: beginning-of-text, or without such a token end-of-text, as in GPT-2."""
     if source.tokenizer is None:
         return None
     begin = source.tokenizer.bos_token_id
@@ -145,14 +142,14 @@ def _end_ids(source: Source) -> int | list[int] | None:
 def _notes(source: Source) -> tuple[str, ...]:
     notes = []
     if source.tokenizer is None:
-        notes.append("the checkpoint holds no tokenizer, so the folder holds none: AutoTokenizer cannot load it")
+        notes.append("the checkpoint has no tokenizer, so the folder has none: AutoTokenizer cannot load it")
     elif source.unused_ids:
         notes.append(f"the model has {len(source.unused_ids):,} more ids than the tokenizer; they have no text")
     if source.architecture == QWEN2 and source.tokenizer is not None:
         settings = source.tokenizer.settings
         if (settings.pattern, settings.normalization) != ("qwen2", "NFC"):
             notes.append(
-                "AutoTokenizer gives every Qwen2 that model's own pre-tokenization, which is not this tokenizer's; "
+                "AutoTokenizer loads every Qwen2 with the pre-tokenization of the original, not this tokenizer's; "
                 "load it with PreTrainedTokenizerFast"
             )
     return tuple(notes)

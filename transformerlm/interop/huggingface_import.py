@@ -1,11 +1,11 @@
-"""A Hugging Face folder of the Llama family as a checkpoint of ours.
+"""Import a Hugging Face folder of the Llama family as a checkpoint.
 
     config.json ──▶ settings of our model ──▶ its tensors on the meta device: names and shapes
                                                   │ compared with the headers of the weight files
     model*.safetensors ──tensor by tensor: name, rotary layout, type──▶ model.safetensors
     tokenizer.json ──▶ vocab.json, merges.txt          state.json, config.toml, manifest.json
 
-Everything is checked before anything is written. Memory: one tensor at a time.
+Everything is checked before any file is written. Memory: one tensor at a time.
 """
 
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ from transformerlm.interop.reference import family_logits, require_family
 from transformerlm.interop.token_roles import CONFIG_FILE as ROLES_FILE
 from transformerlm.interop.token_roles import MAX_BYTES, read_end_ids
 from transformerlm.interop.tokenizer_json import read_tokenizer
-from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_tensors
+from transformerlm.interop.weight_files import DTYPES, WeightFiles, require_range, require_tensors
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
-from transformerlm.utils.dtypes import dtype_name, parse_dtype
+from transformerlm.utils.dtypes import parse_dtype
 from transformerlm.utils.errors import InteropError, TokenizerError, shown
 from transformerlm.utils.files import atomic_folder
 from transformerlm.utils.json_file import read_json_object
@@ -40,47 +40,46 @@ _HEAD = "lm_head.weight"
 _FREQUENCIES = "rotary_emb.inv_freq"
 _NOT_SAMPLING = {"bos_token_id", "eos_token_id", "pad_token_id", "_from_model_config", "transformers_version"}
 _SMALL_FILES = 20_000_000
-"""More bytes than tokenizer and settings take."""
+"""Upper bound for the size of tokenizer and settings."""
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A folder that can be imported: all of it has been checked but the numbers in its weights."""
+    """A folder that can be imported; everything except the values of its weights has been checked."""
 
     folder: Path
     architecture: str
     hparams: ModelHparams
     files: WeightFiles
     shapes: dict[str, torch.Size]
-    """Of our tensors, by our names."""
+    """Shapes of our tensors, by our names."""
     tokenizer: Tokenizer | None
     eos_token_ids: tuple[int, ...]
     """All ids that end a text, the tokenizer's first."""
     notes: tuple[str, ...]
-    """What people should know, a sentence each."""
+    """Notes for the user, one sentence each."""
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the weights are."""
+        """Number of values in all weights."""
         return sum(shape.numel() for shape in self.shapes.values())
 
     def weight(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Return our weight `name`; raise `InteropError` if `dtype` does not hold its numbers."""
+        """Return our weight `name`; raise `InteropError` if its values do not fit in `dtype`."""
         hparams, theirs = self.hparams, huggingface_name(name)
         _, stored = from_huggingface(theirs, self.files.read(theirs), hparams.d_head)
-        weight = stored.to(dtype)
-        if not bool(weight.isfinite().all()):
-            if not bool(stored.isfinite().all()):
-                raise InteropError(f"{self.files.tensors[theirs].file}: {theirs} holds numbers that are not finite")
-            raise InteropError(
-                f"{theirs} has numbers up to {stored.abs().max().item():.3g}, too large for {dtype_name(dtype)}, which "
-                f"ends at {torch.finfo(dtype).max:.5g}; import it with --dtype float32"
-            )
-        return weight
+        require_range(
+            f"{self.files.tensors[theirs].file}: {theirs}",
+            stored,
+            dtype,
+            not_finite="download it again",
+            too_large="import it with --dtype float32",
+        )
+        return stored.to(dtype)
 
 
 class Imported(NamedTuple):
-    """What an import wrote."""
+    """Summary of an import."""
 
     path: Path
     architecture: str
@@ -96,10 +95,10 @@ class Imported(NamedTuple):
 def read_huggingface(
     folder: Path, *, context_length: int | None = None, tokenizer: Literal["auto", "none"] = "auto"
 ) -> ForeignModel:
-    """Read and check what `folder` says of its model; of the weights only the headers are read.
+    """Read and check a model folder; of the weights, only the headers are read.
 
-    `context_length` shortens the context. Raises `InteropError`, or `TokenizerError`, with the reason for what is
-    damaged, and for what our model or tokenizer cannot be. With `tokenizer` none only the weights are taken.
+    `context_length` shortens the context. With `tokenizer="none"` only the weights are imported. Raises `InteropError`
+    or `TokenizerError`, with the reason, if a file is damaged or describes an unsupported model or tokenizer.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -120,10 +119,10 @@ def read_huggingface(
 
 
 def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
-    """Write the checkpoint folder `out`, whole or not at all, with weights as numbers of type `dtype`.
+    """Write the checkpoint folder `out`, atomically, with weights of type `dtype`.
 
-    Raises `ConfigError` if something is at `out` already, `InteropError` for weights that are not finite numbers of
-    that type, `DataError` if the disk has no room or refuses.
+    Raises `ConfigError` if `out` exists, `InteropError` for weights that are not finite in that type, `DataError` if
+    the disk lacks space or a write fails.
     """
     number_type = parse_dtype(dtype)
     check_output(out)
@@ -141,7 +140,7 @@ def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
         writer.write("model.safetensors", pieces())
         logits = family_logits(
             model.hparams, lambda theirs: model.files.read(theirs).to(number_type).float()
-        )  # not by this project's model: loading that checks it against the family
+        )  # not computed by this project's model, which is checked against these logits when it loads
         for name, data in {**_small_files(model), FINGERPRINT_FILE: fingerprint(logits)}.items():
             writer.write(name, [data])
         if model.tokenizer is not None:
@@ -162,27 +161,27 @@ def write_checkpoint(model: ForeignModel, out: Path, dtype: str) -> Imported:
 
 
 def _without_frequencies(files: WeightFiles) -> WeightFiles:
-    """Leave out the rotary frequencies that old files hold: they follow from the settings."""
+    """Leave out the rotary frequencies in old files: they follow from the settings."""
     kept = {name: tensor for name, tensor in files.tensors.items() if not name.endswith(_FREQUENCIES)}
     return WeightFiles(files.folder, kept)
 
 
 def _settle_tying(hparams: ModelHparams, files: WeightFiles) -> tuple[ModelHparams, WeightFiles, tuple[str, ...]]:
-    """A model that is said to be tied, but whose files hold an output matrix: tied if that is the embedding table.
+    """Handle a tied model whose files have an output matrix: it stays tied if that equals the embedding table.
 
-    If it is another, the model is untied, as transformers takes it too.
+    Otherwise the model is imported as untied, as transformers loads it.
     """
     table = huggingface_name("token_embeddings.weight")
     if not hparams.tie_embeddings or not {_HEAD, table} <= files.tensors.keys():
         return hparams, files, ()
     pair = [files.tensors[name] for name in (_HEAD, table)]
     if any(part.shape != (hparams.vocab_size, hparams.d_model) or part.dtype not in DTYPES for part in pair):
-        return hparams, files, ()  # will be refused by name
+        return hparams, files, ()  # refused by `require_tensors`, with the name
     wide = torch.promote_types(*(DTYPES[part.dtype] for part in pair))
     if torch.equal(files.read(_HEAD).to(wide), files.read(table).to(wide)):
         rest = {name: tensor for name, tensor in files.tensors.items() if name != _HEAD}
         return hparams, WeightFiles(files.folder, rest), ()
-    note = "config.json says that the embeddings are tied, the weights have another output matrix: imported as untied"
+    note = "config.json says that embeddings are tied, but the weights have another output matrix: imported as untied"
     return hparams.model_copy(update={"tie_embeddings": False}), files, (note,)
 
 
@@ -211,7 +210,7 @@ def _tokenizer_notes(tokenizer: Tokenizer | None, hparams: ModelHparams) -> tupl
 def _end_ids(
     folder: Path, tokenizer: Tokenizer | None, hparams: ModelHparams
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return the ids that end a text, the tokenizer's first, and a note if some are not ids of the model."""
+    """Return the end-of-text ids, the tokenizer's first, and a note if some are outside the model's vocabulary."""
     assert hparams.vocab_size is not None
     first = () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     ids = tuple(dict.fromkeys((*first, *read_end_ids(folder))))
@@ -221,7 +220,7 @@ def _end_ids(
 
 
 def _dropped_notes(folder: Path) -> tuple[str, ...]:
-    """Name what the folder says beside weights and tokenizer, and what a checkpoint has no place for."""
+    """Return notes on the parts of the folder that a checkpoint cannot hold."""
     notes = []
     templates = [path.name for path in sorted(folder.glob("chat_template*"))]
     if "chat_template" in _settings(folder / ROLES_FILE):

@@ -1,10 +1,10 @@
-"""Names and rotary layout of weights: ours, and those of Hugging Face's Llama family (Llama, Mistral, Qwen2, Qwen3).
+"""Convert names and rotary layout of weights between this project and Hugging Face's Llama, Mistral, Qwen2 and Qwen3.
 
 **Names.** Both sides have the same matrices with the same orientation, (out, in); `our_name` and `huggingface_name`
 are inverse to each other. A tied model has no output matrix on either side.
 
-**Rotary layout.** Rotation takes place in P = K / 2 planes of a head of size K. Pair i is turned by m · theta_i at
-position m, with theta_i = base^(-2i / K) on both sides; what differs is which two coordinates make pair i:
+**Rotary layout.** A head of size K is rotated in P = K / 2 planes. Pair i is rotated by m · theta_i at position m, with
+theta_i = base^(-2i / K) on both sides; the difference is which two coordinates form pair i:
 
     ours, RoFormer (Su et al. 2021, eq. 34):    (x[2i], x[2i + 1])       "pairs"
     theirs, rotate_half (GPT-NeoX):             (x[i], x[i + P])         "halves"
@@ -20,7 +20,8 @@ since a permutation keeps scalar products, attention scores are the same if quer
     q = W x + b             Πq = (ΠW) x + Πb              rows of the weight and entries of the bias, head by head
     n = g ∘ q / rms(q)      Πn = (Πg) ∘ Πq / rms(Πq)      gains of a norm over the head before the rotation
 
-so that the permutation is done once on the weights. Values and the output projection know no positions and stay.
+so the permutation is applied once, to the weights. Values and the output projection do not depend on positions, and
+are not changed.
 """
 
 import re
@@ -59,7 +60,7 @@ _ROTATED = re.compile(r"layers\.[0-9]+\.attn\.(?:[qk]_proj\.(?:weight|bias)|[qk]
 
 
 def huggingface_name(name: str) -> str:
-    """Return what the Llama family calls our weight `name`; raises `InteropError` for one that it has not."""
+    """Return the Llama family's name of our weight `name`; raise `InteropError` if it has no such weight."""
     if name in _TOP:
         return _TOP[name]
     match = _OURS.fullmatch(name)
@@ -69,7 +70,7 @@ def huggingface_name(name: str) -> str:
 
 
 def our_name(name: str) -> str:
-    """Return what we call the Llama family's weight `name`; raises `InteropError` for one that we have not."""
+    """Return our name of the Llama family's weight `name`; raise `InteropError` if we have no such weight."""
     if name in _FROM_TOP:
         return _FROM_TOP[name]
     match = _THEIRS.fullmatch(name)
@@ -79,7 +80,7 @@ def our_name(name: str) -> str:
 
 
 def is_rotated(name: str) -> bool:
-    """Return whether our weight `name` makes or scales queries or keys: its rows follow the rotary layout."""
+    """Return whether our weight `name` produces or scales queries or keys, so that its rows have a rotary layout."""
     return _ROTATED.fullmatch(name) is not None
 
 
@@ -94,7 +95,7 @@ def pairs_to_halves(weight: Tensor, d_head: int) -> Tensor:
 
 
 def halves_to_pairs(weight: Tensor, d_head: int) -> Tensor:
-    """Undo `pairs_to_halves`: from Hugging Face's layout to ours. Shapes as there."""
+    """Undo `pairs_to_halves`: from Hugging Face's layout to ours, with the same shapes."""
     _check(weight, d_head)
     return weight.unflatten(0, (-1, 2, d_head // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 

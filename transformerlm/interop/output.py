@@ -1,4 +1,4 @@
-"""Where an export may go."""
+"""The check of an export's output path."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from transformerlm.utils.errors import ConfigError
 
 
 def check_output(out: Path, checkpoint: Path | None = None) -> None:
-    """Raise `ConfigError` if something is at `out`, or it would lie in the folder of the checkpoint, if that is given.
+    """Raise `ConfigError` if `out` exists, or is inside the folder `checkpoint`.
 
-    An empty folder is nothing, but where a file is to be.
+    An existing empty folder is accepted, unless the output is a file.
     """
     if not out.name:
         raise ConfigError(f"{out}: has no name of its own; give that of a new file or folder as --out")
     for parent in out.absolute().parents:
         if parent.exists() and not parent.is_dir():
-            raise ConfigError(f"{out}: cannot be made, for {parent} is no folder; choose another --out")
+            raise ConfigError(f"{out}: cannot be created: {parent} is not a folder; choose another --out")
     is_empty = out.suffix != ".gguf" and out.is_dir() and not out.is_symlink() and not any(out.iterdir())
     if (out.exists() or out.is_symlink()) and not is_empty:
-        raise ConfigError(f"{out}: is there already, and nothing is overwritten; choose another --out, or remove it")
+        raise ConfigError(f"{out}: already exists, and is not overwritten; choose another --out, or remove it")
     if checkpoint is not None and out.resolve().is_relative_to(checkpoint.resolve()):
-        raise ConfigError(f"{out}: lies inside the checkpoint {checkpoint}, which stays as it is; choose another --out")
+        raise ConfigError(f"{out}: is inside the checkpoint {checkpoint}, which is not changed; choose another --out")

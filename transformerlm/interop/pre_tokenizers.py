@@ -1,8 +1,8 @@
-r"""How `tokenizer.json` writes each pattern of pre-tokenization, and which pattern is meant by what it writes.
+r"""Convert between patterns of pre-tokenization and the pre-tokenizer objects of `tokenizer.json`.
 
-Mostly the regular expression itself stands there, in the dialect of Oniguruma, and only the expressions below are
-known: two that look alike may cut differently. Tiktoken's own way to write `cl100k` means something else in
-Oniguruma (`{1,3}+` is a repetition there).
+Most objects contain a regular expression in Oniguruma's dialect. Only the expressions below are recognised, since
+similar expressions may split text differently. Tiktoken's expression for `cl100k` has another meaning in Oniguruma,
+where `{1,3}+` is a repetition.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ WRITTEN = {
     rf"|\p{{N}}{{1,3}}|{_SIGNS_AND_SLASHES}|{_WHITE}",
     TEKKEN: rf"{_FRONT_AND_BACK}|{_FRONT_ALONE}|\p{{N}}|{_SIGNS_AND_SLASHES}|{_WHITE}",
 }
-"""The expression that is written for a pattern."""
+"""The expression written for each pattern."""
 
 _GPT2_FORMS = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -39,7 +39,7 @@ _PATTERN_OF = {expression: pattern for pattern, expression in WRITTEN.items()} |
 
 
 def pre_tokenizer_of(pattern: str) -> dict[str, Any]:
-    """Return the object that `tokenizer.json` has for a pattern under "pre_tokenizer"."""
+    """Return the "pre_tokenizer" object of `tokenizer.json` for a pattern."""
     if pattern == GPT2:
         return _byte_level(use_regex=True)
     if pattern == GPT2_DIGITS:
@@ -54,7 +54,7 @@ def _byte_level(*, use_regex: bool) -> dict[str, Any]:
 
 
 def pattern_of(pre_tokenizer: Any) -> str:
-    """Return the pattern that the object means; raise `InteropError`, without the file's name, for any other."""
+    """Return the pattern of a "pre_tokenizer" object; raise `InteropError`, without the file's name, if unknown."""
     steps = _steps(pre_tokenizer)
     last = steps[-1]
     kinds = [str(step.get("type")) for step in steps]
@@ -80,13 +80,11 @@ def pattern_of(pre_tokenizer: Any) -> str:
     if len(steps) == 2 and first.get("type") == "Split" and use_regex is False:
         return _pattern_of_split(first)
     steps_shown = shown(" and ".join(kinds))
-    raise InteropError(
-        f"its pre-tokenizer, {steps_shown} with use_regex {shown(use_regex)}, is none that is known here"
-    )
+    raise InteropError(f"its pre-tokenizer, {steps_shown} with use_regex {shown(use_regex)}, is not supported")
 
 
 def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the steps of a pre-tokenizer, those of nested sequences in their order."""
+    """Return the steps of a pre-tokenizer, with nested sequences flattened in order."""
     if not isinstance(pre_tokenizer, dict):
         raise InteropError(_not_byte_level(None))
     found: list[dict[str, Any]] = []
@@ -95,7 +93,7 @@ def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
         step = waiting.pop(0)
         inner = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else []
         if not isinstance(step, dict) or not isinstance(inner, list):
-            raise InteropError("its pre-tokenizer is no sequence of objects; restore the file")
+            raise InteropError("its pre-tokenizer is not a sequence of objects; download the file again")
         waiting[:0] = inner
         if step.get("type") != "Sequence":
             found.append(step)
@@ -107,15 +105,15 @@ def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
 def _pattern_of_split(split: dict[str, Any]) -> str:
     expression = split.get("pattern")
     expression = expression.get("Regex") if isinstance(expression, dict) else None
-    # Every pattern here matches all of a text: whether matches or what is between them is meant makes no difference.
+    # Every pattern here matches the whole text, so it makes no difference whether matches or gaps become pre-tokens.
     keeps_all = split.get("behavior") == "Isolated" or (split.get("behavior"), split.get("invert")) == ("Removed", True)
     if keeps_all and isinstance(expression, str) and expression in _PATTERN_OF:
         return _PATTERN_OF[expression]
     raise InteropError(
-        f"its pre-tokenization pattern is none that is known here: {str(expression)[:200]!r} ({split.get('behavior')})"
+        f"its pre-tokenization pattern is not supported: {str(expression)[:200]!r} ({split.get('behavior')})"
     )
 
 
 def _not_byte_level(kind: Any) -> str:
     spoken = "absent" if kind is None else "SentencePiece's, Metaspace" if kind == "Metaspace" else str(kind)[:100]
-    return f"its pre-tokenizer is {spoken}; only byte-level BPE, as of GPT-2, Llama 3, Qwen and o200k, can be read"
+    return f"its pre-tokenizer is {spoken}; only byte-level BPE such as GPT-2's, Llama 3's, Qwen's and o200k's is read"

@@ -1,7 +1,7 @@
-"""The Llama family written out, apart from this project's layers: what others compute with the files of an export.
+"""A reference implementation of the Llama family, independent of this project's layers.
 
 Llama, Mistral, Qwen2 (biases) and Qwen3 (norms of queries and keys), by Hugging Face's names and in its rotary layout.
-An import records its logits; an export is refused if this project's model computes others.
+An import records its logits, and an export is refused if this project's model computes other logits.
 
 Shapes: T tokens, D width, H heads, G key-value heads, K head size, V vocabulary.
 """
@@ -18,11 +18,11 @@ from transformerlm.hparams import ModelHparams
 from transformerlm.utils.errors import InteropError
 
 Weights = Callable[[str], Tensor]
-"""From Hugging Face's name of a weight to the weight, float32 on the CPU."""
+"""Maps Hugging Face's name of a weight to the weight, float32 on the CPU."""
 
 
 def weight_shapes(hparams: ModelHparams) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight that the family's model of these settings has."""
+    """Return the shape of every weight of the family's model with these settings."""
     assert hparams.vocab_size is not None
     d_model, d_ff, d_head = hparams.d_model, hparams.d_ff, _head_size(hparams)
     queries, keys = hparams.num_heads * d_head, hparams.num_kv_heads * d_head
@@ -50,7 +50,7 @@ def weight_shapes(hparams: ModelHparams) -> dict[str, tuple[int, ...]]:
 
 
 def require_family(hparams: ModelHparams, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `InteropError` unless weights of these shapes, by Hugging Face's names, are the family's, all of them."""
+    """Raise `InteropError` unless `shapes`, by Hugging Face's names, are exactly those of the family's model."""
     expected = weight_shapes(hparams)
     for name in sorted(expected.keys() | shapes.keys()):
         ours, theirs = shapes.get(name), expected.get(name)
@@ -63,7 +63,7 @@ def require_family(hparams: ModelHparams, shapes: Mapping[str, tuple[int, ...]])
 
 @torch.no_grad()
 def family_logits(hparams: ModelHparams, weights: Weights) -> Tensor:
-    """Return the logits (T, V), float32, of the fingerprint's input; memory: one weight at a time."""
+    """Return the logits (T, V), float32, of the fingerprint's input. Memory: one weight at a time."""
     table = weights("model.embed_tokens.weight")
     x_TD = table[probe_ids(hparams)]
     for layer in range(hparams.num_layers):
@@ -73,7 +73,7 @@ def family_logits(hparams: ModelHparams, weights: Weights) -> Tensor:
 
 
 def require_same_logits(expected: Tensor, written: Tensor, *, architecture: str) -> None:
-    """Raise `InteropError` unless the logits of this project's model are those of the family with the written file."""
+    """Raise `InteropError` unless our model's logits equal the reference's with the written weights, up to rounding."""
     difference, tolerance = (expected - written).abs().max().item(), TOLERANCE * max(1.0, expected.abs().max().item())
     if not difference <= tolerance:  # NaN is not
         raise InteropError(

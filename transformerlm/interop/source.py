@@ -1,9 +1,8 @@
-"""A checkpoint that is to be written in another format: its weights, its tokenizer, and the architecture that fits.
+"""Read a checkpoint for export: its weights, its tokenizer, and the architecture that fits.
 
-Everything that can be wrong with it is found here, before a file is written.
+All checks of the checkpoint are done here, before any file is written.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from transformerlm.checkpoint.folder import TOKENIZER_FILES, Checkpoint
 from transformerlm.hparams import ModelHparams
 from transformerlm.interop.layout import huggingface_name, is_rotated, pairs_to_halves
 from transformerlm.interop.reference import Weights, family_logits, require_family, require_same_logits
+from transformerlm.interop.weight_files import require_range
 from transformerlm.models.build import state_shapes
 from transformerlm.tokenizer import Tokenizer
 from transformerlm.utils.dtypes import dtype_name, parse_dtype
@@ -23,10 +23,10 @@ from transformerlm.utils.errors import CheckpointError, InteropError
 
 
 class Architecture(NamedTuple):
-    """What other projects call a kind of model."""
+    """The names of a model architecture in other projects."""
 
     huggingface: str
-    """The class of transformers."""
+    """The class in transformers."""
     model_type: str
     """`model_type` in `config.json`."""
     gguf: str
@@ -40,7 +40,7 @@ QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", "qwen3")
 
 
 class Written(NamedTuple):
-    """What an export wrote."""
+    """Summary of an export."""
 
     path: Path
     format: str
@@ -49,12 +49,12 @@ class Written(NamedTuple):
     parameters: int
     num_bytes: int
     notes: tuple[str, ...]
-    """What people should know of it, a sentence each."""
+    """Notes for the user, one sentence each."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be written in another format. The weights are those of the checkpoint, on the CPU."""
+    """A model to export, with the checkpoint's weights on the CPU."""
 
     checkpoint: Path
     hparams: ModelHparams
@@ -78,23 +78,23 @@ class Source:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the weights are."""
+        """Number of values in all weights."""
         return sum(weight.numel() for weight in self.weights.values())
 
     @property
     def unused_ids(self) -> range:
-        """The ids of the model that the tokenizer does not have: a vocabulary may be padded to a round number."""
+        """The model's ids beyond the tokenizer's: a vocabulary may be padded to a round number."""
         return range(self.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size, self.vocab_size)
 
     def in_halves(self, name: str) -> Tensor:
-        """Return our weight `name` in Hugging Face's rotary layout; a new tensor where that is another one."""
+        """Return our weight `name` in Hugging Face's rotary layout; a new tensor if the layout differs."""
         weight = self.weights[name]
         return pairs_to_halves(weight, self.d_head) if is_rotated(name) else weight
 
     def require_same_logits(self, hparams: ModelHparams, written: Weights, *, vectors: torch.dtype) -> None:
-        """Raise `InteropError` unless what was written is this model, settings and weights, as others compute it.
+        """Raise `InteropError` unless the written settings and weights give this model's logits in the reference.
 
-        `vectors` is the type in which norms and biases were written. Memory: the weights as float32.
+        `vectors` is the type in which norms and biases were written. Memory: a copy of the weights as float32.
         """
         rounded = {
             name: weight.to(vectors if weight.ndim < 2 else self.dtype).float() for name, weight in self.weights.items()
@@ -103,7 +103,7 @@ class Source:
         require_same_logits(expected, family_logits(hparams, written), architecture=self.architecture.huggingface)
 
     def written(self, path: Path, format: str, notes: tuple[str, ...]) -> Written:
-        """Return what is to be said of an export of this model to `path`, a file or a folder."""
+        """Return the summary of an export of this model to `path`, a file or a folder."""
         files = path.iterdir() if path.is_dir() else [path]
         num_bytes = sum(file.stat().st_size for file in files)
         type_name = dtype_name(self.dtype)
@@ -111,11 +111,11 @@ class Source:
 
 
 def read_source(checkpoint: Path, dtype: str) -> Source:
-    """Read a checkpoint folder, or the newest checkpoint of a run folder, to be written as numbers of type `dtype`.
+    """Read a checkpoint folder, or the newest checkpoint of a run folder, for export with weights of type `dtype`.
 
-    Memory: the weights, and while they are read their file. Raises `CheckpointError` for one that is missing or
-    damaged, `InteropError` for a model that no architecture of the Llama family expresses and for weights that
-    `dtype` does not hold, `ConfigError` for an unknown type.
+    Memory: the weights, plus their file while it is read. Raises `CheckpointError` if the checkpoint is missing or
+    damaged, `InteropError` for a model that no architecture of the Llama family can express or weights out of the range
+    of `dtype`, `ConfigError` for an unknown type.
     """
     number_type = parse_dtype(dtype)
     opened = Checkpoint.open(checkpoint)
@@ -133,24 +133,27 @@ def read_source(checkpoint: Path, dtype: str) -> Source:
     if tokenizer is not None and tokenizer.vocab_size > source.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model only {source.vocab_size}; "
-            "they are not of the same checkpoint"
+            "they are not from the same checkpoint"
         )
     return source
 
 
 def choose_architecture(hparams: ModelHparams) -> Architecture:
-    """Return the architecture of the Llama family that computes what a model of these settings does.
+    """Return the architecture of the Llama family that computes the same as our model with these settings.
 
-    Llama is the plain one. Qwen2 adds biases to queries, keys and values, Qwen3 norms to queries and keys. Mistral is
-    Llama of which no library asks that the number of heads divide the width. Raises `InteropError` if none fits.
+    Llama is the basic one. Qwen2 adds biases to queries, keys and values, Qwen3 adds norms to queries and keys. Mistral
+    computes the same as Llama, but libraries do not require its width to be divisible by the number of heads. Raises
+    `InteropError` if none fits.
     """
     if hparams.qk_norm and hparams.qkv_bias:
-        raise InteropError("no architecture has both qk_norm (Qwen3) and qkv_bias (Qwen2): such a model stays here")
+        raise InteropError(
+            "no architecture has both qk_norm (Qwen3) and qkv_bias (Qwen2): this model cannot be exported"
+        )
     divides = hparams.d_model % hparams.num_heads == 0
     if hparams.qkv_bias and not (divides and hparams.head_size in (None, hparams.d_model // hparams.num_heads)):
         raise InteropError(
             f"Qwen2, the architecture with qkv_bias, has heads of size d_model / num_heads, not {hparams.head_size}: "
-            "such a model stays here"
+            "this model cannot be exported"
         )
     if hparams.qk_norm or hparams.qkv_bias:
         return QWEN3 if hparams.qk_norm else QWEN2
@@ -158,26 +161,20 @@ def choose_architecture(hparams: ModelHparams) -> Architecture:
 
 
 def _check_weights(source: Source) -> None:
-    """Names and shapes are the model's, and the numbers have room in the type that they are to be written in."""
+    """Check that names and shapes are the model's, and that the values fit in the type of the export."""
     expected = state_shapes(source.hparams)
     for name in sorted(expected.keys() | source.weights.keys()):
         theirs, ours = expected.get(name), source.weights.get(name)
         if theirs is None or ours is None or theirs != ours.shape:
             raise CheckpointError(
-                f"{source.checkpoint}: the weight {name} is not as the checkpoint's config.toml says; "
-                "its files are not of one checkpoint"
+                f"{source.checkpoint}: the weight {name} does not match the checkpoint's config.toml; "
+                "its files are not from the same checkpoint"
             )
-        _check_range(name, ours, source.dtype)
-    require_family(source.hparams, {huggingface_name(name): weight.shape for name, weight in source.weights.items()})
-
-
-def _check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
-    largest = weight.abs().max()
-    if not bool(torch.isfinite(largest.to(dtype))):
-        value = largest.item()
-        if not math.isfinite(value):
-            raise InteropError(f"the weight {name} holds numbers that are not finite; export an earlier checkpoint")
-        raise InteropError(
-            f"the weight {name} has numbers up to {value:.3g}, too large for {dtype_name(dtype)}, which ends at "
-            f"{torch.finfo(dtype).max:.5g}; export with --dtype bfloat16 or float32"
+        require_range(
+            f"the weight {name}",
+            ours,
+            source.dtype,
+            not_finite="export an earlier checkpoint",
+            too_large="export with --dtype bfloat16 or float32",
         )
+    require_family(source.hparams, {huggingface_name(name): weight.shape for name, weight in source.weights.items()})

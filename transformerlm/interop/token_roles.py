@@ -1,4 +1,4 @@
-"""Which special tokens begin and end texts, in the many places of a Hugging Face folder that may say so."""
+"""Find the special tokens that begin and end texts, in the files of a Hugging Face folder that may name them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ MAX_BYTES = 1 << 24
 
 
 class Roles(NamedTuple):
-    """The token before each text, which may be none, and the one that ends documents, if the folder names one."""
+    """The token before each text and the one that ends documents; None if the folder names none."""
 
     beginning: str | None
     end: str | None
@@ -24,12 +24,12 @@ class Roles(NamedTuple):
 
 
 def read_roles(folder: Path, post_processor: Any, ids: Mapping[str, int]) -> Roles:
-    """Return the roles of tokens; `ids` are those of the added tokens, `post_processor` stands in `tokenizer.json`.
+    """Return the roles of tokens; `ids` are the ids of added tokens, `post_processor` is from `tokenizer.json`.
 
-    As in transformers, `tokenizer_config.json` overrules the post-processor if it says whether to add tokens.
+    As in transformers, `tokenizer_config.json` overrides the post-processor if it sets whether to add tokens.
 
-    Raises `InteropError` for files that are damaged, and for a post-processor that does more than to put a token before
-    and one after each text.
+    Raises `InteropError` for damaged files, and for a post-processor that does more than add one token before and one
+    after each text.
     """
     before, after = _template(post_processor, ids)
     config = _read(folder / CONFIG_FILE)
@@ -41,7 +41,7 @@ def read_roles(folder: Path, post_processor: Any, ids: Mapping[str, int]) -> Rol
 
 
 def later_tokens(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the added tokens that `tokenizer_config.json` lists, as `tokenizer.json` does, and maybe more of them."""
+    """Yield the added tokens of `tokenizer_config.json`, which may list more of them than `tokenizer.json`."""
     tokens = _read(folder / CONFIG_FILE).get("added_tokens_decoder", {})
     if not isinstance(tokens, dict):
         raise InteropError(f"{folder / CONFIG_FILE}: added_tokens_decoder is no object; restore the file")
@@ -58,7 +58,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _named(role: str, config: dict[str, Any], folder: Path) -> str | None:
-    """Return the token that the configuration, or else the map of special tokens, gives the role."""
+    """Return the token with this role in the configuration, or else in the map of special tokens."""
     for content, name in ((config, CONFIG_FILE), (_read(folder / MAP_FILE), MAP_FILE)):
         token = content.get(role)
         token = token.get("content") if isinstance(token, dict) else token
@@ -70,15 +70,15 @@ def _named(role: str, config: dict[str, Any], folder: Path) -> str | None:
 
 
 def _by_id(folder: Path, ids: Mapping[str, int]) -> str | None:
-    """Return the token of the first end-of-text id that the model's files name and that is an added token."""
+    """Return the added token of the first end-of-text id in the model's files; None if there is none."""
     by_id = {token_id: token for token, token_id in ids.items()}
     return next((by_id[token_id] for token_id in read_end_ids(folder) if token_id in by_id), None)
 
 
 def read_end_ids(folder: Path) -> tuple[int, ...]:
-    """Return the end-of-text ids that the model's files name, `generation_config.json` before `config.json`.
+    """Return the end-of-text ids in the model's files, `generation_config.json` before `config.json`.
 
-    As in transformers, the first of these files that names any counts. Raises `InteropError` for what is no id.
+    As in transformers, only the first of these files with such ids is used. Raises `InteropError` for invalid ids.
     """
     for name in ID_FILES:
         found = _read(folder / name).get("eos_token_id")
@@ -94,7 +94,7 @@ def read_end_ids(folder: Path) -> tuple[int, ...]:
 
 
 def _template(post_processor: Any, ids: Mapping[str, int]) -> tuple[str | None, str | None]:
-    """Return the tokens that the post-processor puts before and after a text."""
+    """Return the tokens that the post-processor adds before and after a text."""
     before = after = None
     for step in _steps(post_processor):
         kind = step.get("type")
@@ -102,7 +102,7 @@ def _template(post_processor: Any, ids: Mapping[str, int]) -> tuple[str | None, 
             before, after = _tokens_around(step, ids)
         elif kind == "RobertaProcessing":
             before, after = (_roberta_token(name, step, ids) for name in ("cls", "sep"))
-        elif kind != "ByteLevel":  # which changes only what is said about places in the text
+        elif kind != "ByteLevel":  # which changes only the reported offsets
             raise InteropError(
                 f"its post-processor is {shown(kind)}; "
                 "only TemplateProcessing, RobertaProcessing and ByteLevel can be read"

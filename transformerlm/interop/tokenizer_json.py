@@ -1,12 +1,12 @@
-"""Tokenizers of Hugging Face folders, in and out: `tokenizer.json` and `tokenizer_config.json`.
+"""Read and write the tokenizers of Hugging Face folders: `tokenizer.json` and `tokenizer_config.json`.
 
     tokenizer.json            vocabulary, merges, special tokens, pattern, normalization, the token before a text
-    tokenizer_config.json     which special tokens begin and end texts; special_tokens_map.json, generation_config.json
-                              and config.json are asked after it
+    tokenizer_config.json     the special tokens that begin and end texts; then special_tokens_map.json,
+                              generation_config.json and config.json are searched for them
 
-Read are byte-level BPE tokenizers whose pre-tokenization is one of ours, as those of GPT-2, Llama 3, Qwen2, Qwen3,
-SmolLM, the o200k family and Tekken. What would cut or merge text in another way is refused with the reason. Everything
-read is checked before it is used: whatever the files hold, only `InteropError` comes out.
+Supported are byte-level BPE tokenizers with one of our patterns of pre-tokenization: GPT-2, Llama 3, Qwen2, Qwen3,
+SmolLM, the o200k family and Tekken. A tokenizer that would split or merge text differently is refused with the reason.
+Everything is checked before it is used: any content of the files raises `InteropError` at worst.
 """
 
 import json
@@ -27,16 +27,15 @@ from transformerlm.utils.json_file import read_json_object
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 MAX_BYTES = 1 << 27
-"""Of `tokenizer.json`; those of 200,000 tokens have 30 million."""
-
+"""Maximum size of `tokenizer.json`; with 200,000 tokens it has about 30 million bytes."""
 
 MAX_ADDED_LENGTH = 1000  # characters
-MAX_PAIRS = 20_000  # of added tokens that are compared
+MAX_PAIRS = 20_000  # pairs of added tokens that are compared
 _BYTE_LETTERS = frozenset(gpt2_bytes_to_unicode().values())
 
 
 class AddedToken(NamedTuple):
-    """A token that is looked for in the text itself."""
+    """A token that is matched in the text before pre-tokenization."""
 
     token_id: int
     normalized: bool
@@ -45,11 +44,11 @@ class AddedToken(NamedTuple):
 def read_tokenizer(folder: Path | str) -> Tokenizer:
     """Return the tokenizer of a Hugging Face folder.
 
-    It gives the ids that `tokenizers` gives without `add_special_tokens`. `beginning_of_text` is the token that
-    `tokenizers` puts before each text with it, and `end_of_text` the one that the folder names "eos".
+    It gives the same ids as `tokenizers` without `add_special_tokens`. `beginning_of_text` is the token that
+    `tokenizers` adds before each text with it, and `end_of_text` the folder's "eos" token.
 
-    Raises `InteropError` if there is none, it is damaged, or it does what cannot be done here: another model than
-    byte-level BPE, another pattern or normalization, special tokens with conditions.
+    Raises `InteropError` if the tokenizer is missing, damaged or unsupported: another model than byte-level BPE,
+    another pattern or normalization, or special tokens with conditions.
     """
     path = Path(folder) / TOKENIZER_FILE
     if not path.exists() and (path.parent / "tokenizer.model").exists():
@@ -113,7 +112,7 @@ def _checked_model(content: dict[str, Any]) -> dict[str, Any]:
     model = content.get("model")
     if not isinstance(model, dict):
         raise InteropError("it has no model; restore the file")
-    kind = model.get("type", "BPE" if "merges" in model else None)  # the oldest files do not say
+    kind = model.get("type", "BPE" if "merges" in model else None)  # the oldest files have no type
     if kind != "BPE":
         raise InteropError(f"its model is {shown(kind)}; only byte-level BPE can be read")
     if model.get("byte_fallback", False) is not False:
@@ -170,16 +169,15 @@ def _added_tokens(tokens: list[Any], normalization: str | None) -> dict[str, Add
 
 
 def _check_passes(added: dict[str, AddedToken], normalization: str | None) -> None:
-    """Raise `InteropError` if it matters that `tokenizers` looks for two kinds of added tokens one after the other.
+    """Raise `InteropError` if matching all added tokens in one pass would differ from the two passes of `tokenizers`.
 
-    First for those that are not normalized, then, in the normalized text, for the others. Here all are looked for at
-    once, in the text as it is.
+    `tokenizers` first matches the tokens that are not normalized, then the others in the normalized text.
     """
     first = [text for text, token in added.items() if not token.normalized]
     later = [text for text, token in added.items() if token.normalized]
     changed = [text for text in later if normalization and not is_inert(text)]
     if changed:
-        raise InteropError(f"its added token {changed[0]!r} is looked for in normalized text, which is not done here")
+        raise InteropError(f"its added token {changed[0]!r} is matched in normalized text, which is not supported")
     if len(first) * len(later) > MAX_PAIRS:
         raise InteropError("it has too many added tokens, normalized and not, to see that none overlaps another")
     for one, other in product(first, later):
@@ -188,7 +186,7 @@ def _check_passes(added: dict[str, AddedToken], normalization: str | None) -> No
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Return whether both can stand in a text with characters in common."""
+    """Return whether occurrences of both in a text can overlap."""
     if one in other or other in one:
         return True
     sizes = range(1, min(len(one), len(other)))
@@ -198,9 +196,9 @@ def _overlap(one: str, other: str) -> bool:
 def _vocab(
     entries: dict[str, Any], added: dict[str, AddedToken], special: set[str], merges: list[tuple[bytes, bytes]]
 ) -> dict[int, bytes]:
-    """Return the tokens of the model by id; `special` are those that are looked for in the text itself.
+    """Return the tokens of the model by id; `special` are the tokens matched before pre-tokenization.
 
-    A text that stands for no bytes, and is not special, is decoded as it is and never encoded to.
+    Another entry that is not written with the byte encoder is decoded literally, and never results from encoding.
     """
     ordinary = {to_stand_ins(token): token for token in ordinary_tokens(merges)}
     vocab: dict[int, bytes] = {}
@@ -224,7 +222,7 @@ def _vocab(
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:
-    """Return the token for single bytes that the model lacks, or None if it leaves them out or has them all."""
+    """Return the token for bytes missing from the vocabulary; None if it drops them or none are missing."""
     unknown = model.get("unk_token")
     if unknown is None or all(letter in model["vocab"] for letter in _BYTE_LETTERS):
         return None
@@ -255,17 +253,13 @@ def _merges(items: list[Any]) -> list[tuple[bytes, bytes]]:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path | str, *, context_length: int) -> None:
-    """Write the files from which transformers' `AutoTokenizer` makes the same tokenizer, each atomically.
+    """Write the files from which transformers' `AutoTokenizer` builds the same tokenizer, each atomically.
 
-    `beginning_of_text` is put before texts by default, as `Predictor` does; no other token is.
+    By default it adds `beginning_of_text` before texts, as `Predictor` does, and no other token. `folder` is created if
+    necessary, and may have these files with the same content; `context_length` is the model's.
 
-    Args:
-        tokenizer: any.
-        folder: is made if need be. Files of the same content may be there.
-        context_length: tokens that the model reads at most.
-
-    Raises `InteropError`, before anything is written, if one of the files is there with other content, and for a
-    special token that in `tokenizer.json` would read like an ordinary one.
+    Raises `InteropError`, before any file is written, if one of the files exists with other content, or if a special
+    token would be written like an ordinary one in `tokenizer.json`.
     """
     path = Path(folder)
     try:
@@ -323,7 +317,7 @@ def _post_processor(token: str | None, token_id: int | None) -> dict[str, Any] |
 def _config_json(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
     settings = tokenizer.settings
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # the one that takes tokenizer.json as it is
+        "tokenizer_class": "PreTrainedTokenizerFast",  # the class that uses tokenizer.json unchanged
         "bos_token": settings.beginning_of_text,
         "eos_token": settings.end_of_text if tokenizer.eos_token_id is not None else None,
         "model_max_length": context_length,

@@ -1,4 +1,4 @@
-"""Where the documents of a token file begin: from the lists beside it, or by looking for the end-of-text id."""
+"""Positions of documents in a token file: read from the lists beside it, or found by searching for end-of-text."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -18,7 +18,7 @@ _IDS_AT_A_TIME = 1 << 20
 
 
 class Document(NamedTuple):
-    """A document: its first id's place in the stream, and how many ids it has."""
+    """A document: the position of its first id in the stream, and its number of ids."""
 
     begin: int
     num_tokens: int
@@ -27,11 +27,11 @@ class Document(NamedTuple):
 def document_begins(
     path: Path, info: TokenFileInfo, stream: TokenStream, on_read: Callable[[float], None] | None = None
 ) -> Iterator[Begins]:
-    """Yield where documents begin in the stream, ascending, as arrays of some of them, in bounded memory.
+    """Yield the positions where documents begin in the stream, ascending, in arrays of bounded size.
 
     A file of format 1 has no lists: all ids are read, and a document begins after each end-of-text id; `on_read` is
-    told the share that is done. Raises `DataError` if a list is missing or not as long as the sidecar says, or if
-    there is neither a list nor an end-of-text id.
+    called with the share done, from 0 to 1. Raises `DataError` if a list is missing or does not have the length in the
+    sidecar, or if there is neither a list nor an end-of-text id.
     """
     if not info.shards:
         yield from _looked_for(path, info, stream, on_read)
@@ -42,9 +42,9 @@ def document_begins(
 
 
 def longest_documents(begins: Iterable[Begins], num_tokens: int, count: int) -> list[Document]:
-    """Return the `count` longest documents of a stream of `num_tokens` ids, the longest first, in bounded memory.
+    """Return the `count` longest documents of a stream of `num_tokens` ids, longest first, in bounded memory.
 
-    Of equally long ones the first come first.
+    Documents of equal length are in the order of the stream.
     """
     found: list[Document] = []
     for starts, following in pairwise(_with_end(begins, num_tokens)):
@@ -56,7 +56,7 @@ def longest_documents(begins: Iterable[Begins], num_tokens: int, count: int) -> 
 
 
 def _with_end(begins: Iterable[Begins], num_tokens: int) -> Iterator[Begins]:
-    """Yield the arrays that are not empty, and the end of the stream as a last one."""
+    """Yield the arrays that are not empty, then the end of the stream as a last array."""
     yield from (some for some in begins if len(some))
     yield np.array([num_tokens])
 
@@ -77,7 +77,7 @@ def _looked_for(
     path: Path, info: TokenFileInfo, stream: TokenStream, on_read: Callable[[float], None] | None
 ) -> Iterator[Begins]:
     if info.end_of_text_id is None:
-        raise DataError(f"{path}: has no end-of-text id, so that its documents cannot be told apart")
+        raise DataError(f"{path}: has no end-of-text id, so its documents cannot be separated")
     yield np.zeros(min(1, len(stream)), dtype=np.int64)
     for first in range(0, len(stream), _IDS_AT_A_TIME):
         ids = stream[first : first + _IDS_AT_A_TIME]

@@ -1,12 +1,12 @@
-"""Token files: raw little-endian ids in `X.dat`, and what they are in the sidecar `X.dat.json`.
+"""Token files: raw little-endian ids in `X.dat`, described by the sidecar `X.dat.json`.
 
     one file                          many, each of bounded size: X.dat is only a name
         X.dat            ids              X.00000.dat  X.00001.dat  …       ids: one stream, cut anywhere
         X.dat.documents  where they       X.00000.dat.documents  …          where documents begin in each
         X.dat.json       begin; sidecar   X.dat.json                        sidecar: the index of all
 
-Either is named `X.dat` in a configuration. Where documents begin: uint64, little-endian, in ids from the file's start.
-The sidecar is written last, so data without one is unfinished work and is not read.
+A configuration names either kind as `X.dat`. A `.documents` file lists the first id of each document, counted from the
+start of its file, as little-endian uint64. The sidecar is written last: data without one is unfinished, and not read.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from transformerlm.utils.json_file import read_json_object
 
 FORMAT_VERSION = 2  # 1 had no shards, documents and text
 UINT16_ENTRIES = 65_536
-MOST_ENTRIES = 1 << 24
-"""Of a vocabulary: as many as a model may have."""
+MAX_ENTRIES = 1 << 24
+"""Maximum size of a vocabulary, as for a model."""
 MAX_SIDECAR_BYTES = 1 << 28
-DOCUMENT_BYTES = 8  # where a document begins
+DOCUMENT_BYTES = 8  # size of an entry in a .documents file
 MAKE_DATA = "transformerlm-make-data"
 
 
@@ -37,10 +37,10 @@ class Shard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[^/\\\x00]+$")
-    """Of the file, which lies beside the sidecar; where documents begin is in `NAME.documents`."""
+    """Name of the file, in the folder of the sidecar; its documents are listed in `NAME.documents`."""
     num_tokens: int = Field(ge=0)
     num_documents: int = Field(ge=0)
-    """Documents that begin in it."""
+    """Documents that begin in this file."""
     sha256: str
     documents_sha256: str
 
@@ -56,29 +56,29 @@ class TokenFileInfo(BaseModel):
     num_documents: int = Field(ge=0)
     num_text_bytes: int = Field(ge=0)
     """Bytes of the text without separators: the denominator of bits per byte."""
-    vocab_size: int = Field(gt=0, le=MOST_ENTRIES)
+    vocab_size: int = Field(gt=0, le=MAX_ENTRIES)
     max_token_id: int
     end_of_text_id: int | None
     tokenizer_sha256: str
     data_sha256: str
-    """Of the file; of several, SHA-256 of their SHA-256 in hexadecimal, one after another."""
+    """SHA-256 of the only file, or of the concatenated hexadecimal digests of several."""
     sources: list[dict[str, Any]]
     """Path and size in bytes of every text file read."""
     split: dict[str, Any]
-    """How documents were chosen for this file."""
+    """The settings that selected and ordered the documents of this file."""
     shards: tuple[Shard, ...] = ()
-    """The files, in order; none in format 1, where X.dat is the only one."""
+    """The files, in order; empty in format 1, where X.dat is the only file."""
     text: dict[str, int] = {}
     """Bytes and documents of the sources that were read, used, and dropped by reason; see `databuilder.pieces`."""
 
     @model_validator(mode="after")
     def _check_shards(self) -> Self:
         if bool(self.shards) != (self.format_version > 1):
-            raise ValueError("a list of shards belongs to format 2, and to no other")
+            raise ValueError("format 2 needs a list of shards, and format 1 must not have one")
         if any(shard.name in (".", "..") or len(shard.name.encode("utf-8")) > 240 for shard in self.shards):
-            raise ValueError("a shard's name is no name of a file")
+            raise ValueError("a shard's name is not a valid file name")
         if self.shards and sum(shard.num_tokens for shard in self.shards) != self.num_tokens:
-            raise ValueError("the shards have another number of tokens than all of it")
+            raise ValueError("num_tokens is not the sum over the shards")
         return self
 
 
@@ -93,31 +93,31 @@ def id_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
 
 
 def little_endian(dtype: str) -> np.dtype[Any]:
-    """Return the numpy type of the ids as they lie on disk, whatever this machine's byte order."""
+    """Return the numpy type of ids on disk, independent of this machine's byte order."""
     return np.dtype(dtype).newbyteorder("<")
 
 
 def documents_path(path: Path) -> Path:
-    """Return the file that says where the documents of a file of ids begin."""
+    """Return the file that lists the documents of a file of ids."""
     return path.with_name(path.name + ".documents")
 
 
 def shard_paths(path: Path, info: TokenFileInfo) -> list[Path]:
-    """Return the files of ids of the token file `path`, in order; a single one is `path` whatever it was called."""
+    """Return the files of ids of the token file `path`, in order; a single file is `path`, even after renaming."""
     return [path] if len(info.shards) <= 1 else [path.with_name(shard.name) for shard in info.shards]
 
 
 def read_info(path: Path) -> TokenFileInfo:
     """Return the sidecar of a token file, checked against the sizes of its files.
 
-    Raises `DataError` if one of them is missing or they do not fit.
+    Raises `DataError` if a file is missing or does not match the sidecar.
     """
     path = Path(path)
     sidecar = sidecar_path(path)
     if not sidecar.exists():
         if path.exists():
             raise DataError(
-                f"{path}: is no token file, or has lost its sidecar, {sidecar.name}; make it (again) with {MAKE_DATA}"
+                f"{path}: is not a token file, or its sidecar {sidecar.name} is missing; make it again with {MAKE_DATA}"
             )
         raise DataError(f"{path}: there is no such token file; make it with {MAKE_DATA}")
     try:
@@ -137,7 +137,7 @@ def read_info(path: Path) -> TokenFileInfo:
 
 
 def _sizes(path: Path, info: TokenFileInfo) -> dict[Path, int]:
-    """Return how many bytes each file must have."""
+    """Return the expected size of each file in bytes."""
     width = np.dtype(info.dtype).itemsize
     if not info.shards:
         return {path: info.num_tokens * width}
@@ -167,7 +167,7 @@ def open_tokens(path: Path, info: TokenFileInfo) -> npt.NDArray[np.integer[Any]]
 
 
 def verify_data(path: Path, info: TokenFileInfo) -> None:
-    """Compare the SHA-256 of every file with the sidecar's; raise `DataError` if one differs."""
+    """Raise `DataError` if the SHA-256 of a file differs from the one in the sidecar."""
     if not info.shards:
         _check_digest(path, info.data_sha256)
     for file, shard in zip(shard_paths(path, info), info.shards, strict=False):
@@ -181,7 +181,7 @@ def _check_digest(file: Path, digest: str) -> None:
 
 
 def joint_sha256(shards: Sequence[Shard]) -> str:
-    """Return the SHA-256 of all the ids: that of a single file, or of the digests of several."""
+    """Return the SHA-256 of the ids: the digest of a single file, or of the concatenated digests of several."""
     if len(shards) == 1:
         return shards[0].sha256
     return hashlib.sha256("".join(shard.sha256 for shard in shards).encode("ascii")).hexdigest()

@@ -1,11 +1,11 @@
-"""The ids of a token file, one file or many shards, as one read-only stream that lies on the disk.
+"""The ids of a token file, one file or many shards, as one read-only stream on disk.
 
     X.00000.dat  0 ………… n │ X.00001.dat  n ………… 2n │ X.00002.dat  2n …… end
                       └─ stream[n - 3 : n + 4] ─┘
 
-The files are memory-mapped, so that only what is read comes from the disk. A page that was read counts as this
-process's memory until it is given back; the stream does that now and then. The operating system keeps such a page in
-its cache as long as it has room, so reading it again costs next to nothing.
+The files are memory-mapped, so only the pages that are used are read from disk. A page counts as this process's memory
+until it is released, which the stream does from time to time. Released pages usually stay in the operating system's
+cache, so reading them again is cheap.
 """
 
 import mmap
@@ -23,17 +23,17 @@ from transformerlm.token_files.index import MAKE_DATA, TokenFileInfo, little_end
 from transformerlm.utils.errors import DataError
 
 RESIDENT_BYTES = 64 << 20
-"""Pages are given back when about so much has been read since the last time."""
+"""Pages are released after about this many bytes have been read."""
 
-MOST_MAPPED = 256
-"""Files mapped at a time: each holds a file descriptor, of which a process may have a thousand."""
+MAX_MAPPED = 256
+"""Files mapped at a time; each uses a file descriptor, and a process may have about a thousand."""
 
-# A read brings in the pages around it that are in the system's cache: 16 at once (Linux), at either end.
+# A read also maps cached pages around it: Linux maps 16 at once, at either end.
 _BYTES_AROUND = 128 << 10
 
 
 class _Version(NamedTuple):
-    """Which file it is that has a name; another one if it was replaced or written to."""
+    """Identity of a file's content; it changes if the file is replaced or written to."""
 
     device: int
     inode: int
@@ -47,15 +47,15 @@ class _Version(NamedTuple):
 
 @final
 class TokenStream:
-    """The ids of several files, one after another: `len(stream)`, and `stream[begin:end]` as an array of its own.
+    """The concatenated ids of several files: `len(stream)`, and `stream[begin:end]` as a new array.
 
-    Not for several threads at once.
+    Not thread-safe.
     """
 
     def __init__(self, files: Sequence[tuple[Path, int]], dtype: str) -> None:
-        """`files` are paths with how many ids of type `dtype` ("uint16", "uint32") each has.
+        """`files` are pairs of a path and its number of ids of type `dtype` ("uint16" or "uint32").
 
-        Raises `DataError` that names the file which is missing or has another size.
+        Raises `DataError` if a file is missing or has another size.
         """
         self.dtype = little_endian(dtype)
         self._paths = [path for path, _ in files]
@@ -66,7 +66,7 @@ class TokenStream:
 
     @classmethod
     def open(cls, path: Path, info: TokenFileInfo) -> "TokenStream":
-        """Return the ids of the token file `path`, whose sidecar is `info`; errors as of `TokenStream`."""
+        """Return the ids of the token file `path` with the sidecar `info`; raises the errors of `TokenStream`."""
         sizes = [shard.num_tokens for shard in info.shards] or [info.num_tokens]
         return cls(list(zip(shard_paths(path, info), sizes, strict=True)), info.dtype)
 
@@ -74,7 +74,7 @@ class TokenStream:
         return self._begins[-1]
 
     def __getitem__(self, part: slice) -> npt.NDArray[Any]:
-        """Return the ids of a slice, copied; bounds are as of any sequence, but every id in between is taken.
+        """Return a copy of the ids of a slice, with the bounds of any Python sequence; the step must be 1.
 
         Raises `DataError` if a file was replaced since the stream was opened.
         """
@@ -82,35 +82,35 @@ class TokenStream:
         assert step == 1, "a stream is read without gaps"
         pieces = [np.empty(0, dtype=self.dtype)]
         while begin < end:
-            number = bisect_right(self._begins, begin) - 1  # of files without ids that begin here, none
+            number = bisect_right(self._begins, begin) - 1  # skips empty files that begin here
             last = min(end, self._begins[number + 1])
             pieces.append(self._read(number, begin - self._begins[number], last - begin))
             begin = last
         return np.concatenate(pieces)
 
     def _read(self, number: int, begin: int, num_ids: int) -> npt.NDArray[Any]:
-        """Return a view of ids of a file, to be copied at once."""
+        """Return a view of ids of a file, which the caller must copy at once."""
         if self._read_bytes > RESIDENT_BYTES:
-            self._give_back()
+            self._release_pages()
         self._read_bytes += num_ids * self.dtype.itemsize + _BYTES_AROUND
         return np.frombuffer(self._map(number), self.dtype, count=num_ids, offset=begin * self.dtype.itemsize)
 
     def _map(self, number: int) -> mmap.mmap:
         mapped = self._maps.pop(number, None)
         if mapped is None:
-            if len(self._maps) >= MOST_MAPPED:
-                del self._maps[next(iter(self._maps))]  # unmaps the one that was not used for the longest time
+            if len(self._maps) >= MAX_MAPPED:
+                del self._maps[next(iter(self._maps))]  # unmaps the least recently used
             mapped = _mapped(self._paths[number], self._versions[number])
-        self._maps[number] = mapped  # last in the order of use
+        self._maps[number] = mapped  # the most recently used
         return mapped
 
-    def _give_back(self) -> None:
-        """Drop the pages from this process's memory."""
+    def _release_pages(self) -> None:
+        """Release the mapped pages from this process's memory."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
         else:
-            self._maps.clear()  # mapped anew when they are read
+            self._maps.clear()  # mapped again on the next read
         self._read_bytes = 0
 
 

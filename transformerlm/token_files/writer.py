@@ -1,4 +1,4 @@
-"""Writing token files: shards of ids with an index of their documents, and the sidecar that describes them all."""
+"""Write token files: shards of ids, each with an index of its documents."""
 
 import contextlib
 import hashlib
@@ -17,10 +17,10 @@ from transformerlm.utils.files import atomic_write
 
 @final
 class ShardWriter:
-    """Writes the ids of a shard, and where its documents begin."""
+    """Writes the ids of a shard, and the index of its documents."""
 
     def __init__(self, ids: Any, documents: Any, dtype: str, hasher: Executor) -> None:
-        """`ids` and `documents` are open files; `hasher` has a thread to hash what is written to them."""
+        """`ids` and `documents` are open files; `hasher` has a thread that hashes the data written to them."""
         self._hasher = hasher
         self._files = {ids: hashlib.sha256(), documents: hashlib.sha256()}
         self._ids, self._documents = ids, documents
@@ -28,7 +28,7 @@ class ShardWriter:
         self.num_tokens = self.num_documents = self.max_token_id = 0
 
     def write(self, ids: npt.NDArray[np.integer], begins: npt.NDArray[np.integer]) -> None:
-        """Append `ids`, in which documents begin at the places `begins`."""
+        """Append `ids`; documents begin at the positions `begins` in this array."""
         self._append(self._ids, ids.astype(self._dtype, copy=False))
         self._append(self._documents, begins.astype("<u8") + np.uint64(self.num_tokens))
         self.num_tokens += ids.size
@@ -37,12 +37,12 @@ class ShardWriter:
 
     def _append(self, file: Any, values: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(values).data.cast("B") if values.size else b""
-        hashed = self._hasher.submit(self._files[file].update, data)  # meanwhile it is written
+        hashed = self._hasher.submit(self._files[file].update, data)  # concurrently with the write below
         file.write(data)
         hashed.result()
 
     def describe(self, name: str) -> Shard:
-        """Return the shard's entry in a sidecar, in which the file is called `name`."""
+        """Return the shard's entry in a sidecar, under the file name `name`."""
         return Shard(
             name=name,
             num_tokens=self.num_tokens,
@@ -56,7 +56,8 @@ class ShardWriter:
 def write_shard_files(path: Path, dtype: str) -> Iterator[ShardWriter]:
     """Open `path` and its index of documents for writing; on an exception neither of them is changed.
 
-    The disk has them when they get their names. The folder is not flushed: whoever needs the names to last does that.
+    Their data are flushed to disk before they get their names. The folder is not; the caller flushes it if the names
+    must survive a crash.
     """
     with (
         ThreadPoolExecutor(1) as hasher,

@@ -26,7 +26,7 @@ class InteropError(TransformerLMError):
 
 
 class WorkerError(TransformerLMError):
-    """A worker process ended before its work was done."""
+    """A worker process died before it finished its task."""
 
 
 class PeerError(TransformerLMError):

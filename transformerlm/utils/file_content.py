@@ -1,7 +1,7 @@
 """Recognise a file by its first bytes: text, compressed text, or something that is not text.
 
-A compressed file is a sequence of members (gzip's word; streams in bzip2 and xz, frames in zstd), each with a header
-and a checksum of its own. All members are read, and what is neither a member nor legal padding is damage.
+A compressed file is a sequence of members (gzip's term; streams in bzip2 and xz, frames in zstd), each with its own
+header and checksum. All members are read; other bytes than members and legal padding are reported as damage.
 """
 
 import bz2
@@ -17,20 +17,20 @@ import zstandard
 from transformerlm.utils.errors import DataError
 
 HEAD_BYTES = 512
-"""How much of a file is looked at: a tar archive says what it is at byte 257."""
+"""Bytes of a file that are examined: the signature of a tar archive is at byte 257."""
 
 _STEPS = range(1 << 6, 1 << 12)
-"""Compressed bytes that are decompressed at a time, from and to: 64 bytes of zstd may become a megabyte."""
+"""Range of the compressed bytes per step: 64 bytes of zstd may expand to a megabyte."""
 _STEP_OUTPUT = 1 << 20
-"""After a step that gives more, the next is the smallest again."""
+"""After a step with more output than this, the next step has the minimum size again."""
 
 
 class DamagedError(Exception):
-    """Compressed data are cut off or are not what their header says."""
+    """Compressed data are truncated or corrupt."""
 
 
 class Compression(NamedTuple):
-    """A format of compressed files."""
+    """A compression format."""
 
     name: str
     suffix: str
@@ -38,7 +38,7 @@ class Compression(NamedTuple):
     new: Callable[[], Any]
     """Makes a decompressor of one member, with `decompress`, `eof` and `unused_data`."""
     padding: int
-    """Zero bytes may follow a member if their number is a multiple of this; 0: none may."""
+    """Zero bytes may follow a member if their number is a multiple of this; with 0 none may."""
 
 
 COMPRESSIONS = (
@@ -48,8 +48,8 @@ COMPRESSIONS = (
     Compression(
         "zstd",
         ".zst",
-        re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # a frame, or one to be skipped
-        lambda: zstandard.ZstdDecompressor().decompressobj(),  # its stream reader takes a broken file for a whole one
+        re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # a frame, or a skippable frame
+        lambda: zstandard.ZstdDecompressor().decompressobj(),  # the stream reader does not detect truncated files
         0,
     ),
 )
@@ -76,29 +76,29 @@ _CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\b\x1b"})
 
 
 def is_compressed_name(name: str) -> bool:
-    """Return whether a file's name or URL says that it is compressed."""
+    """Return whether a file's name or URL has the suffix of a compressed file."""
     return _suffix(name) in COMPRESSED_SUFFIXES
 
 
 def compression_of(name: str, head: bytes) -> Compression | None:
-    """Return how a file that begins with `head` is compressed; None if it is not.
+    """Return the compression of a file that begins with `head`; None if it is not compressed.
 
-    Raises `DamagedError` if its name says that it is, and its bytes say that it is not. An empty file may be named so.
+    Raises `DamagedError` if its name has the suffix of a compressed file but its content, if any, is not compressed.
     """
     for compression in COMPRESSIONS:
         if compression.magic.match(head):
             return compression
     if head and is_compressed_name(name):
-        raise DamagedError(f"it does not begin as a {_suffix(name)} file does")
+        raise DamagedError(f"it does not begin like a {_suffix(name)} file")
     return None
 
 
 def decompress(blocks: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
-    """Yield the bytes of a compressed file, a few at a time.
+    """Yield the decompressed bytes of a file in small parts.
 
-    Raises `DamagedError` if a member is damaged or cut off, or something else follows it.
+    Raises `DamagedError` if a member is damaged or truncated, or is followed by other bytes.
     """
-    member: Any = None  # the decompressor of the one that is being read
+    member: Any = None  # the decompressor of the current member
     padding = 0
     step = _STEPS.start
     for block in blocks:
@@ -129,11 +129,11 @@ def decompress(blocks: Iterable[bytes], compression: Compression) -> Iterator[by
 
 
 def check_text(name: str, head: bytes) -> None:
-    """Raise `DataError` with advice if a file that begins with `head`, after decompression, is not UTF-8 text."""
+    """Raise `DataError` with advice if a file whose decompressed bytes begin with `head` is not UTF-8 text."""
     for magic, what in _NOT_TEXT:
         if magic.match(head):
             raise DataError(f"{name}: is {what}")
-    # In UTF-16 every second byte of Latin text is 0, and hardly any other.
+    # In UTF-16, every second byte of Latin text is 0, and almost no other byte is.
     zeros = sorted((head[::2].count(0), head[1::2].count(0)))
     if len(head) >= 8 and zeros[0] == 0 and 4 * zeros[1] > len(head):
         raise DataError(f"{name}: looks like UTF-16 without a byte-order mark: convert it to UTF-8 (iconv -f UTF-16LE)")
@@ -143,7 +143,7 @@ def check_text(name: str, head: bytes) -> None:
 
 def _check_padding(size: int, compression: Compression) -> None:
     if compression.padding and size % compression.padding:
-        raise DamagedError(f"{size} zero bytes stand where a multiple of {compression.padding} may")
+        raise DamagedError(f"it has {size} zero bytes of padding, which must be a multiple of {compression.padding}")
 
 
 def _decompressed(member: Any, data: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: atomic writes, checksums, one process a folder, and room on the disk.
+"""Atomic writes, checksums, folder locks, and checks of disk space.
 
-What stops a write (a full disk, a missing permission, a folder that has gone) is said in one line: where, what was
-needed, and what there is.
+A failed write (a full disk, a missing permission, a removed folder) raises `DataError` with one line: where, how much
+space was needed, and how much there is.
 """
 
 import contextlib
@@ -23,10 +23,9 @@ from transformerlm.utils.errors import DataError
 def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a hidden temporary file beside `path` for writing bytes; rename it to `path` on success.
 
-    The data is flushed to disk before the rename, so that after a crash `path` holds either its
-    old content or all of the new. On an exception the temporary file is removed.
-
-    Without `durable` the disk is not waited for: that survives the end of this process, but not that of the machine.
+    The data is flushed to disk before the rename, so that after a crash `path` has either its old content or all of
+    the new. On an exception the temporary file is removed. Without `durable` nothing is flushed: the file survives a
+    crash of this process, but not of the machine.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +38,7 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)  # after the rename there is none
+        temporary.unlink(missing_ok=True)  # already renamed on success
     if durable:
         sync_folder(path.parent)
 
@@ -48,7 +47,7 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes
 def atomic_path(path: Path, num_bytes: int) -> Iterator[Path]:
     """Yield the path of a hidden file beside `path`, for a library that opens files itself; rename it on success.
 
-    As `atomic_write`, and `DataError` if the disk has no room for `num_bytes` or refuses.
+    Like `atomic_write`, but raises `DataError` if the disk lacks space for `num_bytes` or a write fails.
     """
     with writing(path.parent, path.name, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +64,10 @@ def atomic_path(path: Path, num_bytes: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, num_bytes: int) -> Iterator[Path]:
-    """Yield a hidden folder beside `path`, which gets that name on success and is removed on an exception.
+    """Yield a hidden folder beside `path`, which is renamed to `path` on success and removed on an exception.
 
-    The files in it must have been flushed to disk. At `path` there may be an empty folder. Raises `DataError` if the
-    disk has no room for `num_bytes` or refuses.
+    The caller flushes the files in it. An empty folder at `path` is replaced. Raises `DataError` if the disk lacks
+    space for `num_bytes` or a write fails.
     """
     with writing(path.parent, path.name, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,24 +78,24 @@ def atomic_folder(path: Path, num_bytes: int) -> Iterator[Path]:
             sync_folder(temporary)
             temporary.rename(path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is none
+            shutil.rmtree(temporary, ignore_errors=True)  # already renamed on success
         sync_folder(path.parent)
 
 
 def atomic_write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
-    """Write `data` with `atomic_write`; raise `DataError` if the disk has no room or refuses."""
+    """Write `data` with `atomic_write`; raise `DataError` if the disk lacks space or the write fails."""
     path = Path(path)
     with writing(path.parent, path.name, len(data)), atomic_write(path, durable=durable) as file:
         file.write(data)
 
 
 def atomic_write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
-    """Write `text` as UTF-8, line ends untouched, with `atomic_write_bytes`."""
+    """Write `text` as UTF-8 with `atomic_write_bytes`, without converting line ends."""
     atomic_write_bytes(path, text.encode("utf-8"), durable=durable)
 
 
 def write_json(path: Path | str, value: Any, *, durable: bool = True) -> None:
-    """Write `value` as indented JSON that `json.loads` of any language reads (no NaN)."""
+    """Write `value` as indented, strictly standard JSON (no NaN)."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
@@ -117,11 +116,11 @@ def sha256_file(path: Path | str) -> str:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[Callable[[], None]]:
-    """Hold `folder` for this process while the context is open; create it if need be.
+    """Lock `folder` for this process while the context is open; create it if necessary.
 
-    The temporary files that a killed process left in it are removed.
-    Yields a function that raises `DataError` if the folder was removed since, for then it is held no longer.
-    Raises `DataError` if another process holds it. The lock ends with the process, however that ends.
+    Temporary files left by a killed process are removed. Yields a function that raises `DataError` if the folder was
+    removed or replaced in the meantime, since the lock is lost then. Raises `DataError` if another process has the
+    lock. The lock ends with the process, even if it is killed.
     """
     lock = folder / ".lock"
     try:
@@ -146,9 +145,9 @@ def exclusive(folder: Path) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def writing(folder: Path, what: str, num_bytes: int) -> Iterator[None]:
-    """Raise `DataError` if the disk of `folder` has not `num_bytes` free, or a write in the context fails.
+    """Raise `DataError` if the disk of `folder` has less than `num_bytes` free, or a write in the context fails.
 
-    Its one line says where `what` was to go, how much it needs, why it failed and how much there is.
+    The message says where `what` was being written, how much space it needs, how much is free, and why it failed.
     """
     require_free_space(folder, num_bytes, what)
     try:
@@ -171,9 +170,9 @@ def require_free_space(folder: Path, num_bytes: int, purpose: str) -> None:
 
 
 def require_writable(folder: Path, setting: str) -> None:
-    """Create `folder` and try a file in it: a result must not fail to be written when the work is done.
+    """Create `folder` and try to write a file in it, so that a bad path is found before any work is done.
 
-    Raises `DataError` that names `setting`, where the folder came from.
+    Raises `DataError` that names `setting`, the setting with the folder's path.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,14 +183,14 @@ def require_writable(folder: Path, setting: str) -> None:
 
 
 def free_space(folder: Path) -> tuple[Path, int]:
-    """Return the nearest folder that exists at or above `folder`, and the free bytes of its disk."""
+    """Return `folder` or its nearest existing parent, and the free bytes on its disk."""
     folder = Path(folder).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return existing, shutil.disk_usage(existing).free
 
 
 def size_text(num_bytes: int) -> str:
-    """Return a size for people: in MB, or in kB or bytes where that would be less than a tenth."""
+    """Format a size in MB, or in kB or bytes if it is less than 0.1 of the larger unit."""
     if 0 < num_bytes < 1e3:
         return f"{num_bytes} bytes"
     return f"{num_bytes / 1e3:,.1f} kB" if 0 < num_bytes < 1e5 else f"{num_bytes / 1e6:,.1f} MB"

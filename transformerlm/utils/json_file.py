@@ -1,4 +1,4 @@
-"""JSON that others wrote: read within bounds, so that whatever stands in a file, only one kind of error comes out."""
+"""Read JSON from untrusted files: bounded in size, and with a single type of error for any content."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from transformerlm.utils.errors import TransformerLMError
 def read_json_object(path: Path, *, max_bytes: int, error: type[TransformerLMError]) -> dict[str, Any]:
     """Return the JSON object in a file of at most `max_bytes`.
 
-    Raises `error` if the file cannot be read, is larger, is not UTF-8, is no JSON, is nested too deeply, names a key
-    twice, holds a number that JSON does not have or a text that is not Unicode, or is no object.
+    Raises `error` if the file cannot be read, is larger, is not UTF-8, is not JSON, is nested too deeply, has a
+    duplicate key, a number that JSON does not allow or a string that is not Unicode, or is not an object.
     """
     data = read_bounded(path, max_bytes=max_bytes, error=error)
     return parse_json_object(data, source=str(path), error=error)
@@ -25,7 +25,7 @@ def read_bounded(
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(max_bytes + 1) if size <= max_bytes else b""  # a device has no size, but no end either
+            data = file.read(max_bytes + 1) if size <= max_bytes else b""  # a device reports size 0 but may be endless
     except (OSError, ValueError) as problem:  # ValueError: a byte 0 in the name
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise error(f"{path}: cannot be read ({reason}); {advice}") from None
@@ -35,7 +35,7 @@ def read_bounded(
 
 
 def parse_json_object(data: bytes, *, source: str, error: type[TransformerLMError]) -> dict[str, Any]:
-    """Return the JSON object in `data`; raise `error` as `read_json_object`, naming `source`."""
+    """Return the JSON object in `data`; raise `error` as `read_json_object` does, with the name `source`."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -46,12 +46,12 @@ def parse_json_object(data: bytes, *, source: str, error: type[TransformerLMErro
         return found
 
     def refuse(constant: str) -> Any:
-        raise error(f"{source}: not JSON: {constant} is no number; restore the file")
+        raise error(f"{source}: not JSON: {constant} is not a number; restore the file")
 
     try:
         text = data.decode("utf-8")
         content = json.loads(text, object_pairs_hook=distinct, parse_constant=refuse)
-        if r"\u" in text:  # the only way to write half a surrogate pair
+        if r"\u" in text:  # the only way to write a lone surrogate
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as problem:
         raise error(f"{source}: not UTF-8 at byte {problem.start}; restore the file") from None

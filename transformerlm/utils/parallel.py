@@ -1,4 +1,4 @@
-"""Map a function over a stream in bounded memory: by threads, or by the tasks of any executor."""
+"""Map a function over a stream in bounded memory, by threads or by the tasks of any executor."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ from transformerlm.utils.errors import WorkerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # items in flight per worker: one in work, one waiting, so that no worker idles
+_AHEAD = 2  # items in flight per worker: one running, one queued, so that no worker is idle
 _TICK_SECONDS = 0.25
 
 
 def worker_count(requested: int | None) -> int:
-    """Return `requested`, or one worker a core that this process may use if it is 0 or None."""
+    """Return `requested`; if it is 0 or None, the number of cores this process may use."""
     if requested:
         return requested
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -35,7 +35,7 @@ def worker_count(requested: int | None) -> int:
 def ordered_thread_map(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
     """Yield `function(item)` for every item, in the order of the items, computed by threads.
 
-    For functions that release the GIL. With one thread, it is this one. Items are taken as they are needed.
+    For functions that release the GIL. With `threads=1`, the calling thread computes them. Items are read lazily.
     """
     if threads == 1:
         yield from map(function, items)
@@ -49,7 +49,7 @@ def ordered_thread_map(function: Callable[[Item], Result], items: Iterable[Item]
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # after the last item there is nothing to cancel
+        finally:  # cancels the remaining items if the caller stops early
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -61,11 +61,12 @@ def finished_tasks(
     slots: int,
     on_tick: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
-    """Yield `function(item)` for every item, in the order in which they are finished, by tasks of `executor`.
+    """Yield `function(item)` for every item, in order of completion, computed by tasks of `executor`.
 
-    `slots` is how many of them it works on at a time: about twice as many are in flight. `on_tick` is called a few
-    times a second. For an executor of other processes, function, items and results must be picklable. The first error
-    ends it, and what has not begun is not begun. Raises `WorkerError` if a worker ends before its task.
+    `slots` is the number of tasks the executor runs at a time; about twice that number are in flight. `on_tick` is
+    called a few times per second. If the executor uses other processes, the function, items and results must be
+    picklable. The first error is raised and cancels the tasks that have not started. Raises `WorkerError` if a worker
+    dies.
     """
     waiting: set[Future[Result]] = set()
     items = iter(items)
@@ -81,7 +82,7 @@ def finished_tasks(
                 yield future.result()
     except _lost_worker_errors() as error:
         raise WorkerError(
-            "a worker ended before its work was done, for want of memory or because the script that calls this has no "
+            "a worker process died: it ran out of memory, or the calling script has no "
             '`if __name__ == "__main__":`; add it, or use fewer workers'
         ) from error
     finally:
@@ -90,6 +91,6 @@ def finished_tasks(
 
 
 def _lost_worker_errors() -> tuple[type[Exception], ...]:
-    """Return what executors raise for a worker that is gone; Dask's is a class of its own."""
+    """Return the exceptions that executors raise for a dead worker; Dask has its own class."""
     killed = getattr(sys.modules.get("distributed"), "KilledWorker", None)
     return (BrokenExecutor, CancelledError, *([killed] if killed else []))

@@ -1,12 +1,12 @@
-"""Text from a local file or a URL, compressed or not, as a stream in memory that does not depend on its size.
+"""Stream text from a local file or a URL, compressed or not, in bounded memory.
 
-A source is a file on this machine or, if its name has a `://` in it, anywhere that fsspec reaches:
+A source is a local file or, if its name contains `://`, a file that fsspec can read:
 
     stories.txt   pile/part-*.jsonl.zst (one by one)   s3://bucket/text.gz   hf://datasets/…   memory://notes.txt
 
     name ──▶ stored bytes ──decompression──▶ bytes of the text ──read_text──▶ text
 
-The first bytes of a file, not its name, decide how it is read; see `file_content`.
+The format is recognised by the first bytes of a file, not by its name; see `file_content`.
 """
 
 import codecs
@@ -23,26 +23,26 @@ from transformerlm.utils.file_content import HEAD_BYTES, DamagedError, check_tex
 READ_BYTES = 1 << 20
 
 STALLED_SECONDS = 60
-"""A server that sends nothing for this long is given up."""
+"""Timeout for a server that sends nothing."""
 
 TextPath: TypeAlias = str | os.PathLike[str]
 """A path, or a URL of fsspec as a `str`."""
 
 OnRead: TypeAlias = Callable[[int], None]
-"""Told how many bytes of a file, as it lies there, have been read so far."""
+"""Called with the number of stored bytes of a file that have been read so far."""
 
 
 def read_text(path: TextPath, on_read: OnRead | None = None) -> Iterator[str]:
-    r"""Yield the text of a UTF-8 file part by part, line ends untouched (`\r\n` survives), without a byte-order mark.
+    r"""Yield the text of a UTF-8 file in parts, without a byte-order mark; line ends are not converted (`\r\n` stays).
 
-    Files of gzip, bzip2, xz and zstd are decompressed.
+    Files compressed by gzip, bzip2, xz or zstd are decompressed.
 
     Raises `DataError` if the file cannot be read, is damaged, or is not text (an archive, an image, UTF-16, …),
     `MissingDependencyError` if fsspec needs another package for the URL, and `TokenizerError` with the byte offset
     (after decompression) if it is not UTF-8.
     """
     offset, rest = 0, b""
-    for part in read_bytes(path, on_read, keep_mark=True):  # so that the place in an error is that in the file
+    for part in read_bytes(path, on_read, keep_mark=True):  # so that offsets in errors count from the file's start
         data = rest + part
         text, used = _decode_utf8(path, data, offset, final=False)
         if offset == 0:
@@ -56,23 +56,23 @@ def read_text(path: TextPath, on_read: OnRead | None = None) -> Iterator[str]:
 def read_bytes(
     path: TextPath, on_read: OnRead | None = None, *, begin: int = 0, keep_mark: bool = False
 ) -> Iterator[bytes]:
-    """Yield the bytes of a file part by part, as `read_text` does but for the last error.
+    """Yield the bytes of a file in parts, from byte `begin` on; like `read_text`, but the bytes need not be UTF-8.
 
-    With `begin`, they are those from that byte on; the file must not be compressed, and what holds it must be able to
-    read from the middle (see `reads_ranges`). A byte-order mark at the start is dropped unless `keep_mark`.
+    A `begin` above 0 needs a file that is not compressed, on a server that supports ranges (see `reads_ranges`). A
+    byte-order mark at the start is dropped unless `keep_mark`.
     """
     drops_mark = not begin and not keep_mark
     for part, bytes_read in _parts(path, begin):
         if on_read:
             on_read(bytes_read)
-        if drops_mark and part:  # the first one holds all of it
+        if drops_mark and part:  # the first part contains the whole mark
             part, drops_mark = part.removeprefix(codecs.BOM_UTF8), False
         if part:
             yield part
 
 
 def read_range(path: TextPath, begin: int, end: int) -> bytes:
-    """Return the bytes of a file from `begin` up to `end`, as `read_bytes` has them."""
+    """Return the stored bytes of a file from `begin` up to `end`."""
     found = b""
     with clear_errors(path), _open(path, begin) as file:
         while len(found) < end - begin and (part := file.read(end - begin - len(found))):
@@ -81,7 +81,7 @@ def read_range(path: TextPath, begin: int, end: int) -> bytes:
 
 
 def stored_size(path: TextPath) -> int:
-    """Return the size of a file as it lies there, in bytes; 0 if the other side does not tell.
+    """Return the stored size of a file in bytes; 0 if the server does not report it.
 
     Raises the errors of `read_text`, so that a wrong name is found before any work is done.
     """
@@ -92,16 +92,16 @@ def stored_size(path: TextPath) -> int:
 
 
 def remote_info(url: str) -> dict[str, Any]:
-    """Return what fsspec knows of a file: `size`, which may be None, and more that depends on where it is."""
+    """Return fsspec's information about a file: `size`, which may be None, and more that depends on the server."""
     with clear_errors(url):
-        from fsspec.core import url_to_fs  # imported here, as everywhere: most never need it
+        from fsspec.core import url_to_fs  # imported where it is needed: most runs read local files
 
         file_system, name = url_to_fs(url)
         return file_system.info(name)
 
 
 def reads_ranges(path: TextPath) -> bool:
-    """Return whether `read_bytes` can begin in the middle of a file: it is not compressed, its server sends ranges."""
+    """Return whether `read_bytes` can begin inside a file: it is not compressed, and its server supports ranges."""
     with clear_errors(path):
         if _is_http(path):
             with _open_http(os.fspath(path), {"Range": f"bytes=0-{HEAD_BYTES - 1}"}) as file:
@@ -112,7 +112,7 @@ def reads_ranges(path: TextPath) -> bool:
 
 @contextmanager
 def opened(path: TextPath) -> Iterator[IO[bytes]]:
-    """Open the bytes of a file as they lie there, to be read from any place."""
+    """Open the stored bytes of a file for reading, with seeking."""
     with ExitStack() as stack:
         with clear_errors(path):
             if is_url(path):
@@ -131,7 +131,7 @@ def is_url(path: TextPath) -> bool:
 
 
 def _parts(path: TextPath, begin: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the decompressed bytes, and how far the file has been read."""
+    """Yield decompressed bytes, each part with the number of stored bytes read so far."""
     place = begin
 
     def stored(head: bytes, file: IO[bytes]) -> Iterator[bytes]:
@@ -161,7 +161,7 @@ def _parts(path: TextPath, begin: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _checked(name: str, parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield `parts`, once their first bytes are known to be text. Raises `DataError` if they are not."""
+    """Return `parts` unchanged, after checking the first bytes. Raises `DataError` if they are not text."""
     parts = iter(parts)
     head = b""
     for part in parts:
@@ -182,17 +182,17 @@ def _head(file: IO[bytes]) -> bytes:
 
 @contextmanager
 def _open(path: TextPath, begin: int) -> Iterator[IO[bytes]]:
-    """Open a file to be read from `begin` on, once."""
+    """Open a file for a single sequential read from `begin` on."""
     if _is_http(path):
-        # One answer, as long as it takes, and not one a block: servers count requests.
+        # One streamed response, not one request per block: servers limit requests.
         with _open_http(os.fspath(path), {"Range": f"bytes={begin}-"} if begin else {}) as file:
             if begin and file.r.status != 206:
-                raise OSError(f"the server sent it whole though asked for what follows byte {begin}")
+                raise OSError(f"the server ignored the request for a range from byte {begin}, and sent the whole file")
             yield file
         return
     with opened(path) as file:
         if begin:
-            file.seek(begin)  # a pipe has no other place than its first
+            file.seek(begin)  # only if needed: a pipe cannot seek
         yield file
 
 
@@ -201,14 +201,14 @@ def _is_http(path: TextPath) -> bool:
 
 
 def _open_http(url: str, headers: dict[str, str]) -> closing[Any]:
-    """Return an open answer to a request for `url`: fsspec's stream, with aiohttp's response as `r`."""
+    """Return the open response to a request for `url`: fsspec's stream, with aiohttp's response as `r`."""
     import fsspec
 
     file_system = fsspec.filesystem(url.partition(":")[0])  # raises ImportError without aiohttp
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS)
-    # A size given here spares a request; a block size of 0 asks for a stream.
+    # A given size saves a request; a block size of 0 asks for a stream.
     return closing(
         file_system.open(url, block_size=0, size=1, headers=headers, timeout=timeout, read_bufsize=READ_BYTES)
     )
@@ -216,13 +216,13 @@ def _open_http(url: str, headers: dict[str, str]) -> closing[Any]:
 
 @contextmanager
 def clear_errors(path: TextPath) -> Iterator[None]:
-    """Turn what a file's readers raise into the errors of this project."""
+    """Turn the exceptions of file systems and decompressors into this project's errors."""
     try:
         yield
     except TransformerLMError:
         raise
     except DamagedError as error:
-        raise DataError(f"{path}: damaged compressed file ({error}); make or fetch it again") from error
+        raise DataError(f"{path}: damaged compressed file ({error}); make it or download it again") from error
     except ImportError as error:
         raise MissingDependencyError(f"{path}: {error}") from error
     except OSError as error:
@@ -230,14 +230,14 @@ def clear_errors(path: TextPath) -> Iterator[None]:
     except ValueError as error:  # an unknown protocol, a byte 0 in a name
         raise DataError(f"{path}: cannot be read ({error}); check the name") from error
     except Exception as error:
-        # Packages for the network raise exceptions of their own; a KeyError or an AssertionError is a bug.
+        # Network packages raise exceptions of their own; a built-in exception such as KeyError is a bug.
         if not is_url(path) or type(error).__module__ == "builtins":
             raise
         raise DataError(f"{path}: cannot be read ({_reason(error)}); try again") from error
 
 
 def _reason(error: Exception) -> str:
-    """Return in a line what an error of the system or the network says; fsspec has a server's answer as the cause."""
+    """Return the message of a system or network error in one line; fsspec keeps a server's response as the cause."""
     strerror = error.strerror if isinstance(error, OSError) else None
     return " ".join((strerror or str(error.__cause__ or "") or str(error) or type(error).__name__).split())
 

@@ -15,9 +15,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from databuilder.readers.dispatch import End, Piece, Reading, TextCounts, read_part
+from databuilder.pieces import End, Piece, Reading, TextCounts
+from databuilder.readers.dispatch import read_split
+from databuilder.source_file import InputSplit
 from databuilder.sources import describe_source, resolve_sources
-from databuilder.splits import Part, cut_into_parts
+from databuilder.splits import cut_into_splits
 from transformerlm.utils import text_files as corpus
 from transformerlm.utils.errors import DataError
 
@@ -45,21 +47,21 @@ def joined(batches: Iterable[list[Piece]]) -> list[str]:
         for piece in batch:
             text += piece.text
             if piece.end is not End.OPEN:
-                found += [text.decode()] if piece.end is End.KEPT else []
+                found += [text.decode()] if piece.end is End.FINAL else []
                 text = b""
     assert not text
     return found
 
 
-def read(parts: list[Part], reading: Reading | None = None, counts: TextCounts | None = None) -> list[str]:
+def read(parts: list[InputSplit], reading: Reading | None = None, counts: TextCounts | None = None) -> list[str]:
     found = []
     for part in parts:
-        found += joined(read_part(part, reading or Reading(), counts or TextCounts()))
+        found += joined(read_split(part, reading or Reading(), counts or TextCounts()))
     return found
 
 
 def read_whole(path: Path | str, **settings: Any) -> list[str]:
-    return read(cut_into_parts([describe_source(path)]), Reading(**settings))
+    return read(cut_into_splits([describe_source(path)]), Reading(**settings))
 
 
 @pytest.mark.parametrize(("kind", "data"), [("txt", TEXT), ("jsonl", LINES)])
@@ -70,13 +72,13 @@ def test_every_format_and_packing_gives_the_documents(
     tmp_path: Path, kind: str, data: bytes, suffix: str, pack: Callable[[bytes], bytes]
 ) -> None:
     packed = pack(data)
-    parts = cut_into_parts([describe_source(write(tmp_path / f"a.{kind}{suffix}", packed))], part_bytes=5000)
+    parts = cut_into_splits([describe_source(write(tmp_path / f"a.{kind}{suffix}", packed))], split_bytes=5000)
     assert (len(parts) == 1) == bool(suffix)
     assert sum(part.num_bytes for part in parts) == len(packed)
     counts, seen, found = TextCounts(), [], []
     for part in parts:
         done: list[int] = []
-        found += joined(read_part(part, Reading(), counts, done.append))
+        found += joined(read_split(part, Reading(), counts, done.append))
         assert done == sorted(done)
         seen.append(done[-1])
     assert found == DOCUMENTS
@@ -88,7 +90,7 @@ def test_every_format_and_packing_gives_the_documents(
 
 def test_parts_are_numbered_and_can_be_pickled(tmp_path: Path) -> None:
     files = [describe_source(write(tmp_path / name, TEXT)) for name in ("a.txt", "b.txt")]
-    parts = cut_into_parts(files, part_bytes=len(TEXT) // 2)
+    parts = cut_into_splits(files, split_bytes=len(TEXT) // 2)
     assert [(part.number, part.begin, part.end) for part in parts[:3]] == [
         (0, 0, len(TEXT) // 2),
         (1, len(TEXT) // 2, 2 * (len(TEXT) // 2)),
@@ -101,9 +103,9 @@ def test_parts_are_numbered_and_can_be_pickled(tmp_path: Path) -> None:
 VALUES = st.sampled_from(["", "a", "é\n你", "\r\n", '"quoted"', "<|endoftext|>", "\u2028", "x" * 30])
 
 
-@given(texts=st.lists(VALUES), blank=st.booleans(), part_bytes=st.integers(1, 90), read_bytes=st.integers(1, 60))
+@given(texts=st.lists(VALUES), blank=st.booleans(), split_bytes=st.integers(1, 90), read_bytes=st.integers(1, 60))
 def test_lines_of_any_parts_are_those_of_the_file(
-    texts: list[str], blank: bool, part_bytes: int, read_bytes: int
+    texts: list[str], blank: bool, split_bytes: int, read_bytes: int
 ) -> None:
     lines = [json.dumps({"text": text, "more": {"text": 1}}, ensure_ascii=len(text) % 2 == 0) for text in texts]
     data = ("\n\r\n" if blank else "\n").join([*lines, "" if blank else '{"text":"last"}']).encode()
@@ -111,7 +113,7 @@ def test_lines_of_any_parts_are_those_of_the_file(
     counts = TextCounts()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "READ_BYTES", read_bytes)
-        parts = cut_into_parts([describe_source("memory://lines.jsonl")], part_bytes=part_bytes)
+        parts = cut_into_splits([describe_source("memory://lines.jsonl")], split_bytes=split_bytes)
         found = read(parts, counts=counts)
     assert found == [text for text in [*texts, *([] if blank else ["last"])] if text]
     assert counts.documents_empty == texts.count("")
@@ -123,9 +125,9 @@ def test_memory_is_bounded_whatever_the_size_of_a_document(tmp_path: Path) -> No
     for megabytes in (8, 32):
         text = b"A line of text that goes on.\n" * (megabytes << 20 >> 5)
         packed = write(tmp_path / f"{megabytes}.txt.zst", zstandard.compress(text))
-        part = cut_into_parts([describe_source(packed)])[0]
+        part = cut_into_splits([describe_source(packed)])[0]
         tracemalloc.start()
-        length = sum(len(piece.text) for batch in read_part(part, Reading(), TextCounts()) for piece in batch)
+        length = sum(len(piece.text) for batch in read_split(part, Reading(), TextCounts()) for piece in batch)
         sizes[megabytes] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert length == len(text) - 1
@@ -138,8 +140,8 @@ def test_memory_is_bounded_whatever_the_size_of_a_document(tmp_path: Path) -> No
         (b'{"text": "cut', r"the record at byte 14 is not JSON \(.*every line must be a JSON object"),
         (b"[1, 2]", "the record at byte 14 is not a JSON object"),
         (b'{"body": 1, "id": 2}', "the record at byte 14 has no field 'text', only 'body', 'id'; set input.text_field"),
-        (b'{"text": ["a"]}', r"the record at byte 14 has in its field 'text' no text but \[\"a\"\]"),
-        (b'{"text": null}', "the record at byte 14 has in its field 'text' no text but null"),
+        (b'{"text": ["a"]}', r"the record at byte 14 has \[\"a\"\] in its field 'text', not a text"),
+        (b'{"text": null}', "the record at byte 14 has null in its field 'text', not a text"),
         (b'{"text": "\xff"}', "a.jsonl: not UTF-8 in the record at byte 14 .*set input.errors to replace or skip"),
         (rb'{"text": "\ud800"}', "a.jsonl: not UTF-8 in the record at byte 14 "),
         (b"[" * 100_000, "the record at byte 14 is not JSON"),
@@ -166,7 +168,7 @@ def test_records_that_are_not_utf8_are_replaced_or_left_out(tmp_path: Path) -> N
         ("skip", ["\ufffd"], TextCounts(14, 3, 0, 11, documents_used=1, documents_not_utf8=2)),
     ):
         counts = TextCounts()
-        assert read(cut_into_parts([describe_source(path)]), Reading(errors=errors), counts) == expected  # type: ignore[arg-type]
+        assert read(cut_into_splits([describe_source(path)]), Reading(errors=errors), counts) == expected  # type: ignore[arg-type]
         assert counts == counted
 
 
@@ -192,11 +194,11 @@ def test_a_packed_file_without_text_holds_no_document(
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-@pytest.mark.parametrize("part_bytes", [100, 700, 5000, 1 << 20])
-def test_a_byte_order_mark_moves_no_document_to_another_part(tmp_path: Path, kind: str, part_bytes: int) -> None:
+@pytest.mark.parametrize("split_bytes", [100, 700, 5000, 1 << 20])
+def test_a_byte_order_mark_moves_no_document_to_another_part(tmp_path: Path, kind: str, split_bytes: int) -> None:
     path = write(tmp_path / f"a.{kind}", b"\xef\xbb\xbf" + (TEXT if kind == "txt" else LINES))
     counts = TextCounts()
-    assert read(cut_into_parts([describe_source(path)], part_bytes=part_bytes), counts=counts) == DOCUMENTS
+    assert read(cut_into_splits([describe_source(path)], split_bytes=split_bytes), counts=counts) == DOCUMENTS
     if kind == "txt":
         assert counts.bytes_read == path.stat().st_size == counts.bytes_used + counts.bytes_separators
     assert read_whole(write(path, b"\xef\xbb\xbf")) == []
@@ -204,13 +206,13 @@ def test_a_byte_order_mark_moves_no_document_to_another_part(tmp_path: Path, kin
 
 def test_records_without_text_may_be_skipped_and_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": null}\n\n{"text": "two"}\n')
-    with pytest.raises(DataError, match=r"byte 16 has in .* no text but null; set input\.skip_null = true"):
+    with pytest.raises(DataError, match=r"byte 16 has null in .*, not a text; set input\.skip_null = true"):
         read_whole(path)
     counts = TextCounts()
-    assert read([*cut_into_parts([describe_source(path)])], Reading(skip_null=True), counts) == ["one", "two"]
+    assert read([*cut_into_splits([describe_source(path)])], Reading(skip_null=True), counts) == ["one", "two"]
     assert counts == TextCounts(6, 6, documents_used=2, documents_null=1)
     for wrong in (b'{"text": 1}', b'{"body": null}'):
-        with pytest.raises(DataError, match=r"no text but 1|no field 'text'"):
+        with pytest.raises(DataError, match=r"has 1 in its field|no field 'text'"):
             read_whole(write(path, wrong), skip_null=True)
 
 
@@ -230,7 +232,7 @@ def test_what_is_no_text_is_refused_whatever_the_policy(name: str, message: str)
 def test_the_members_of_an_archive_are_sources() -> None:
     members = resolve_sources([f"tar://*.txt::file://{DATA / 'arch.tar.gz'}"])
     assert [file.name.partition("::")[0] for file in members] == ["tar://a.txt", "tar://b.txt"]
-    assert len(read(cut_into_parts(members))) == 80
+    assert len(read(cut_into_splits(members))) == 80
 
 
 def test_capitals_in_a_suffix_change_nothing() -> None:
@@ -240,10 +242,10 @@ def test_capitals_in_a_suffix_change_nothing() -> None:
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
 def test_a_file_that_has_changed_is_named(tmp_path: Path, name: str) -> None:
     halves = [zstandard.compress(TEXT)] * 2 if name.endswith("zst") else [TEXT] * 2
-    parts = cut_into_parts([describe_source(write(tmp_path / name, b"".join(halves)))])
+    parts = cut_into_splits([describe_source(write(tmp_path / name, b"".join(halves)))])
     write(tmp_path / name, halves[0])
     size = len(halves[0])
-    with pytest.raises(DataError, match=rf"a\.txt.*: ends at byte {size} and not at {2 * size}; it was cut off"):
+    with pytest.raises(DataError, match=rf"a\.txt.*: ends at byte {size}, not at {2 * size}: it is truncated"):
         read(parts)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"a\.txt.*: cannot be read \(No such file"):
@@ -255,22 +257,22 @@ def test_parts_of_a_remote_file_are_read_by_ranges(tmp_path: Path, serve: Serve,
     write(tmp_path / f"a.{kind}", TEXT if kind == "txt" else LINES)
     server = serve(tmp_path)
     source = describe_source(f"{server.url}/a.{kind}")
-    parts = cut_into_parts([source], part_bytes=source.num_bytes // 4 + 1)
+    parts = cut_into_splits([source], split_bytes=source.num_bytes // 4 + 1)
     assert len(parts) == 4
     assert read(parts) == DOCUMENTS
     separator = 1 if kind == "jsonl" else len("<|endoftext|>")
     assert server.requests[-1] == f"GET /a.{kind} bytes={parts[3].begin - separator}-"
-    assert read(cut_into_parts([source]), Reading()) == DOCUMENTS
+    assert read(cut_into_splits([source]), Reading()) == DOCUMENTS
 
 
 def test_a_server_without_ranges_gives_the_file_whole(tmp_path: Path, serve: Serve) -> None:
     write(tmp_path / "a.txt", TEXT)
     source = describe_source(f"{serve(tmp_path, ranges=False).url}/a.txt")
-    parts = cut_into_parts([source], part_bytes=1000)
+    parts = cut_into_splits([source], split_bytes=1000)
     assert len(parts) == 1
     assert read(parts) == DOCUMENTS
-    with pytest.raises(DataError, match="the server sent it whole though asked for what follows byte 4987"):
-        read([Part(source, 0, 5000, 6000, 1000)])
+    with pytest.raises(DataError, match="the server ignored the request for a range from byte 4987"):
+        read([InputSplit(source, 0, 5000, 6000, 1000)])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.txt.zst"])
@@ -287,7 +289,7 @@ def test_a_server_may_keep_the_size_to_itself(tmp_path: Path, serve: Serve, name
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
 def test_a_server_that_sends_less_than_it_says_is_named(tmp_path: Path, serve: Serve, name: str) -> None:
     write(tmp_path / name, zstandard.compress(TEXT) if name.endswith(".zst") else TEXT)
-    parts = cut_into_parts([describe_source(f"{serve(tmp_path, keeps_back=100).url}/{name}")])
+    parts = cut_into_splits([describe_source(f"{serve(tmp_path, keeps_back=100).url}/{name}")])
     with pytest.raises(DataError, match=rf"http://.*{name}: cannot be read \(.*Not enough data.*; try again"):
         read(parts)
 
@@ -299,7 +301,7 @@ def test_a_page_that_is_not_there_is_named(tmp_path: Path, serve: Serve) -> None
     gone = describe_source(f"{serve(write(tmp_path / 'a.txt', TEXT).parent).url}/a.txt")
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"/a\.txt: cannot be read "):
-        read([Part(gone, 0)])
+        read([InputSplit(gone, 0)])
 
 
 def test_a_server_that_is_not_there_is_named() -> None:

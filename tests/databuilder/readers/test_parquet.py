@@ -14,9 +14,9 @@ from pyarrow import parquet
 
 from databuilder.pieces import End, Reading, TextCounts
 from databuilder.readers import parquet as reader
-from databuilder.readers.dispatch import read_part
+from databuilder.readers.dispatch import read_split
 from databuilder.sources import describe_source
-from databuilder.splits import cut_into_parts
+from databuilder.splits import cut_into_splits
 from transformerlm.utils.errors import DataError, MissingDependencyError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -31,31 +31,31 @@ def write(path: Path, column: Any = TEXTS, kind: Any = None, **settings: Any) ->
 
 
 def read(
-    name: Path | str, *, part_bytes: int = 1 << 20, counts: TextCounts | None = None, **settings: Any
+    name: Path | str, *, split_bytes: int = 1 << 20, counts: TextCounts | None = None, **settings: Any
 ) -> list[str]:
     texts, text = [], b""
-    for part in cut_into_parts([describe_source(name)], part_bytes=part_bytes):
-        for batch in read_part(part, Reading(**settings), counts if counts is not None else TextCounts()):
+    for part in cut_into_splits([describe_source(name)], split_bytes=split_bytes):
+        for batch in read_split(part, Reading(**settings), counts if counts is not None else TextCounts()):
             for piece in batch:
                 text += piece.text
-                if piece.end is End.KEPT:
+                if piece.end is End.FINAL:
                     texts.append(text.decode())
                     text = b""
     return texts
 
 
-@pytest.mark.parametrize("part_bytes", [1, 3000, 1 << 20])
-def test_the_rows_of_the_parts_are_those_of_the_file(tmp_path: Path, part_bytes: int) -> None:
+@pytest.mark.parametrize("split_bytes", [1, 3000, 1 << 20])
+def test_the_rows_of_the_parts_are_those_of_the_file(tmp_path: Path, split_bytes: int) -> None:
     path = write(tmp_path / "a.parquet", row_group_size=64)
-    parts = cut_into_parts([describe_source(path)], part_bytes=part_bytes)
+    parts = cut_into_splits([describe_source(path)], split_bytes=split_bytes)
     assert [parts[0].begin, parts[-1].end] == [0, 8]
     assert [part.begin for part in parts[1:]] == [part.end for part in parts[:-1]]
-    assert all(part.num_bytes >= part_bytes for part in parts[:-1])
+    assert all(part.num_bytes >= split_bytes for part in parts[:-1])
     counts = TextCounts()
-    assert read(path, part_bytes=part_bytes, counts=counts) == TEXTS
+    assert read(path, split_bytes=split_bytes, counts=counts) == TEXTS
     assert counts == TextCounts(*[sum(len(text.encode()) for text in TEXTS)] * 2, documents_used=500)
     done: list[int] = []
-    list(read_part(parts[0], Reading(), counts, done.append))
+    list(read_split(parts[0], Reading(), counts, done.append))
     assert done[-1] == parts[0].num_bytes
 
 
@@ -121,7 +121,7 @@ def test_a_file_without_rows_holds_no_document(tmp_path: Path, group: list[str])
     with parquet.ParquetWriter(tmp_path / "none.parquet", pyarrow.schema({"text": pyarrow.string()})) as writer:
         for texts in ([], group, []):
             writer.write_table(pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())}))
-    assert read(tmp_path / "none.parquet", part_bytes=1) == group
+    assert read(tmp_path / "none.parquet", split_bytes=1) == group
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(whole[:-100])
     (tmp_path / "other.parquet").write_bytes(b"text, and no Parquet")
     for name in ("cut", "other"):
-        with pytest.raises(DataError, match=rf"{name}\.parquet: damaged Parquet file \(.*fetch it again"):
+        with pytest.raises(DataError, match=rf"{name}\.parquet: damaged Parquet file \(.*download it again"):
             read(tmp_path / f"{name}.parquet")
     footer = 8 + int.from_bytes(whole[-8:-4], "little")
     (tmp_path / "inside.parquet").write_bytes(whole[:4] + b"\xff" * (len(whole) - 4 - footer) + whole[-footer:])
@@ -139,7 +139,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
 
 def test_remote_files_are_read_by_ranges(tmp_path: Path, serve: Callable[..., Any]) -> None:
     write(tmp_path / "a.parquet", row_group_size=64)
-    assert read(f"{serve(tmp_path).url}/a.parquet", part_bytes=3000) == TEXTS
+    assert read(f"{serve(tmp_path).url}/a.parquet", split_bytes=3000) == TEXTS
     with pytest.raises(DataError, match=r"a\.parquet: "):
         read(f"{serve(tmp_path, keeps_back=200).url}/a.parquet")
 

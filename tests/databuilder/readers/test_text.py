@@ -27,7 +27,7 @@ def whole(batches: Iterable[Batch]) -> list[bytes]:
             assert text.decode("utf-8") is not None
             open_pieces.append(text)
             if end is not End.OPEN:
-                found += [b"".join(open_pieces)] if end is End.KEPT else []
+                found += [b"".join(open_pieces)] if end is End.FINAL else []
                 open_pieces.clear()
     assert not open_pieces
     return found
@@ -69,13 +69,13 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @given(
     texts=TEXTS,
     separator=st.sampled_from(SEPARATORS),
-    part_bytes=st.integers(1, 40),
+    split_bytes=st.integers(1, 40),
     block_bytes=st.integers(1, 12),
     piece_bytes=st.integers(1, 12),
     compiled=COMPILED,
 )
 def test_the_documents_of_the_parts_are_those_of_the_whole(
-    texts: list[bytes], separator: str, part_bytes: int, block_bytes: int, piece_bytes: int, compiled: bool
+    texts: list[bytes], separator: str, split_bytes: int, block_bytes: int, piece_bytes: int, compiled: bool
 ) -> None:
     data = b"".join(texts)
     reading = Reading(separator)
@@ -84,8 +84,8 @@ def test_the_documents_of_the_parts_are_those_of_the_whole(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
         patch.setattr(documents, "_LOOK_BACK", 2)
-        for begin in range(0, len(data), part_bytes):
-            end = min(begin + part_bytes, len(data))
+        for begin in range(0, len(data), split_bytes):
+            end = min(begin + split_bytes, len(data))
             found += cut_part(data, reading, counts, block_bytes, begin, end, compiled=compiled)
     assert found == naive(data, separator)
     assert counts.documents_used == len(found)
@@ -96,13 +96,13 @@ def test_the_documents_of_the_parts_are_those_of_the_whole(
 @given(
     texts=BROKEN_TEXTS,
     errors=st.sampled_from(["replace", "skip"]),
-    part_bytes=st.integers(1, 40),
+    split_bytes=st.integers(1, 40),
     block_bytes=st.integers(1, 12),
     piece_bytes=st.integers(1, 12),
     compiled=COMPILED,
 )
 def test_what_is_not_utf8_is_replaced_or_left_out_and_counted(
-    texts: list[bytes], errors: ErrorPolicy, part_bytes: int, block_bytes: int, piece_bytes: int, compiled: bool
+    texts: list[bytes], errors: ErrorPolicy, split_bytes: int, block_bytes: int, piece_bytes: int, compiled: bool
 ) -> None:
     data = b"".join(texts)
     expected = naive(data, "--")
@@ -114,8 +114,8 @@ def test_what_is_not_utf8_is_replaced_or_left_out_and_counted(
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
-        for begin in range(0, len(data), part_bytes):
-            end = min(begin + part_bytes, len(data))
+        for begin in range(0, len(data), split_bytes):
+            end = min(begin + split_bytes, len(data))
             found += cut_part(data, Reading("--", errors=errors), counts, block_bytes, begin, end, compiled=compiled)
     assert counts.bytes_read == len(data)
     assert counts.bytes_separators == len(data) - read
@@ -153,13 +153,13 @@ def test_a_long_document_comes_in_pieces_as_it_is_read() -> None:
     data = "\none\n--\n你好你好\n\n".encode() * 2
     batches = DocumentCutter("a.txt", Reading("--"), TextCounts()).cut(blocks_of(data, 8))
     assert [piece for batch in batches for piece in batch] == [
-        Piece(b"one", End.KEPT),
+        Piece(b"one", End.FINAL),
         Piece("你好".encode(), End.OPEN),
         Piece("你好".encode(), End.OPEN),
-        Piece(b"\n\n\none", End.KEPT),  # the line breaks turned out to be inside
+        Piece(b"\n\n\none", End.FINAL),  # the line breaks turned out to be inside
         Piece("你好你".encode(), End.OPEN),
         Piece("好".encode(), End.OPEN),
-        Piece(b"", End.KEPT),
+        Piece(b"", End.FINAL),
     ]
 
 
@@ -168,7 +168,7 @@ def test_a_long_document_is_dropped_whole() -> None:
     counts = TextCounts()
     cutter = DocumentCutter("a.txt", Reading("--", errors="skip"), counts)
     batches = list(cutter.cut(blocks_of(b"\nlong and \xff\nlonger\n\n--fine", 4)))
-    assert [piece.end for batch in batches for piece in batch][-2:] == [End.DROPPED, End.KEPT]
+    assert [piece.end for batch in batches for piece in batch][-2:] == [End.DROPPED, End.FINAL]
     assert whole(batches) == [b"fine"]
     assert counts == TextCounts(26, 4, 5, 17, documents_used=1, documents_not_utf8=1)
 

@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 from transformerlm.checkpoint.folder import Checkpoint, CheckpointStore
 from transformerlm.checkpoint.group_store import GroupCheckpointStore
 from transformerlm.hparams import CheckpointHparams, ModelHparams, TrainLoggingHparams, ValidationHparams
-from transformerlm.models import TransformerLM
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
 from transformerlm.training.scoring import bits_per_byte, perplexity
@@ -175,7 +174,7 @@ class TrainingRun:
         if result.grad_norm == 0 and result.loss > _KNOWN_BY_HEART:
             return True
         model = self.trainer.model
-        if not isinstance(model, TransformerLM) or model.vocab_size < 2 or step <= self.trainer.schedule.warmup_iters:
+        if model.vocab_size < 2 or step <= self.trainer.schedule.warmup_iters:
             return False
         return math.isclose(result.loss, math.log(model.vocab_size), rel_tol=1e-6)
 

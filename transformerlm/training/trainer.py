@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from transformerlm.checkpoint.folder import Checkpoint, load_model_state
 from transformerlm.checkpoint.sharded import Like
 from transformerlm.distributed.sharding import ALONE, Parallelism
-from transformerlm.fast.apply import prepare_blocks
-from transformerlm.fast.compile import compile_any_length, compile_fixed_shapes, decide_together
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
-from transformerlm.models import TransformerLM, flops_per_token
-from transformerlm.training.combined import CombinedOptimizer
-from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_gradient
-from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
-from transformerlm.training.param_groups import build_optimizer, load_optimizer, set_learning_rate
+from transformerlm.models import TransformerLM
+from transformerlm.training.build import build_step
+from transformerlm.training.optim import clipping_scale, gradient_norm
+from transformerlm.training.param_groups import load_optimizer, set_learning_rate
 from transformerlm.training.schedule import learning_rate
 from transformerlm.utils.devices import fingerprint
 from transformerlm.utils.dtypes import dtype_name
@@ -63,7 +60,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: TransformerLM,
         *,
         optimizer: OptimizerHparams,
         schedule: ScheduleHparams,
@@ -79,28 +76,17 @@ class Trainer:
         self.schedule = schedule
         self.training = training
         self.parallelism = parallelism
-        self.compilation = decide_together(training.compile, device, self._run_flops(), parallelism.world)
-        compiled = self.compilation.active
-        if isinstance(model, TransformerLM):
-            model.compute_dtype = dtype
-        make_mask = prepare_blocks(
+        parts = build_step(
             model,
+            optimizer=optimizer,
+            training=training,
             device=device,
             dtype=dtype,
-            compiled=compiled,
-            activation_checkpointing=training.activation_checkpointing,
+            parallelism=parallelism,
             mask_after=mask_after,
         )
-        self.loss = NextTokenLoss(
-            model,
-            chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
-            rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
-            make_mask=make_mask,
-        )
-        self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
-        self.optimizer = build_optimizer(model, optimizer, dtype=dtype)
-        if compiled:
-            _compile_update(self.optimizer)
+        self.loss, self.training_loss, self.optimizer = parts.loss, parts.training_loss, parts.optimizer
+        self.compilation = parts.compilation
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step; steps count from 1, so that the first one already learns."""
@@ -116,9 +102,10 @@ class Trainer:
         rate = self.learning_rate(step)
         set_learning_rate(self.optimizer, rate)
         loss = self._accumulate_gradients(batch)
-        norm = gradient_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = self.parallelism.norm(gradients, gradient_norm)
         finite = loss.isfinite() & norm.isfinite()
-        # The decision is taken where the numbers are: no scale is zero but that of a step to skip.
+        # Decided on the device, without waiting for it: a scale of zero means "skip this step".
         scale = torch.where(finite, clipping_scale(norm, self.training.max_grad_norm), 0)
         self.optimizer.step(gradient_scale=scale)
         self.optimizer.zero_grad(set_to_none=True)
@@ -204,13 +191,6 @@ class Trainer:
 
         return like
 
-    def _run_flops(self) -> float:
-        """Return the arithmetic of the whole run, in this process; 0 for a model of another kind."""
-        if not isinstance(self.model, TransformerLM):
-            return 0.0
-        tokens = self.training.steps * self.training.batch_size * self.model.context_length
-        return tokens * flops_per_token(self.model) / self.parallelism.world.size
-
     def _in_training_shape(self, batches: list[Batch]) -> Iterator[Batch]:
         """Yield the rows of `batches` in pieces as long as in training; the last one's inputs are padded with zeros."""
         share = self.training.batch_size // self.parallelism.world.size
@@ -230,10 +210,3 @@ class Trainer:
                 micro_loss.backward()
             loss += micro_loss.detach()
         return self.parallelism.world.mean(loss)
-
-
-def _compile_update(optimizer: AdamW | CombinedOptimizer) -> None:
-    """Compile AdamW's arithmetic; Muon's is a few products of large matrices, which gain nothing."""
-    for part in optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,):
-        if isinstance(part, AdamW):
-            part.update = compile_any_length(part.update)

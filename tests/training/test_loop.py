@@ -14,7 +14,8 @@ from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, Valida
 from transformerlm.inference.generate import generate
 from transformerlm.models import TransformerLM
 from transformerlm.training import BatchLoader, Checkpoint, TrainingRun
-from transformerlm.training.loop import DivergenceError, OtherRunError
+from transformerlm.training.loop import DivergenceError
+from transformerlm.training.state import OtherRunError, trainer_state
 from transformerlm.training.trainer import StepResult
 from transformerlm.utils.errors import CheckpointError
 
@@ -184,7 +185,7 @@ def test_tokens_of_an_older_checkpoint_are_counted_by_its_steps(
         key: value for key, value in vars(run.progress).items() if key not in ("tokens_seen", "elapsed_seconds")
     }
     state = {"step": 4, "progress": progress, "identity": dict(run.identity), "environment": {}}
-    run.store.save(model=run.trainer.model.state_dict(), optimizer=run.trainer.state(), state=state)
+    run.store.save(model=run.trainer.model.state_dict(), optimizer=trainer_state(run.trainer), state=state)
     again = make_run(steps=5)
     again.resume(Checkpoint.open(tmp_path / "run"))
     assert list(again.run())[-1]["metrics.tokens_seen"] == 5 * 4 * 16
@@ -193,7 +194,7 @@ def test_tokens_of_an_older_checkpoint_are_counted_by_its_steps(
 def test_a_checkpoint_of_no_run_cannot_be_continued(make_run: Callable[..., TrainingRun], tmp_path: Path) -> None:
     run = make_run(steps=3)
     state = {"step": 0, "best_step": None}  # as an imported model has it
-    run.store.save(model=run.trainer.model.state_dict(), optimizer=run.trainer.state(), state=state)
+    run.store.save(model=run.trainer.model.state_dict(), optimizer=trainer_state(run.trainer), state=state)
     with pytest.raises(CheckpointError, match=r"is no checkpoint of a training run; .* name it as training\.init_from"):
         run.resume(Checkpoint.open(tmp_path / "run"))
 

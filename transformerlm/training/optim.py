@@ -43,7 +43,7 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        update: "Callable[..., None] | None" = None,
+        update: Callable[..., None] | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not value >= 0:
@@ -65,6 +65,7 @@ class AdamW(Optimizer):
             decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
             settings = {"lr": lr, "decay": decay, "betas": group["betas"], "eps": group["eps"]}
             for param in params:
+                assert param.grad is not None
                 state = self._state(param)
                 m, v = state["exp_avg"], state["exp_avg_sq"]
                 self.update(param, param.grad, m, v, state["step"], gradient_scale=gradient_scale, **settings)

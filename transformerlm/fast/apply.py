@@ -37,7 +37,7 @@ def make_fast(
 ) -> tuple[ChunkedLoss, UpdateFunction]:
     """Replace parts of `model` by faster versions for training; return a faster loss, and a faster `update`.
 
-    `dtype` is that of the matrix products. With `mask_after`, tokens attend inside documents, which end with this id.
+    Matrix products run in `dtype`. With `mask_after`, tokens attend inside documents, which end with this id.
     """
     in_blocks = mask_after is not None and _can_attend_in_blocks(model, device, compiled=compiled)
     make_mask = block_mask if in_blocks else document_mask

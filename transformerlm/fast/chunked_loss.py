@@ -92,7 +92,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the summed cross-entropy of the logits `features @ weight.T`, which are never all in memory.
 
-    Value and gradients equal those of `cross_entropy(features @ weight.T, targets).sum()`, except for the order of
+    Equal, with its gradients, to `cross_entropy(features @ weight.T, targets).sum()`, except for the order of
     sums. The product has the type of the features; the gradient of `weight` is summed in the type of `weight`.
 
     Args:
@@ -158,7 +158,7 @@ class ChunkedLoss(nn.Module):
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the cross-entropy in nats, summed over the targets; in evaluation mode without a gradient.
 
-        Rows of inputs beyond those of targets are padding, which keeps the shape that a model was compiled for.
+        Inputs may have more rows than targets: padding, which keeps the shape that a model was compiled for.
         """
         mask = None if self.make_mask is None else self.make_mask(inputs_BT)
         features_BTD = self.model.hidden_states(inputs_BT, mask=mask)[: len(targets_BT)]
@@ -184,7 +184,7 @@ class ChunkedLoss(nn.Module):
             inputs_BT: ids.
             places_N: for each target, the index of the id before it in the flattened (B · T) inputs.
             targets_N: ids.
-            token_positions, mask: as in `TransformerLM.hidden_states`; the mask defaults to that of `make_mask`.
+            token_positions, mask: as in `TransformerLM.hidden_states`; without a mask `make_mask` makes it.
         """
         if mask is None and self.make_mask is not None:
             mask = self.make_mask(inputs_BT)

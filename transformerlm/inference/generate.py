@@ -37,7 +37,7 @@ def generate(
     """Continue the ids `in_indices`, (T,) or (B, T), by up to `steps` tokens, and return all of them.
 
     The model sees the last `context_length` tokens at most. After `eos_token_id` a row is padded with it, and
-    generation ends when all rows have it. `temperature`, `p` and `top_k` are those of `sample_token`;
+    generation ends when all rows have it. `temperature`, `p` and `top_k` are as in `sample_token`;
     `in_indices` and `generator` must be on the model's device. Raises `ConfigError` for an empty prompt, a
     negative `steps` and settings out of range.
     """

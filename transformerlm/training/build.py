@@ -1,4 +1,4 @@
-"""Builds the loss and the optimizer of a training step: those of the core, or their faster versions."""
+"""Builds the loss and the optimizer of a training step, from the core or in their faster versions."""
 
 import functools
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from transformerlm.training.param_groups import build_optimizer
 
 @dataclass(frozen=True)
 class StepParts:
-    """What a `Trainer` calls in a step, prepared for its device and processes."""
+    """The functions that a `Trainer` calls in a step, prepared for its device and processes."""
 
     loss: nn.Module
     """Maps inputs and targets to the summed loss; for validation."""

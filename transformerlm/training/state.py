@@ -30,7 +30,7 @@ class OtherRunError(CheckpointError):
 
 @dataclass
 class Progress:
-    """Where the run stands; saved in every checkpoint."""
+    """The progress of a run; saved in every checkpoint."""
 
     step: int = 0
     nonfinite_steps: int = 0

@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class StepResult:
-    """What one step did. Its numbers stay on the device until one of them is read; only then the host waits."""
+    """The result of one step. Its numbers stay on the device until one of them is read; only then the host waits."""
 
     def __init__(self, numbers: Tensor, learning_rate: float) -> None:
         self._numbers = numbers
@@ -88,8 +88,8 @@ class Trainer:
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take optimizer step number `step` (from 1) on (inputs, targets), each of shape (B, T).
 
-        The batch goes through the model `micro_batch_size` rows at a time; the gradients add up to those of the whole
-        batch. Each of several processes is given its own rows; loss and gradient are those of the whole batch.
+        The batch goes through the model `micro_batch_size` rows at a time; the gradients are accumulated. Each of
+        several processes is given its own rows; loss and gradient are averaged over all processes.
         A step whose loss or gradient is not finite changes nothing.
         """
         rate = self.learning_rate(step)
@@ -112,7 +112,7 @@ class Trainer:
         world = self.parallelism.world
         pieces = list(self._in_training_shape(batches)) if self.compilation.active else batches
         own = pieces[world.rank :: world.size]
-        # With FSDP the weights of a block are gathered by all processes: each takes as many forward passes.
+        # With FSDP the weights of a block are gathered by all processes: each takes the same number of forward passes.
         idle = pieces[:1] if world.rank >= len(pieces) % world.size > 0 else []
         self.loss.eval()
         try:

@@ -95,7 +95,9 @@ class Beginning:
 
     def load(self, run: "TrainingRun") -> None:
         """Give the model of a run the checkpoint's weights, and say so."""
-        run.trainer.load_weights(self.checkpoint)
+        from transformerlm.training.state import load_weights
+
+        load_weights(run.trainer, self.checkpoint)
         say(f"beginning with the weights of {self.checkpoint.path}")
 
 

@@ -42,6 +42,8 @@ def resume_newest(run: "TrainingRun", config: TrainConfig) -> list[str]:
 
 def _changes(checkpoint: "Checkpoint", run: "TrainingRun", config: TrainConfig) -> list[str]:
     """Return the settings, the learning rate and the environment that are not as they were, a sentence each."""
+    from transformerlm.training.state import environment
+
     changes: list[str] = []
     try:
         tables = tomllib.loads((checkpoint.path / "config.toml").read_text(encoding="utf-8"))
@@ -58,7 +60,7 @@ def _changes(checkpoint: "Checkpoint", run: "TrainingRun", config: TrainConfig) 
     saved = checkpoint.run_state()["environment"]
     changes += [
         f"{key} was {saved[key]} and is {value}: results may differ in the last digits"
-        for key, value in run.trainer.environment().items()
+        for key, value in environment(run.trainer).items()
         if key in saved and saved[key] != value
     ]
     return changes

@@ -146,6 +146,7 @@ def _train_logged(
 def _start_record(run: "TrainingRun", config: TrainConfig, changes: list[str]) -> dict[str, Any]:
     """Return the record of a start: code, settings, versions, device, and what has changed since the checkpoint."""
     from transformerlm.checkpoint.fingerprint import code_version
+    from transformerlm.training.state import environment
 
     settings = {
         f"settings.{table}.{key}": value
@@ -153,9 +154,9 @@ def _start_record(run: "TrainingRun", config: TrainConfig, changes: list[str]) -
         for key, value in values.items()
     }
     code = {f"code.{key}": value for key, value in code_version().items()}
-    environment = {f"environment.{key}": value for key, value in run.trainer.environment().items()}
+    surroundings = {f"environment.{key}": value for key, value in environment(run.trainer).items()}
     start = {"event": "train_start", "step": run.progress.step, "time": time.time(), "changes": changes}
-    return start | run.counters() | code | environment | settings
+    return start | run.counters() | code | surroundings | settings
 
 
 def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":

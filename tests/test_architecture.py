@@ -31,6 +31,17 @@ def test_uv_takes_a_python_that_the_project_supports() -> None:
     assert f"Programming Language :: Python :: {chosen}" in project["classifiers"]
 
 
+CORE = """
+tokenizer/pretokenize tokenizer/bpe models/layers models/attention models/transformer training/loss training/optim
+training/schedule training/data training/trainer training/loop inference/sampling inference/generate
+""".split()
+
+
+def test_the_core_can_be_read_in_an_afternoon() -> None:
+    paths = [ROOT / "transformerlm" / f"{name}.py" for name in CORE]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= 2000
+
+
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [

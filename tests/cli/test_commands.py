@@ -104,15 +104,15 @@ def test_several_backends_and_none(
 def test_a_loss_that_is_not_finite_is_skipped_reported_and_drawn(
     run_main: Callable[..., Any], write_toml: Callable[..., Path], train_tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformerlm.training import loss
+    from transformerlm.fast import chunked_loss
 
-    exact, calls = loss.linear_cross_entropy, []
+    exact, calls = chunked_loss.linear_cross_entropy, []
 
     def spoiled(*args: Any, **keywords: Any) -> Any:
         calls.append(1)
         return exact(*args, **keywords) * (math.nan if len(calls) in (2, 3) else 1.0)
 
-    monkeypatch.setattr(loss, "linear_cross_entropy", spoiled)
+    monkeypatch.setattr(chunked_loss, "linear_cross_entropy", spoiled)
     done = run_main(train.main, "--config", write_toml(train_tables), "--training.max-nonfinite-steps", 3)
     assert done.code == 0
     seen = records(done.out)

@@ -25,6 +25,7 @@ from transformerlm.distributed.sharding import Parallelism, Strategy
 from transformerlm.hparams import ModelHparams, OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models.build import build_model
 from transformerlm.training import CheckpointStore, Trainer
+from transformerlm.training.state import load_trainer, load_weights, trainer_state
 from transformerlm.utils.errors import DataError, TransformerLMError
 
 STEPS, SAVED = 6, 3
@@ -122,7 +123,7 @@ def trained(case: Case, world: World, folder: Path) -> Results:
         if step == SAVED:
             weights = trainer.model.state_dict()
             GroupCheckpointStore(store, parallelism).save(
-                model=weights, optimizer=trainer.state(), state={"step": step, "best_step": None}
+                model=weights, optimizer=trainer_state(trainer), state={"step": step, "best_step": None}
             )
     pieces = sum(local_piece(parameter).numel() for parameter in trainer.model.parameters())
     results[f"{case.name}.pieces"] = torch.tensor(pieces)
@@ -135,7 +136,7 @@ def trained(case: Case, world: World, folder: Path) -> Results:
 def continued(case: Case, world: World, checkpoints: Path, prefix: str) -> Results:
     """Return the weights after the steps that follow the checkpoint there."""
     trainer = make_trainer(case, Parallelism(world, case.strategy), seed=1)
-    trainer.load(Checkpoint.open(checkpoints))
+    load_trainer(trainer, Checkpoint.open(checkpoints))
     for step in range(SAVED + 1, STEPS + 1):
         trainer.step(step, batch(step, world))
     return weights_of(trainer, prefix)
@@ -144,7 +145,7 @@ def continued(case: Case, world: World, checkpoints: Path, prefix: str) -> Resul
 def begun(case: Case, world: World, checkpoints: Path) -> Results:
     """Return the weights of a trainer that has taken over those of the checkpoint there."""
     trainer = make_trainer(case, Parallelism(world, case.strategy), seed=1)
-    trainer.load_weights(Checkpoint.open(checkpoints))
+    load_weights(trainer, Checkpoint.open(checkpoints))
     return weights_of(trainer, f"{case.name}.begun")
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from transformerlm.evaluation import scorer as scorer_module
 from transformerlm.evaluation.held_out import rows_of
 from transformerlm.evaluation.scorer import Pack, Row, Scored, Scorer, share_prefixes
+from transformerlm.fast.chunked_loss import ChunkedLoss
 from transformerlm.models import TransformerLM
 from transformerlm.models.attention import document_mask
 from transformerlm.training.data import validation_windows
-from transformerlm.training.loss import NextTokenLoss
 from transformerlm.utils.errors import ConfigError, DataError
 
 CONTEXT = 12
@@ -74,7 +74,7 @@ def test_a_stride_of_the_context_is_the_loss_of_chunks(make_model: Callable[...,
 def test_validation_in_training_has_the_same_loss(make_model: Callable[..., TransformerLM]) -> None:
     model, ids = make_model(), draw_ids(4 * CONTEXT + 1)
     batches = validation_windows(ids, windows=4, batch_size=3, context_length=CONTEXT, device=torch.device("cpu"))
-    loss = NextTokenLoss(model, chunk_rows=7).eval()
+    loss = ChunkedLoss(model, chunk_rows=7).eval()
     with torch.no_grad():
         in_training = sum(loss(inputs, targets).item() for inputs, targets in batches)
     found = scored(model, [Pack([row]) for row in rows_of(ids, context_length=CONTEXT, stride=CONTEXT)])

@@ -3,20 +3,22 @@
 import pytest
 import torch
 
-from transformerlm.fast.apply import blocks_of, choose_attention, prepare_blocks
+from transformerlm.fast.apply import blocks_of, choose_attention, make_fast
 from transformerlm.fast.attention import fused_attention
+from transformerlm.fast.chunked_loss import ChunkedLoss
+from transformerlm.hparams import TrainingHparams
 from transformerlm.models import TransformerLM
 from transformerlm.models.attention import grouped_attention
-from transformerlm.training.loss import NextTokenLoss
+from transformerlm.training.optim import adamw_update
 
 CPU = torch.device("cpu")
 
 
-def loss_of(dtype: torch.dtype, *, activation_checkpointing: bool) -> NextTokenLoss:
+def loss_of(dtype: torch.dtype, *, activation_checkpointing: bool) -> ChunkedLoss:
     torch.manual_seed(0)
     model = TransformerLM(40, 8, 32, 3, 2, 64)
-    prepare_blocks(model, device=CPU, dtype=dtype, compiled=False, activation_checkpointing=activation_checkpointing)
-    return NextTokenLoss(model, chunk_rows=16)
+    training = TrainingHparams(activation_checkpointing=activation_checkpointing, loss_chunk_rows=16)
+    return make_fast(model, adamw_update, training=training, device=CPU, dtype=dtype, compiled=False)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,4 +44,4 @@ def test_the_attention_function_is_chosen_by_device_type_and_compiler() -> None:
     assert choose_attention(CPU, torch.float32, compiled=True) is fused_attention
     assert choose_attention(cuda, torch.bfloat16, compiled=True) is fused_attention
     model = TransformerLM(40, 8, 32, 3, 2, 64)
-    assert len(blocks_of(NextTokenLoss(model, chunk_rows=8))) == 3
+    assert len(blocks_of(ChunkedLoss(model, chunk_rows=8))) == 3

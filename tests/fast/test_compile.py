@@ -13,6 +13,7 @@ from transformerlm.fast.compile import Compilation, decide, decide_together
 from transformerlm.hparams import ModelHparams, OptimizerHparams, ScheduleHparams, TrainingHparams
 from transformerlm.models.build import build_model
 from transformerlm.training import Trainer
+from transformerlm.training.state import trainer_state
 from transformerlm.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -116,7 +117,7 @@ def test_a_compiled_run_equals_a_plain_one_and_is_compiled_once(
     graphs = counters["stats"]["unique_graphs"]
     with torch.compiler.set_stance("fail_on_recompile"):
         found = losses(trainer, range(1, 4))
-        saved = copy.deepcopy((trainer.model.state_dict(), trainer.state()))
+        saved = copy.deepcopy((trainer.model.state_dict(), trainer_state(trainer)))
         found += losses(trainer, range(4, 7))
     assert found == pytest.approx(expected, rel=1e-5)
     assert counters["stats"]["unique_graphs"] == graphs  # ten blocks share one graph

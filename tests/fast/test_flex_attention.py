@@ -15,17 +15,18 @@ from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.checkpoint import checkpoint
 
-from transformerlm.fast.apply import blocks_of, prepare_blocks
+from transformerlm.fast.apply import blocks_of, make_fast
 from transformerlm.fast.attention import fused_attention
+from transformerlm.fast.chunked_loss import ChunkedLoss
 from transformerlm.fast.flex_attention import (
     attend_in_blocks,
     block_mask,
 )
-from transformerlm.hparams import ModelHparams
+from transformerlm.hparams import ModelHparams, TrainingHparams
 from transformerlm.models import TransformerLM
 from transformerlm.models.attention import document_mask, document_numbers, grouped_attention
 from transformerlm.models.build import build_model
-from transformerlm.training.loss import NextTokenLoss
+from transformerlm.training.optim import adamw_update
 
 CPU = torch.device("cpu")
 END = 0
@@ -154,26 +155,27 @@ def test_flex_attention_is_for_compiled_runs_on_cuda(
 ) -> None:
     model = TransformerLM(12, 24, 32, 2, num_heads, 32)
     settings: dict[str, Any] = {"device": torch.device(device), "dtype": torch.float32, "compiled": compiled}
-    make_mask = prepare_blocks(model, activation_checkpointing=False, mask_after=END, **settings)
+    make_mask = make_fast(model, adamw_update, training=TrainingHparams(), mask_after=END, **settings)[0].make_mask
     assert make_mask is not None
     ids = torch.tensor([[1, END, 1]])
     assert isinstance(make_mask(ids), flex_attention.BlockMask if in_blocks else Tensor)
     assert all((layer.attn.attend is attend_in_blocks) == in_blocks for layer in model.layers)
-    assert prepare_blocks(model, activation_checkpointing=False, **settings) is None
+    assert make_fast(model, adamw_update, training=TrainingHparams(), **settings)[0].make_mask is None
     assert not any(layer.attn.attend is attend_in_blocks for layer in model.layers)
 
 
 def make_loss(
     dtype: torch.dtype, attend: Callable[..., Tensor] = fused_attention, *, checkpointing: bool = False, **of: Any
-) -> NextTokenLoss:
+) -> ChunkedLoss:
     """Return the masked loss of a small model."""
     shape = {"vocab_size": 12, "context_length": 24, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
     model = build_model(ModelHparams(**shape, **of), seed=0, dtype=dtype)
     settings: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "compiled": False, "mask_after": END}
-    make_mask = prepare_blocks(model, activation_checkpointing=checkpointing, **settings)
+    training = TrainingHparams(activation_checkpointing=checkpointing, loss_chunk_rows=7)
+    loss, _ = make_fast(model, adamw_update, training=training, **settings)
     for layer in model.layers:
         layer.attn.attend = attend
-    return NextTokenLoss(model, chunk_rows=7, make_mask=make_mask)
+    return loss
 
 
 def batch(rows: int = 3) -> tuple[Tensor, Tensor]:
@@ -186,7 +188,7 @@ def batch(rows: int = 3) -> tuple[Tensor, Tensor]:
 
 def apart(model: TransformerLM, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the summed loss of every document by itself, without any mask."""
-    loss = NextTokenLoss(model, chunk_rows=7)
+    loss = ChunkedLoss(model, chunk_rows=7)
     total = torch.zeros((), dtype=torch.float64)
     for row, ids in enumerate(inputs.tolist()):
         for document in documents_of(ids):
@@ -213,7 +215,7 @@ def test_a_masked_window_has_the_loss_and_gradients_of_its_documents_apart(
     assert found.item() == pytest.approx(expected.item(), rel=rtol)
     for (name, value), (_, reference) in zip(masked.model.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(value.grad, reference.grad, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-    unmasked = NextTokenLoss(plain, chunk_rows=7)(inputs, targets)
+    unmasked = ChunkedLoss(plain, chunk_rows=7)(inputs, targets)
     assert abs(unmasked.item() - found.item()) > 1e-2, "a mask that does nothing would be no test"
 
 
@@ -236,7 +238,7 @@ def test_a_window_of_one_document_is_as_without_a_mask() -> None:
     ids = torch.randint(1, 12, (2, 25), generator=torch.Generator().manual_seed(2))
     inputs, targets = ids[:, :-1], ids[:, 1:]
     masked = make_loss(torch.float64)
-    plain = NextTokenLoss(copy.deepcopy(masked.model), chunk_rows=7)
+    plain = ChunkedLoss(copy.deepcopy(masked.model), chunk_rows=7)
     assert masked(inputs, targets).item() == pytest.approx(plain(inputs, targets).item(), rel=1e-12)
 
 
@@ -265,7 +267,7 @@ def test_blocks_are_traced_once_for_the_masks_of_all_batches(form: str) -> None:
         traced = torch.compile(block.forward, dynamic=False, fullgraph=True, backend="aot_eager")
         block.forward = functools.partial(checkpoint, traced, use_reentrant=False)
     losses = [
-        NextTokenLoss(model, chunk_rows=100, make_mask=functools.partial(mask, end_of_text_id=END))
+        ChunkedLoss(model, chunk_rows=100, make_mask=functools.partial(mask, end_of_text_id=END))
         for model, mask in ((expected, document_mask), (found, make))
     ]
     for number, ends in enumerate(([[3, 50, 140], []], [[1], [200, 255]], [[], []])):

@@ -1,4 +1,4 @@
-"""The plain generation loop."""
+"""The generation loop."""
 
 import pytest
 import torch

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from transformerlm.fast.chunked_loss import ChunkedLoss
 from transformerlm.models import TransformerLM
-from transformerlm.training.loss import NextTokenLoss
 
 
 def small_model(**settings: bool) -> TransformerLM:
@@ -25,7 +25,7 @@ def small_batch() -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_a_model_is_that_of_autocast_to_the_precision_of_bfloat16(settings: dict[str, bool]) -> None:
     model = small_model(**settings)
-    exact, rounded = NextTokenLoss(model, chunk_rows=16), NextTokenLoss(copy.deepcopy(model), chunk_rows=16)
+    exact, rounded = ChunkedLoss(model, chunk_rows=16), ChunkedLoss(copy.deepcopy(model), chunk_rows=16)
     rounded.model.compute_dtype = torch.bfloat16
     losses = [loss(*small_batch()) for loss in (exact, rounded)]
     for loss in losses:

@@ -1,5 +1,6 @@
 """The loop: what it records, when it validates and saves, and that stopping changes nothing."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, ValidationHparams
+from transformerlm.inference.generate import generate
 from transformerlm.models import TransformerLM
 from transformerlm.training import BatchLoader, Checkpoint, TrainingRun
-from transformerlm.training.loop import DivergenceError, OtherRunError
+from transformerlm.training.loop import DivergenceError
+from transformerlm.training.state import OtherRunError, trainer_state
 from transformerlm.training.trainer import StepResult
 from transformerlm.utils.errors import CheckpointError
 
@@ -21,18 +23,16 @@ Record = dict[str, Any]
 CPU = torch.device("cpu")
 
 
-class FailsAt(nn.Module):
-    """A model whose training passes number `steps` (from 1) give NaN."""
+def spoiled(model: TransformerLM, factor: Callable[[int], float]) -> TransformerLM:
+    """Return `model`, whose logits are multiplied by `factor` of the training pass, counted from 1."""
+    passes = itertools.count(1)
+    model.ln_final.register_forward_hook(lambda m, _ins, out: out * factor(next(passes)) if m.training else out)
+    return model
 
-    def __init__(self, model: nn.Module, *steps: int) -> None:
-        super().__init__()
-        self.model = model
-        self.steps = steps
-        self.passes = 0
 
-    def forward(self, ids: Tensor) -> Tensor:
-        self.passes += self.training
-        return self.model(ids) * (math.nan if self.training and self.passes in self.steps else 1.0)
+def fails_at(model: TransformerLM, *steps: int) -> TransformerLM:
+    """Return `model`, whose training passes number `steps` give NaN."""
+    return spoiled(model, lambda step: math.nan if step in steps else 1.0)
 
 
 def of(records: list[Record], event: str) -> list[Record]:
@@ -185,7 +185,7 @@ def test_tokens_of_an_older_checkpoint_are_counted_by_its_steps(
         key: value for key, value in vars(run.progress).items() if key not in ("tokens_seen", "elapsed_seconds")
     }
     state = {"step": 4, "progress": progress, "identity": dict(run.identity), "environment": {}}
-    run.store.save(model=run.trainer.model.state_dict(), optimizer=run.trainer.state(), state=state)
+    run.store.save(model=run.trainer.model.state_dict(), optimizer=trainer_state(run.trainer), state=state)
     again = make_run(steps=5)
     again.resume(Checkpoint.open(tmp_path / "run"))
     assert list(again.run())[-1]["metrics.tokens_seen"] == 5 * 4 * 16
@@ -194,7 +194,7 @@ def test_tokens_of_an_older_checkpoint_are_counted_by_its_steps(
 def test_a_checkpoint_of_no_run_cannot_be_continued(make_run: Callable[..., TrainingRun], tmp_path: Path) -> None:
     run = make_run(steps=3)
     state = {"step": 0, "best_step": None}  # as an imported model has it
-    run.store.save(model=run.trainer.model.state_dict(), optimizer=run.trainer.state(), state=state)
+    run.store.save(model=run.trainer.model.state_dict(), optimizer=trainer_state(run.trainer), state=state)
     with pytest.raises(CheckpointError, match=r"is no checkpoint of a training run; .* name it as training\.init_from"):
         run.resume(Checkpoint.open(tmp_path / "run"))
 
@@ -214,7 +214,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(
 def test_skipped_steps_are_recorded_and_counted_in_a_row(
     make_run: Callable[..., TrainingRun], make_model: Callable[..., TransformerLM]
 ) -> None:
-    run = make_run(model=FailsAt(make_model(), 2, 3, 5), max_nonfinite_steps=3)
+    run = make_run(model=fails_at(make_model(), 2, 3, 5), max_nonfinite_steps=3)
     records = list(run.run())
     assert steps_of(records, "skipped_step") == [2, 3, 5]
     assert all(math.isnan(record["metrics.loss"]) for record in of(records, "skipped_step"))
@@ -225,42 +225,46 @@ def test_skipped_steps_are_recorded_and_counted_in_a_row(
 def test_the_run_stops_after_a_few_bad_steps_in_a_row(
     make_run: Callable[..., TrainingRun], make_model: Callable[..., TransformerLM], tmp_path: Path
 ) -> None:
-    run = make_run(model=FailsAt(make_model(), *range(6, 20)), max_nonfinite_steps=3)
+    run = make_run(model=fails_at(make_model(), *range(6, 20)), max_nonfinite_steps=3)
     with pytest.raises(DivergenceError, match="step 8: loss or gradient was not finite 3 times in a row; lower"):
         list(run.run())
     assert Checkpoint.open(tmp_path / "run").step == 4
     assert all(parameter.isfinite().all() for parameter in run.trainer.model.parameters())
 
 
+def test_a_run_of_the_core_alone_resumes_to_the_last_bit_and_generates(
+    make_run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    whole = make_run("whole", fast=False)
+    list(whole.run())
+    should_stop, run_to_stop = stop_after(6)
+    run_to_stop(make_run("run", fast=False, run={"should_stop": should_stop}))
+    resumed = make_run("run", fast=False)
+    resumed.resume(Checkpoint.open(tmp_path / "run"))
+    assert resumed.progress.step == 6
+    list(resumed.run())
+    models = [run.trainer.model for run in (whole, resumed)]
+    assert all(map(torch.equal, *(model.state_dict().values() for model in models)))
+    texts = [generate(model, torch.tensor([3, 5]), 20, temperature=0) for model in models]
+    assert torch.equal(*texts)
+    assert len(texts[0]) == 22
+
+
 def test_bad_steps_in_a_row_are_counted_across_a_restart(
     make_run: Callable[..., TrainingRun], make_model: Callable[..., TransformerLM], tmp_path: Path
 ) -> None:
-    first = make_run(steps=4, model=FailsAt(make_model(), 3, 4), max_nonfinite_steps=3)
+    first = make_run(steps=4, model=fails_at(make_model(), 3, 4), max_nonfinite_steps=3)
     list(first.run())
-    second = make_run(steps=8, model=FailsAt(make_model(), 1), max_nonfinite_steps=3)
+    second = make_run(steps=8, model=fails_at(make_model(), 1), max_nonfinite_steps=3)
     second.resume(Checkpoint.open(tmp_path / "run"))
     with pytest.raises(DivergenceError, match="step 5"):
         list(second.run())
 
 
-class Dead(nn.Module):
-    """A model whose logits are all equal from training pass number `first` on, whatever its weights."""
-
-    def __init__(self, model: nn.Module, first: int) -> None:
-        super().__init__()
-        self.model = model
-        self.first = first
-        self.passes = 0
-
-    def forward(self, ids: Tensor) -> Tensor:
-        self.passes += self.training
-        return self.model(ids) * (0.0 if self.passes >= self.first else 1.0)
-
-
 def test_a_model_without_any_gradient_ends_the_run(
     make_run: Callable[..., TrainingRun], make_model: Callable[..., TransformerLM]
 ) -> None:
-    run = make_run(model=Dead(make_model(), 6), max_nonfinite_steps=3)
+    run = make_run(model=spoiled(make_model(), lambda step: 0.0 if step >= 6 else 1.0), max_nonfinite_steps=3)
     with pytest.raises(
         DivergenceError, match=r"step 8: the model has collapsed .* \(loss 3\.6889, gradient norm 0, after 3 such steps"
     ):

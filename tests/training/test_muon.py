@@ -169,21 +169,6 @@ def test_large_matrices_are_not_stacked(monkeypatch: pytest.MonkeyPatch) -> None
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_closure_is_called_and_its_loss_returned() -> None:
-    (param,) = weights([(6, 6)])
-    optimizer = Muon([param], lr=0.05)
-    target = normal(6, 6, seed=9)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (param - target).square().mean()
-        loss.backward()
-        return loss
-
-    losses = [optimizer.step(closure).item() for _ in range(60)]
-    assert losses[-1] < 0.5 * losses[0]
-
-
 @pytest.mark.parametrize("setting", [{"lr": -1.0}, {"weight_decay": -1.0}, {"momentum": 1.0}])
 def test_settings_out_of_range_are_refused(setting: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):

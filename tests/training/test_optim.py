@@ -100,20 +100,6 @@ def test_moments_of_low_precision_weights_are_float32() -> None:
     assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
 
 
-def test_the_closure_is_called_and_its_loss_returned() -> None:
-    model = small_net()
-    optimizer = AdamW(model.parameters(), lr=0.01)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = model(torch.ones(4, 6)).square().mean()
-        loss.backward()
-        return loss
-
-    losses = [optimizer.step(closure).item() for _ in range(20)]
-    assert losses[-1] < 0.5 * losses[0]
-
-
 @pytest.mark.parametrize("setting", [{"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -1.0}, {"betas": (0.9, 1.0)}])
 def test_settings_out_of_range_are_refused(setting: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):

@@ -188,25 +188,6 @@ def test_a_state_with_other_groups_is_refused(make_model: MakeModel) -> None:
         build_optimizer(make_model(), MUON).load_state_dict(tied.state_dict())
 
 
-def test_the_combination_passes_a_closure_on_once(make_model: MakeModel) -> None:
-    model = make_model()
-    optimizer = build_optimizer(model, MUON)
-    set_learning_rate(optimizer, 0.01)
-    ids = (torch.arange(17) % 5).repeat(4, 1)
-    calls: list[float] = []
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        calls.append(loss.item())
-        return loss
-
-    results = [optimizer.step(closure).item() for _ in range(30)]
-    assert results == calls
-    assert calls[-1] < 0.1 * calls[0]
-
-
 def test_the_combination_passes_the_gradient_scale_on(make_model: MakeModel) -> None:
     model = make_model()
     optimizer = build_optimizer(model, MUON)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,15 @@ from torch import Tensor, nn
 
 from transformerlm.distributed.group import World
 from transformerlm.distributed.sharding import Parallelism
+from transformerlm.fast.chunked_loss import ChunkedLoss
+from transformerlm.hparams import TrainingHparams
 from transformerlm.models import TransformerLM
+from transformerlm.models.attention import grouped_attention
+from transformerlm.models.layers import rotate_pairs
 from transformerlm.training import Trainer, lr_cosine_schedule
+from transformerlm.training.loss import NextTokenLoss
+from transformerlm.training.optim import adamw_update
+from transformerlm.utils.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -23,17 +31,11 @@ def batch() -> Batch:
     return ids[:, :-1], ids[:, 1:]
 
 
-class Spoiled(nn.Module):
-    """A model whose outputs are multiplied by `factors`, one a forward pass, in training."""
-
-    def __init__(self, model: nn.Module, *factors: float) -> None:
-        super().__init__()
-        self.model = model
-        self.factors = list(factors)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        logits = self.model(ids)
-        return logits * self.factors.pop(0) if self.training and self.factors else logits
+def spoiled(model: TransformerLM, *factors: float) -> TransformerLM:
+    """Return `model`, whose logits are multiplied by `factors`, one per training pass."""
+    left = list(factors)
+    model.ln_final.register_forward_hook(lambda m, _ins, out: out * left.pop(0) if m.training and left else out)
+    return model
 
 
 def gradients(trainer: Trainer, batch: Batch) -> list[Tensor]:
@@ -126,8 +128,8 @@ def test_a_step_that_is_not_finite_changes_nothing(
     make_model: Callable[..., TransformerLM],
 ) -> None:
     passes = 4 // rows
-    trainer = make_trainer(Spoiled(make_model(), *[1.0] * passes, *[1.0] * (passes - 1), factor), micro_batch_size=rows)
-    clean = make_trainer(Spoiled(make_model()), micro_batch_size=rows)
+    trainer = make_trainer(spoiled(make_model(), *[1.0] * passes, *[1.0] * (passes - 1), factor), micro_batch_size=rows)
+    clean = make_trainer(spoiled(make_model()), micro_batch_size=rows)
     assert trainer.step(1, batch).applied
     before, state = weights(trainer), copy.deepcopy(trainer.optimizer.state_dict()["state"])
     result = trainer.step(2, batch)
@@ -222,3 +224,45 @@ def test_options_of_the_model_train_too(
     trainer = make_trainer(make_model(tie_embeddings=True, qk_norm=True, num_kv_heads=1))
     losses = [trainer.step(step, batch).loss for step in range(1, 9)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"micro_batch_size": 2}, {"mask_after": 7}], ids=["", "micro-batches", "masked"]
+)
+@pytest.mark.parametrize(
+    "shape", [{}, {"tie_embeddings": True, "qk_norm": True, "num_kv_heads": 1}], ids=["", "options"]
+)
+def test_the_core_alone_gives_the_losses_of_the_fast_versions(
+    settings: dict[str, Any],
+    shape: dict[str, Any],
+    batch: Batch,
+    make_trainer: Callable[..., Trainer],
+    make_model: Callable[..., TransformerLM],
+) -> None:
+    batch[0][:, 8] = 7
+    fast, plain = (make_trainer(make_model(**shape), fast=fast, **settings) for fast in (True, False))
+    for step in range(1, 9):
+        expected, found = fast.step(step, batch), plain.step(step, batch)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-3)
+    assert plain.evaluate([batch]) == pytest.approx(fast.evaluate([batch]), rel=1e-5)
+
+
+def test_without_fast_nothing_is_replaced(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(fast=False)
+    assert type(trainer.loss) is NextTokenLoss
+    assert all(layer.attn.attend is grouped_attention for layer in trainer.model.layers)
+    assert all(layer.attn.rotate is rotate_pairs for layer in trainer.model.layers)
+    assert trainer.optimizer.update is adamw_update
+    assert not trainer.compilation.active
+    assert type(make_trainer(fast=True).loss) is ChunkedLoss
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compile": True}, {"activation_checkpointing": True}, {"loss_chunk_rows": 8}],
+    ids=lambda s: next(iter(s)),
+)
+def test_settings_of_the_fast_versions_need_them(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}.*needs fast = true"):
+        TrainingHparams.checked(fast=False, **settings)

@@ -6,6 +6,9 @@ tensor passes through all of these unchanged, so that an optimizer has one body 
 
 # DTensor is imported where it is needed: it takes as long to load as torch, and without processes there is none.
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -46,3 +49,18 @@ def norm_over_processes(norm: Tensor, like: Tensor) -> Tensor:
     squares = norm.square()
     dist.all_reduce(squares)
     return squares.sqrt()
+
+
+def on_local_vectors(update: Callable[..., None]) -> Callable[..., None]:
+    """Return `update(param, grad, m, v, step, **settings)` that works on this process's pieces, as vectors.
+
+    Vectors share the memory of the pieces. One function compiled for vectors serves parameters of every shape.
+    """
+
+    def update_vectors(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, **settings: Any) -> None:
+        pieces = [local_piece(tensor) for tensor in (param, grad, m, v)]
+        if all(piece.is_contiguous() for piece in pieces):
+            pieces = [piece.view(-1) for piece in pieces]
+        update(*pieces, step, **settings)
+
+    return update_vectors

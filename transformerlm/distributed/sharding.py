@@ -14,12 +14,14 @@ DDP: Li et al. 2020, "PyTorch Distributed". FSDP: Zhao et al. 2023, "PyTorch FSD
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from transformerlm.distributed.dtensor import local_piece, norm_over_processes
 from transformerlm.distributed.group import World
 from transformerlm.models.transformer import Block
 
@@ -63,6 +65,12 @@ class Parallelism:
         if self.strategy == "fsdp":
             wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
+
+    def norm(self, tensors: list[Tensor], norm_of: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """Return `norm_of(tensors)`, their joint L2 norm; of sharded tensors, over the pieces of all processes."""
+        if not self.sharded or not tensors:
+            return norm_of(tensors)
+        return norm_over_processes(norm_of([local_piece(tensor) for tensor in tensors]), tensors[0])
 
 
 ALONE = Parallelism()

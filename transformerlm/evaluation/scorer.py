@@ -26,9 +26,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from transformerlm.fast.chunked_loss import ChunkedLoss, chunk_rows_for
 from transformerlm.models import TransformerLM
 from transformerlm.models.attention import document_mask
-from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, cross_entropy
+from transformerlm.training.loss import cross_entropy
 from transformerlm.utils.errors import DataError
 
 BATCHES_PER_POOL = 8
@@ -120,7 +121,7 @@ class Scorer:
         self._device = model.token_embeddings.weight.device
         self._score = _nats_and_is_greedy if find_greedy else cross_entropy
         make_mask = None if mask_after is None else lambda ids_BT: document_mask(ids_BT, mask_after)
-        self._loss = NextTokenLoss(model, chunk_rows=chunk_rows_for(self._device), make_mask=make_mask)
+        self._loss = ChunkedLoss(model, chunk_rows=chunk_rows_for(self._device), make_mask=make_mask)
 
     def score(self, packs: Iterable[Pack]) -> Iterator[tuple[Pack, list[Scored]]]:
         """Yield each pack, in order, with the scores of its rows; only some packs are in memory at a time.
@@ -163,12 +164,12 @@ class Scorer:
             positions, segments = self._send(batch.positions), self._send(batch.segments)
             mask = _attend_within_rows(segments)
         found = self._loss.score(
+            self._score,
             self._send(batch.ids),
             self._send(batch.places),
             self._send(batch.targets),
             token_positions=positions,
             mask=mask,
-            score=self._score,
         )
         return torch.atleast_2d(found)
 

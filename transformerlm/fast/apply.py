@@ -8,42 +8,56 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from transformerlm.distributed.dtensor import on_local_vectors
 from transformerlm.fast.attention import fused_attention, rotate_as_complex
-from transformerlm.fast.compile import compile_fixed_shapes
+from transformerlm.fast.chunked_loss import ChunkedLoss, chunk_rows_for, loss_and_gradient
+from transformerlm.fast.compile import compile_any_length, compile_fixed_shapes
 from transformerlm.fast.flex_attention import SMALLEST_HEAD, attend_in_blocks, block_mask
-from transformerlm.models.attention import AttentionFunction, AttentionMask, document_mask, grouped_attention
+from transformerlm.hparams import TrainingHparams
+from transformerlm.models import TransformerLM
+from transformerlm.models.attention import AttentionFunction, document_mask, grouped_attention
 from transformerlm.models.layers import rotate_pairs
 from transformerlm.models.transformer import Block
 
+UpdateFunction = Callable[..., None]
+"""The arithmetic of AdamW for one parameter, `training.optim.adamw_update`."""
 
-def prepare_blocks(
-    model: nn.Module,
+
+def make_fast(
+    model: TransformerLM,
+    update: UpdateFunction,
     *,
+    training: TrainingHparams,
     device: torch.device,
     dtype: torch.dtype,
     compiled: bool,
-    activation_checkpointing: bool,
     mask_after: int | None = None,
-) -> Callable[[Tensor], AttentionMask] | None:
-    """Prepare `model`, or the `Block`s in it, for training in `dtype` on `device`.
+) -> tuple[ChunkedLoss, UpdateFunction]:
+    """Replace parts of `model` by faster versions for training; return a faster loss, and a faster `update`.
 
-    If tokens are to attend inside documents, which end with the id `mask_after`, it returns the function that makes the
-    mask of a batch of ids (B, T), in the form that the blocks then want.
+    Matrix products run in `dtype`. With `mask_after`, tokens attend inside documents, which end with this id.
     """
     in_blocks = mask_after is not None and _can_attend_in_blocks(model, device, compiled=compiled)
-    for block in blocks_of(model):
+    make_mask = block_mask if in_blocks else document_mask
+    blocks = blocks_of(model)
+    loss = ChunkedLoss(model, chunk_rows=training.loss_chunk_rows or chunk_rows_for(device))
+    for block in blocks:
         block.attn.attend = attend_in_blocks if in_blocks else choose_attention(device, dtype, compiled=compiled)
         block.attn.rotate = rotate_pairs if compiled else rotate_as_complex
-        if compiled:
+    if mask_after is not None:
+        loss.make_mask = functools.partial(make_mask, end_of_text_id=mask_after)
+    if compiled:
+        loss.rows = compile_fixed_shapes(loss_and_gradient)
+        for block in blocks:
             block.forward = compile_fixed_shapes(block.forward)
-        if activation_checkpointing:
+        update = on_local_vectors(compile_any_length(update))
+    if training.activation_checkpointing:
+        for block in blocks:
             block.forward = _checkpointed(block.forward)
-    if mask_after is None:
-        return None
-    return functools.partial(block_mask if in_blocks else document_mask, end_of_text_id=mask_after)
+    return loss, update
 
 
 def use_fused_kernels(model: nn.Module) -> None:

@@ -134,6 +134,11 @@ class TrainingHparams(Section):
         description="auto | float32 | bfloat16: numbers of the matrix products; weights stay float32. "
         "auto is bfloat16 where the processor multiplies it faster: on CUDA, on CPUs with AMX or avx512_bf16.",
     )
+    fast: bool = Field(
+        default=True,
+        description="Use the faster versions of attention, loss and update; false runs the core as it reads, for "
+        "study and checks.",
+    )
     compile: Literal["auto", True, False] = Field(
         default="auto",
         description="auto | true | false: let torch.compile make the step faster. auto does so where the run is long "
@@ -165,6 +170,13 @@ class TrainingHparams(Section):
     def problems(self) -> Iterator[Problem]:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             yield Problem("micro_batch_size", f"must divide batch_size = {self.batch_size}", self.micro_batch_size)
+        if not self.fast:
+            if self.compile is True:
+                yield Problem("compile", "needs fast = true", self.compile)
+            if self.activation_checkpointing:
+                yield Problem("activation_checkpointing", "needs fast = true", self.activation_checkpointing)
+            if self.loss_chunk_rows:
+                yield Problem("loss_chunk_rows", "needs fast = true", self.loss_chunk_rows)
 
 
 class ParallelHparams(Section):

@@ -1,7 +1,4 @@
-"""Generation in its plainest form: run the whole sequence again for every new token.
-
-Slow on purpose and easy to check: `engine` with its key-value cache is tested against it.
-"""
+"""Generation with a key-value cache; `engine` does the same for prompts that come and go."""
 
 import contextlib
 from collections.abc import Iterator
@@ -39,9 +36,9 @@ def generate(
 ) -> Tensor:
     """Continue the ids `in_indices`, (T,) or (B, T), by up to `steps` tokens, and return all of them.
 
-    The model sees the last `context_length` tokens at most. A row that has drawn `eos_token_id` is filled
-    up with it, and the loop ends when every row has. `temperature`, `p` and `top_k` as in `sample_token`;
-    `in_indices` and `generator` live on the model's device. Raises `ConfigError` for an empty prompt, a
+    The model sees the last `context_length` tokens at most. After `eos_token_id` a row is padded with it, and
+    generation ends when all rows have it. `temperature`, `p` and `top_k` are as in `sample_token`;
+    `in_indices` and `generator` must be on the model's device. Raises `ConfigError` for an empty prompt, a
     negative `steps` and settings out of range.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=p)
@@ -54,9 +51,13 @@ def generate(
         raise ConfigError(f"steps must not be negative (got {steps})")
     ids_BT = in_indices if in_indices.ndim == 2 else in_indices.unsqueeze(0)
     finished_B = torch.zeros(ids_BT.shape[0], dtype=torch.bool, device=ids_BT.device)
+    cache = model.new_cache(len(ids_BT), min(model.context_length, ids_BT.shape[1] + steps))
     with evaluation_mode(model):
         for _ in range(steps):
-            logits_BV = model(ids_BT[:, -model.context_length :])[:, -1]
+            if ids_BT.shape[1] <= model.context_length:
+                logits_BV = model(ids_BT[:, cache.length :], cache=cache)[:, -1]
+            else:  # the window moves, and with it the position of every token in it
+                logits_BV = model(ids_BT[:, -model.context_length :])[:, -1]
             next_B = sample_token(logits_BV, temperature=temperature, top_k=top_k, top_p=p, generator=generator)
             if eos_token_id is not None:
                 next_B = next_B.masked_fill(finished_B, eos_token_id)

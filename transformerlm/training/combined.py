@@ -1,12 +1,8 @@
 """Several optimizers as one."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.optim.optimizer import Optimizer
-
-from transformerlm.training.optim import call_closure
 
 
 class CombinedOptimizer(Optimizer):
@@ -24,13 +20,10 @@ class CombinedOptimizer(Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
-        """Take a step of every part, with its own `options`; return what `closure`, if given, computes first."""
-        loss = call_closure(closure)
+    def step(self, **options: Any) -> None:  # type: ignore[override]
+        """Take a step of every part, with the same `options`."""
         for part in self.parts:
             part.step(**options)
-        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` returned, bit for bit; `ValueError` if it does not fit, and then nothing loads."""

@@ -11,49 +11,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
-
 from transformerlm.checkpoint.folder import Checkpoint, CheckpointStore
 from transformerlm.checkpoint.group_store import GroupCheckpointStore
-from transformerlm.hparams import CheckpointHparams, ModelHparams, TrainLoggingHparams, ValidationHparams
-from transformerlm.models import TransformerLM
+from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, ValidationHparams
 from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
 from transformerlm.training.scoring import bits_per_byte, perplexity
+from transformerlm.training.state import Progress, environment, load_trainer, saved_progress, trainer_state
 from transformerlm.training.trainer import Batch, StepResult, Trainer
 from transformerlm.utils.devices import peak_flops, peak_memory_bytes
-from transformerlm.utils.errors import CheckpointError, TransformerLMError
+from transformerlm.utils.errors import TransformerLMError
 
 Record = dict[str, Any]
 
 _KNOWN_BY_HEART = 1e-3  # nats per token; below it a gradient may be rounded to zero
-_MOST_PENDING = 100  # steps that nobody has looked at, where records are rarer
-_MODEL_DEFAULTS = {f"model.{key}": field.default for key, field in ModelHparams.model_fields.items()}
-"""The values of model settings that an older checkpoint, made before they existed, does not name."""
+_MAX_PENDING = 100  # read results at least this often, even without logging
 
 
 class DivergenceError(TransformerLMError):
     """Several steps in a row had a loss or gradient that was not finite, or a model that no longer learns."""
-
-
-class OtherRunError(CheckpointError):
-    """A run folder holds checkpoints of a run with other data, another shape or another seed."""
-
-
-@dataclass
-class Progress:
-    """Where the run stands; saved in every checkpoint."""
-
-    step: int = 0
-    nonfinite_steps: int = 0
-    """Steps in a row that were skipped, or whose model had collapsed."""
-    tokens_seen: int = 0
-    elapsed_seconds: float = 0.0
-    """Time spent in `TrainingRun.run`, summed over all processes that continued the run."""
-    valid_loss: float | None = None
-    valid_step: int | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
 
 
 @dataclass
@@ -83,21 +59,8 @@ class TrainingRun:
         Raises `OtherRunError` with that list without `force`, and `CheckpointError` if the weights or the optimizer's
         state do not fit.
         """
-        state = checkpoint.run_state()
-        saved, progress = _identity_and_progress(checkpoint, state)
-        if "tokens_seen" not in state["progress"]:  # an older checkpoint
-            progress.tokens_seen = progress.step * self._tokens_per_step
-        differing = [
-            f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
-            for key in {**self.identity, **saved}
-            if _or_default(saved, key) != _or_default(self.identity, key)
-        ]
-        if differing and not force:
-            raise OtherRunError(
-                f"{checkpoint.path}: is of another run: {'; '.join(differing)}; choose another logging.run_name, "
-                "restore those settings, or set training.resume to force to go on all the same"
-            )
-        self.trainer.load(checkpoint)
+        progress, differing = saved_progress(checkpoint, self.identity, self._tokens_per_step, force=force)
+        load_trainer(self.trainer, checkpoint)
         self.progress = progress
         self._saved_step = self.progress.step
         return differing
@@ -137,8 +100,8 @@ class TrainingRun:
             pending.append((step, result))
             recorded = step == 1 or step % self.logging.interval == 0 or step == steps or bool(norms)
             stops = step % self.validation.interval == 0 or step % self.checkpoint.interval == 0
-            if recorded or stops or len(pending) == _MOST_PENDING:
-                yield from self._look_at(pending)
+            if recorded or stops or len(pending) == _MAX_PENDING:
+                yield from self._flush(pending)
             if recorded:
                 yield self._train_record(result, clock) | norms
             if step % self.validation.interval == 0 and step != steps:
@@ -147,14 +110,14 @@ class TrainingRun:
             if step % self.checkpoint.interval == 0 and step != steps:
                 with clock.paused():
                     yield from self._save()
-        yield from self._look_at(pending)
+        yield from self._flush(pending)
         if self.progress.step != self._saved_step:
             yield from self._save()
         finished = self.progress.step >= steps
         yield {"event": "train_end", "step": self.progress.step, "finished": finished}
 
-    def _look_at(self, pending: list[tuple[int, StepResult]]) -> Iterator[Record]:
-        """Read what the steps since the last look did. Here alone the host waits, so that a device is never idle."""
+    def _flush(self, pending: list[tuple[int, StepResult]]) -> Iterator[Record]:
+        """Read the results of the steps since the last flush: the only host–device sync of the loop."""
         for step, result in pending:
             if not result.applied:
                 yield self._skipped(step, result)
@@ -175,7 +138,7 @@ class TrainingRun:
         if result.grad_norm == 0 and result.loss > _KNOWN_BY_HEART:
             return True
         model = self.trainer.model
-        if not isinstance(model, TransformerLM) or model.vocab_size < 2 or step <= self.trainer.schedule.warmup_iters:
+        if model.vocab_size < 2 or step <= self.trainer.schedule.warmup_iters:
             return False
         return math.isclose(result.loss, math.log(model.vocab_size), rel_tol=1e-6)
 
@@ -250,7 +213,7 @@ class TrainingRun:
         progress.elapsed_seconds = time.perf_counter() - self._began
         path = self.store.save(
             model=self.trainer.model.state_dict(),
-            optimizer=self.trainer.state(),
+            optimizer=trainer_state(self.trainer),
             state={
                 "step": progress.step,
                 "best_step": progress.best_step,
@@ -258,7 +221,7 @@ class TrainingRun:
                 "identity": dict(self.identity),
                 "data": {"next_sample": progress.step * self.loader.batch_size, "seed": self.loader.seed},
                 "schedule": {"learning_rate": self.trainer.learning_rate(max(1, progress.step))},
-                "environment": self.trainer.environment(),
+                "environment": environment(self.trainer),
             },
         )
         self._saved_step = progress.step
@@ -271,25 +234,6 @@ class TrainingRun:
             "metrics.loss": result.loss,
             "metrics.grad_l2_norm": result.grad_norm,
         }
-
-
-def _identity_and_progress(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[dict[str, Any], Progress]:
-    """Return what `state.json` says of the run; raise `CheckpointError` if it is none's, as of an imported model."""
-    try:
-        progress = TypeAdapter(Progress).validate_python(state.get("progress"))
-    except ValidationError:
-        progress = None
-    if progress is None or not all(isinstance(state.get(key), dict) for key in ("identity", "environment")):
-        raise CheckpointError(
-            f"{checkpoint.path}: is no checkpoint of a training run; to begin one with its weights, name it as "
-            "training.init_from, and choose another logging.run_name"
-        )
-    return state["identity"], progress
-
-
-def _or_default(identity: Mapping[str, Any], key: str) -> Any:
-    value = identity.get(key)
-    return _MODEL_DEFAULTS.get(key) if value is None else value
 
 
 class _Clock:

@@ -10,7 +10,7 @@ to AdamW; `param_groups.build_optimizer` parts them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from transformerlm.distributed.dtensor import local_piece, sharded_like, whole
-from transformerlm.training.optim import call_closure, with_gradients
+from transformerlm.training.optim import scaled_gradient, with_gradients
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -96,22 +96,16 @@ class Muon(Optimizer):
                     raise ConfigError(f"Muon updates matrices only (got shape {tuple(param.shape)}); use AdamW")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, gradient_scale: Tensor | None = None) -> Any:
-        """Update every matrix that has a gradient; return what `closure`, if given, computes first.
-
-        Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
-        nothing, whatever the gradients are, as in `AdamW.step`.
-        """
-        loss = call_closure(closure)
+    def step(self, *, gradient_scale: Tensor | None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient; `gradient_scale` is as in `AdamW.step`."""
         for group, params in with_gradients(self.param_groups):
             self._update(params, group, gradient_scale)
-        return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
         taken = torch.ones((), device=params[0].device)
         if gradient_scale is not None:
             taken = (gradient_scale > 0).to(taken)
-        directions = [self._direction(p, group["momentum"], taken, gradient_scale) for p in params]
+        directions = [self._direction(p, group["momentum"], gradient_scale) for p in params]
         for batch in _batches(params):
             wide = torch.stack([_lying(whole(directions[i])) for i in batch])
             for i, update in zip(batch, orthogonalize(wide, self.dtype).unbind(), strict=True):
@@ -121,13 +115,11 @@ class Muon(Optimizer):
                 param.mul_(1 - group["lr"] * group["weight_decay"] * taken)
                 param.sub_(local_piece(update) * (group["lr"] * update_scale(rows, columns) * taken))
 
-    def _direction(self, param: Tensor, decay: float, taken: Tensor, gradient_scale: Tensor | None) -> Tensor:
+    def _direction(self, param: Tensor, decay: float, gradient_scale: Tensor | None) -> Tensor:
         """Move the momentum of `param` on, if the step is taken; return what lies one step ahead of it (Nesterov)."""
         assert param.grad is not None
         momentum = self._momentum(param)
-        grad = at_least_float32(local_piece(param.grad))
-        if gradient_scale is not None:  # zero times infinity would not be zero
-            grad = torch.where(gradient_scale > 0, grad * gradient_scale, 0)
+        grad, taken = scaled_gradient(local_piece(param.grad), gradient_scale)
         local_piece(momentum).lerp_(grad, (1 - decay) * taken)
         direction = torch.empty_like(momentum, dtype=self.dtype)  # sharded as it is
         local_piece(direction).copy_(grad.lerp(local_piece(momentum), decay))

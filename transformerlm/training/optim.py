@@ -1,7 +1,7 @@
 """AdamW and gradient clipping.
 
-Nothing here waits for the device: norms, scales and step counts are tensors there, and so is the decision to skip a
-step. The learning rate is one as well, so that the compiled update of `distributed.compiling` serves every step.
+Norms, scales, step counts and the decision to skip a step are tensors on the device, so that the host never waits for
+it. The learning rate is a tensor too: compiled for a Python number, the update would be compiled again for the next.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from transformerlm.distributed.dtensor import local_piece, norm_over_processes
 from transformerlm.utils.dtypes import at_least_float32
 from transformerlm.utils.errors import ConfigError
 
@@ -33,8 +32,7 @@ class AdamW(Optimizer):
         θ ← θ − lr · m / (1 − β₁ᵗ) / (sqrt(v / (1 − β₂ᵗ)) + eps)
 
     The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step. `update`
-    does the arithmetic: `adamw_update`, or a compiled version of it.
-    Raises `ConfigError` for settings out of range.
+    does this arithmetic for one parameter. Raises `ConfigError` for settings out of range.
     """
 
     def __init__(
@@ -44,6 +42,8 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        update: Callable[..., None] | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not value >= 0:
@@ -51,32 +51,24 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas must be at least 0 and below 1 (got {betas})")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.update: Callable[..., None] = adamw_update
+        self.update = update or adamw_update
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, gradient_scale: Tensor | None = None) -> Any:
-        """Update every parameter that has a gradient; return what `closure`, if given, computes first.
+    def step(self, *, gradient_scale: Tensor | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
 
-        Gradients are multiplied with `gradient_scale`, a scalar on their device. Where that is zero the step changes
-        nothing, not even the step counts, whatever the gradients are: so a step is skipped without the host waiting.
+        Gradients are multiplied by `gradient_scale`, a scalar on their device. Where that is zero, the step changes
+        nothing, not even the step counts, whatever the gradients are.
         """
-        loss = call_closure(closure)
         for group, params in with_gradients(self.param_groups):
-            self._update_group(params, group, gradient_scale)
-        return loss
-
-    def _update_group(self, params: list[Tensor], group: dict[str, Any], gradient_scale: Tensor | None) -> None:
-        # Tensors, since a function compiled for one number is compiled again for another.
-        lr = torch.full((), group["lr"], device=params[0].device)
-        decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
-        for param in params:
-            assert param.grad is not None
-            state = self._state(param)
-            vectors = _as_vectors(param, param.grad, *(state[moment] for moment in _MOMENTS))
-            self.update(
-                *vectors, state["step"], lr=lr, decay=decay, gradient_scale=gradient_scale,
-                betas=group["betas"], eps=group["eps"],
-            )  # fmt: skip
+            lr = torch.full((), group["lr"], device=params[0].device)
+            decay = torch.full((), group["lr"] * group["weight_decay"], device=params[0].device)
+            settings = {"lr": lr, "decay": decay, "betas": group["betas"], "eps": group["eps"]}
+            for param in params:
+                assert param.grad is not None
+                state = self._state(param)
+                m, v = state["exp_avg"], state["exp_avg_sq"]
+                self.update(param, param.grad, m, v, state["step"], gradient_scale=gradient_scale, **settings)
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
@@ -106,41 +98,40 @@ class AdamW(Optimizer):
 def adamw_update(
     param: Tensor,
     grad: Tensor,
-    first: Tensor,
-    second: Tensor,
+    m: Tensor,
+    v: Tensor,
     step: Tensor,
     *,
     lr: Tensor,
     decay: Tensor,
-    gradient_scale: Tensor | None,
     betas: tuple[float, float],
     eps: float,
+    gradient_scale: Tensor | None = None,
 ) -> None:
-    """Do the arithmetic of `AdamW` for one parameter in place, on tensors only: nothing is read back to the host.
+    """Do the arithmetic of `AdamW` for one parameter, in place; `decay` is lr · weight_decay.
 
-    `decay` is lr · weight_decay. A scale of zero turns the step into one that keeps everything: a gradient of zero, no
-    decay, a rate of zero.
+    A skipped step (see `scaled_gradient`) has taken = 0, and then multiplies by 1 and adds 0 everywhere.
     """
-    grad, taken = at_least_float32(grad), torch.ones_like(lr)
-    if gradient_scale is not None:
-        applied = gradient_scale > 0
-        grad = torch.where(applied, grad * gradient_scale, 0)  # zero times infinity would not be zero
-        taken = applied.to(lr)
+    (beta1, beta2), (g, taken) = betas, scaled_gradient(grad, gradient_scale)
     step.add_(taken)
-    first.lerp_(grad, (1 - betas[0]) * taken)
-    second.lerp_(grad.square(), (1 - betas[1]) * taken)
-    count = step.clamp(min=1)  # a first step that is skipped has none
-    denominator = (second / _one_minus_power(betas[1], count)).sqrt_().add_(eps)
-    param.mul_(1 - decay * taken)
-    param.sub_(first * (lr * taken / _one_minus_power(betas[0], count)) / denominator)
+    t = step.clamp(min=1)  # 0 if the very first step is skipped
+    m.lerp_(g, (1 - beta1) * taken)  # m ← β₁ m + (1 − β₁) g
+    v.lerp_(g.square(), (1 - beta2) * taken)  # v ← β₂ v + (1 − β₂) g²
+    param.mul_(1 - decay * taken)  # θ ← θ − lr · weight_decay · θ
+    denominator = (v / _one_minus_power(beta2, t)).sqrt_().add_(eps)
+    param.sub_(m * (lr * taken / _one_minus_power(beta1, t)) / denominator)
 
 
-def call_closure(closure: Callable[[], Any] | None) -> Any:
-    """Return what the closure of an optimizer's step, if there is one, computes, with gradients recorded."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
+def scaled_gradient(grad: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return `grad · scale` in at least float32, and 1.0 as a tensor; for a scale of zero, zeros and 0.0.
+
+    Even a gradient that is not finite becomes zero then.
+    """
+    grad, taken = at_least_float32(grad), torch.ones((), device=grad.device)
+    if scale is None:
+        return grad, taken
+    applied = scale > 0
+    return torch.where(applied, grad * scale, 0), applied.to(taken)  # 0 · inf would be nan
 
 
 def with_gradients(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
@@ -149,13 +140,6 @@ def with_gradients(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[st
         params = [p for p in group["params"] if p.grad is not None]
         if params:
             yield group, params
-
-
-def _as_vectors(*tensors: Tensor) -> Iterator[Tensor]:
-    """Return tensors of one shape as vectors that share their memory: one compiled update then serves every shape."""
-    pieces = [local_piece(tensor) for tensor in tensors]
-    flat = all(piece.is_contiguous() for piece in pieces)
-    return (piece.view(-1) if flat else piece for piece in pieces)
 
 
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
@@ -179,7 +163,7 @@ def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tenso
     total = gradient_norm(grads)
     scale = clipping_scale(total, max_l2_norm)
     if grads:
-        torch._foreach_mul_([local_piece(grad) for grad in grads], scale)
+        torch._foreach_mul_(grads, scale)
     return total
 
 
@@ -187,13 +171,12 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     """Return the joint L2 norm of `grads`, a scalar of at least float32 on their device."""
     if not grads:
         return torch.tensor(0.0)
-    norms = torch._foreach_norm([at_least_float32(local_piece(grad)) for grad in grads], 2)
-    norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
-    return norm_over_processes(norm, grads[0])
+    norms = torch._foreach_norm([at_least_float32(grad) for grad in grads], 2)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
 
 
 def clipping_scale(norm: Tensor, max_l2_norm: float) -> Tensor:
-    """Return what gradients of joint norm `norm` are multiplied with to have one of at most `max_l2_norm`."""
+    """Return the factor that scales gradients of joint L2 norm `norm` down to at most `max_l2_norm`."""
     if not max_l2_norm > 0:
         raise ConfigError(f"max_l2_norm must be positive (got {max_l2_norm}); use inf to measure only")
     return (max_l2_norm / (norm + 1e-6)).clamp(max=1.0)

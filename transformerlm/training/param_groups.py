@@ -12,6 +12,7 @@ rate than matrices that see one at every position (Yang et al. 2022, "Tensor Pro
 latter's falls with the width).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformerlm.hparams import OptimizerHparams
 from transformerlm.models.layers import Embedding
 from transformerlm.training.combined import CombinedOptimizer
 from transformerlm.training.muon import Muon
-from transformerlm.training.optim import AdamW
+from transformerlm.training.optim import AdamW, adamw_update
 
 _HEAD = "lm_head.weight"
 
@@ -62,16 +63,20 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, embedding_lr_scal
 
 
 def build_optimizer(
-    model: nn.Module, hparams: OptimizerHparams, *, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    hparams: OptimizerHparams,
+    *,
+    dtype: torch.dtype = torch.float32,
+    update: Callable[..., None] = adamw_update,
 ) -> AdamW | CombinedOptimizer:
     """Return the optimizer that `hparams` describe; `set_learning_rate` gives it its learning rates.
 
-    `dtype` is that of the matrix products, which Muon uses for its own.
+    `dtype` is that of the matrix products, in Muon too. `update` is AdamW's arithmetic.
     """
     groups = parameter_groups(model, hparams.weight_decay, embedding_lr_scale=hparams.embedding_lr_scale)
     hidden = [group for group in groups if group["role"] == "hidden"]
     others = [group for group in groups if group["role"] != "hidden"]
-    adamw = {"lr": 0.0, "betas": (hparams.beta1, hparams.beta2), "eps": hparams.eps}
+    adamw: dict[str, Any] = {"lr": 0.0, "betas": (hparams.beta1, hparams.beta2), "eps": hparams.eps, "update": update}
     if hparams.name == "adamw":
         return AdamW(groups, **adamw)
     return CombinedOptimizer(

@@ -1,34 +1,24 @@
-"""One optimizer step, and the state that makes the next one the same after a restart."""
+"""One optimizer step, and validation."""
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from transformerlm.checkpoint.folder import Checkpoint, load_model_state
-from transformerlm.checkpoint.sharded import Like
 from transformerlm.distributed.sharding import ALONE, Parallelism
-from transformerlm.fast.apply import prepare_blocks
-from transformerlm.fast.compile import compile_any_length, compile_fixed_shapes, decide_together
 from transformerlm.hparams import OptimizerHparams, ScheduleHparams, TrainingHparams
-from transformerlm.models import TransformerLM, flops_per_token
-from transformerlm.training.combined import CombinedOptimizer
-from transformerlm.training.loss import NextTokenLoss, chunk_rows_for, loss_and_gradient
-from transformerlm.training.optim import AdamW, clipping_scale, gradient_norm
-from transformerlm.training.param_groups import build_optimizer, load_optimizer, set_learning_rate
+from transformerlm.models import TransformerLM
+from transformerlm.training.build import build_step
+from transformerlm.training.optim import clipping_scale, gradient_norm
+from transformerlm.training.param_groups import set_learning_rate
 from transformerlm.training.schedule import learning_rate
-from transformerlm.utils.devices import fingerprint
-from transformerlm.utils.dtypes import dtype_name
-from transformerlm.utils.errors import CheckpointError
 
 Batch = tuple[Tensor, Tensor]
 
 
 class StepResult:
-    """What one step did. Its numbers lie on the device until one of them is asked for; only then the host waits."""
+    """The result of one step. Its numbers stay on the device until one of them is read; only then the host waits."""
 
     def __init__(self, numbers: Tensor, learning_rate: float) -> None:
         self._numbers = numbers
@@ -36,7 +26,7 @@ class StepResult:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy of the batch, in nats a token."""
+        """Mean cross-entropy of the batch, in nats per token."""
         return self._read[0]
 
     @property
@@ -57,13 +47,13 @@ class StepResult:
 class Trainer:
     """A model and its optimizer; `step` is forward, backward, clipping and update.
 
-    The model is prepared here, in place, for its device, and for the processes that `parallelism` names. With
-    `mask_after`, the id that ends a document, tokens attend within their document only.
+    The model is prepared in place for its device and for the processes of `parallelism`. With `mask_after`, the id
+    that ends a document, tokens attend only within their document.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: TransformerLM,
         *,
         optimizer: OptimizerHparams,
         schedule: ScheduleHparams,
@@ -79,28 +69,17 @@ class Trainer:
         self.schedule = schedule
         self.training = training
         self.parallelism = parallelism
-        self.compilation = decide_together(training.compile, device, self._run_flops(), parallelism.world)
-        compiled = self.compilation.active
-        if isinstance(model, TransformerLM):
-            model.compute_dtype = dtype
-        make_mask = prepare_blocks(
+        parts = build_step(
             model,
+            optimizer=optimizer,
+            training=training,
             device=device,
             dtype=dtype,
-            compiled=compiled,
-            activation_checkpointing=training.activation_checkpointing,
+            parallelism=parallelism,
             mask_after=mask_after,
         )
-        self.loss = NextTokenLoss(
-            model,
-            chunk_rows=training.loss_chunk_rows or chunk_rows_for(device),
-            rows=compile_fixed_shapes(loss_and_gradient) if compiled else loss_and_gradient,
-            make_mask=make_mask,
-        )
-        self.training_loss = parallelism.wrap(self.loss, dtype)  # before the optimizer, which is to see its parameters
-        self.optimizer = build_optimizer(model, optimizer, dtype=dtype)
-        if compiled:
-            _compile_update(self.optimizer)
+        self.loss, self.training_loss, self.optimizer = parts.loss, parts.training_loss, parts.optimizer
+        self.compilation = parts.compilation
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step; steps count from 1, so that the first one already learns."""
@@ -109,16 +88,17 @@ class Trainer:
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take optimizer step number `step` (from 1) on (inputs, targets), each of shape (B, T).
 
-        The batch goes through the model in pieces of `micro_batch_size` rows; the gradients add up to those
-        of the whole batch. Of several processes each is given its rows of it; loss and gradient are those of all.
+        The batch goes through the model `micro_batch_size` rows at a time; the gradients are accumulated. Each of
+        several processes is given its own rows; loss and gradient are averaged over all processes.
         A step whose loss or gradient is not finite changes nothing.
         """
         rate = self.learning_rate(step)
         set_learning_rate(self.optimizer, rate)
         loss = self._accumulate_gradients(batch)
-        norm = gradient_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = self.parallelism.norm(gradients, gradient_norm)
         finite = loss.isfinite() & norm.isfinite()
-        # The decision is taken where the numbers are: no scale is zero but that of a step to skip.
+        # Decided on the device, without waiting for it: a scale of zero means "skip this step".
         scale = torch.where(finite, clipping_scale(norm, self.training.max_grad_norm), 0)
         self.optimizer.step(gradient_scale=scale)
         self.optimizer.zero_grad(set_to_none=True)
@@ -132,11 +112,11 @@ class Trainer:
         world = self.parallelism.world
         pieces = list(self._in_training_shape(batches)) if self.compilation.active else batches
         own = pieces[world.rank :: world.size]
-        # With FSDP the weights of a block are gathered by all processes: each takes as many forward passes.
+        # With FSDP the weights of a block are gathered by all processes: each takes the same number of forward passes.
         idle = pieces[:1] if world.rank >= len(pieces) % world.size > 0 else []
         self.loss.eval()
         try:
-            # A compiled model runs as in training, gradients enabled and never asked for: it is not compiled again.
+            # With gradients disabled a compiled model would be compiled again.
             with torch.set_grad_enabled(self.compilation.active):
                 losses = [self.loss(inputs, targets).detach() for inputs, targets in own + idle]
         finally:
@@ -145,71 +125,10 @@ class Trainer:
         return total / sum(targets.numel() for _, targets in batches)
 
     def warm_up(self, batch: Batch) -> None:
-        """Take a step that changes nothing: what is to be compiled is, before the clock of the run starts."""
+        """Take a step that changes nothing, so that everything is compiled before the clock of the run starts."""
         self._accumulate_gradients(batch)
         self.optimizer.step(gradient_scale=torch.zeros((), device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
-
-    def environment(self) -> dict[str, str | int | bool]:
-        """Return what a bit-exact repetition depends on, for people to compare."""
-        parallelism = self.parallelism
-        processes = {"processes": parallelism.world.size, "strategy": parallelism.strategy}
-        compiled = {"dtype": dtype_name(self.dtype), "compiled": self.compilation.active}
-        return fingerprint(self.device) | compiled | processes
-
-    def state(self) -> dict[str, Any]:
-        """Return the optimizer's state and the random generators', for a checkpoint."""
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
-        return {"optimizer": self.optimizer.state_dict(), "random": random}
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
-        self.load_weights(checkpoint)
-        state = checkpoint.optimizer_state(self._like())
-        try:
-            load_optimizer(self.optimizer, state["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint.path}: does not fit the optimizer of these settings: {error}") from None
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-
-    def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Take over the weights of a checkpoint, in whatever type they are stored, and nothing else.
-
-        Raises `CheckpointError` if they do not fit the model, or if this code computes other logits with them than the
-        code that made them.
-        """
-        like = self._like()
-        state = checkpoint.model_state(like)
-        # Of pieces, the first process reads the whole; what it raises, all do.
-        self.parallelism.world.from_first(lambda: checkpoint.require_same_code(state if like is None else None))
-        load_model_state(self.model, state)
-
-    def _like(self) -> Like | None:
-        return self._layout() if self.parallelism.sharded else None
-
-    def _layout(self) -> Callable[[str, torch.Size], Tensor | None]:
-        """Return a function that gives, for a tensor of a checkpoint, one that is sharded as it should be here."""
-        layout: dict[str, Tensor] = dict(self.model.state_dict())
-        params = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
-        # An optimizer's state dict numbers the parameters in the order of its groups.
-        moments = {f"optimizer.state.{number}": param for number, param in enumerate(params)}
-
-        def like(name: str, size: torch.Size) -> Tensor | None:
-            found = layout.get(name, moments.get(name.rpartition(".")[0]))
-            return found if found is not None and found.shape == size else None
-
-        return like
-
-    def _run_flops(self) -> float:
-        """Return the arithmetic of the whole run, in this process; 0 for a model of another kind."""
-        if not isinstance(self.model, TransformerLM):
-            return 0.0
-        tokens = self.training.steps * self.training.batch_size * self.model.context_length
-        return tokens * flops_per_token(self.model) / self.parallelism.world.size
 
     def _in_training_shape(self, batches: list[Batch]) -> Iterator[Batch]:
         """Yield the rows of `batches` in pieces as long as in training; the last one's inputs are padded with zeros."""
@@ -230,10 +149,3 @@ class Trainer:
                 micro_loss.backward()
             loss += micro_loss.detach()
         return self.parallelism.world.mean(loss)
-
-
-def _compile_update(optimizer: AdamW | CombinedOptimizer) -> None:
-    """Compile AdamW's arithmetic; Muon's is a few products of large matrices, which gain nothing."""
-    for part in optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,):
-        if isinstance(part, AdamW):
-            part.update = compile_any_length(part.update)

@@ -1,11 +1,12 @@
-"""The loss in chunks against the plain one: value, gradients, memory, both kinds of model."""
+"""The loss in chunks against the plain one: value, gradients, memory."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from transformerlm.fast.chunked_loss import ChunkedLoss, linear_cross_entropy, loss_and_gradient
 from transformerlm.models import TransformerLM
-from transformerlm.training.loss import NextTokenLoss, cross_entropy, linear_cross_entropy, loss_and_gradient
+from transformerlm.training.loss import NextTokenLoss, cross_entropy
 
 VOCABULARY = 50
 
@@ -82,7 +83,8 @@ def test_a_models_loss_is_that_of_its_logits(tied: bool) -> None:
     inputs, targets = torch.randint(0, VOCABULARY, (2, 3, 8), generator=draw)
     expected = nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="sum")
     gradients = torch.autograd.grad(expected, list(model.parameters()))
-    loss = NextTokenLoss(model, chunk_rows=5)
+    torch.testing.assert_close(NextTokenLoss(model)(inputs, targets), expected, rtol=1e-6, atol=1e-6)
+    loss = ChunkedLoss(model, chunk_rows=5)
     found = loss(inputs, targets)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(torch.autograd.grad(found, list(model.parameters())), gradients, strict=True):
@@ -91,11 +93,3 @@ def test_a_models_loss_is_that_of_its_logits(tied: bool) -> None:
     evaluated = loss.eval()(padded, targets)  # rows of inputs without targets are padding
     torch.testing.assert_close(evaluated, expected, rtol=1e-6, atol=1e-6)
     assert not evaluated.requires_grad
-
-
-def test_a_module_of_another_kind_is_trained_with_the_plain_loss() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(VOCABULARY, 4), nn.Linear(4, VOCABULARY))
-    inputs, targets = torch.randint(0, VOCABULARY, (2, 3, 8))
-    loss = NextTokenLoss(model, chunk_rows=5)(inputs, targets)
-    torch.testing.assert_close(loss, cross_entropy(model(inputs), targets).sum())

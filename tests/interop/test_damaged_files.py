@@ -23,8 +23,8 @@ from transformerlm.checkpoint.integrity import to_json
 from transformerlm.inference.predictor import Predictor
 from transformerlm.interop.huggingface_import import read_huggingface, write_checkpoint
 from transformerlm.models.build import build_model
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.training import Checkpoint
-from transformerlm.training.data import TokenDataset
 from transformerlm.utils.errors import CheckpointError, DataError, InteropError, TransformerLMError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))

@@ -22,7 +22,7 @@ import tiktoken
 from transformerlm.tokenizer import END_OF_TEXT, Tokenizer
 from transformerlm.tokenizer import backend as layers
 from transformerlm.tokenizer.backend import Specials
-from transformerlm.tokenizer.bpe import PlainEncoder
+from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.utf8 import to_text
 from transformerlm.tokenizer.validation import TokenIds, ordinary_ids
 

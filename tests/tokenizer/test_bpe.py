@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer import Tokenizer, bpe
+from transformerlm.tokenizer import Tokenizer, plain
 from transformerlm.tokenizer.backend import Specials
 from transformerlm.tokenizer.bpe import (
     LONG,
     MergeTable,
-    PlainEncoder,
     count_pretokens,
     decode,
     learn_merges,
@@ -20,6 +19,7 @@ from transformerlm.tokenizer.bpe import (
     merge_table,
 )
 from transformerlm.tokenizer.kernels.merger import token_numbers
+from transformerlm.tokenizer.plain import PlainEncoder
 from transformerlm.tokenizer.validation import TokenIds
 from transformerlm.utils.errors import TokenizerError
 
@@ -150,7 +150,7 @@ def test_a_very_long_word_is_merged() -> None:
 
 
 def test_the_cache_of_pretokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "MAX_CACHED", 10)
+    monkeypatch.setattr(plain, "MAX_CACHED", 10)
     encoder = PlainEncoder(TokenIds(SINGLE), [])
     text = " ".join(map(str, range(100))) + " " + "x" * 200
     assert encoder.encode(text, Specials({})) == list(text.encode())

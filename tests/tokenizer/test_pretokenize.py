@@ -5,12 +5,8 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformerlm.tokenizer.pretokenize import (
-    check_special_tokens,
-    pretokenize,
-    special_pattern,
-    split_special,
-)
+from transformerlm.tokenizer.pretokenize import pretokenize, special_pattern, split_special
+from transformerlm.tokenizer.validation import check_special_tokens
 from transformerlm.utils.errors import TokenizerError
 
 PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

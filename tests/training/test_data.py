@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.token_files.index import read_info
 from transformerlm.token_files.stream import TokenStream
-from transformerlm.training.data import BatchLoader, TokenDataset, get_batch, validation_windows
+from transformerlm.training.data import BatchLoader, get_batch, validation_windows
 from transformerlm.utils.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from transformerlm.hparams import CheckpointHparams, TrainLoggingHparams, Valida
 from transformerlm.inference.generate import generate
 from transformerlm.models import TransformerLM
 from transformerlm.training import BatchLoader, Checkpoint, TrainingRun
-from transformerlm.training.loop import DivergenceError
 from transformerlm.training.state import OtherRunError, trainer_state
-from transformerlm.training.trainer import StepResult
+from transformerlm.training.step_result import StepResult
+from transformerlm.training.watch import DivergenceError
 from transformerlm.utils.errors import CheckpointError
 
 Record = dict[str, Any]

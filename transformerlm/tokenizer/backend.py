@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transformerlm.token_files.index import id_dtype
-from transformerlm.tokenizer import bpe
+from transformerlm.tokenizer import bpe, plain
 from transformerlm.tokenizer.normalize import is_normalized, normalized
 from transformerlm.tokenizer.pretokenize import GPT2, special_pattern, split_special
 from transformerlm.tokenizer.utf8 import to_bytes, to_text, valid_unicode
@@ -102,7 +102,7 @@ class Codec:
         self._pattern = pattern
         self._normalizes = normalization is not None
         self._whole_words = whole_words or {}
-        self._plain = bpe.PlainEncoder(token_ids, merges, pattern=pattern, whole_words=self._whole_words)
+        self._plain = plain.PlainEncoder(token_ids, merges, pattern=pattern, whole_words=self._whole_words)
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0

@@ -26,20 +26,17 @@ and algorithm 1, on bytes as in GPT-2.
 """
 
 import heapq
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, pairwise
-from typing import Protocol, final
+from itertools import pairwise
+from typing import final
 
-from transformerlm.tokenizer.pretokenize import GPT2, pretokenize, special_pattern, split_special
+from transformerlm.tokenizer.pretokenize import pretokenize, special_pattern, split_special
 from transformerlm.tokenizer.utf8 import to_bytes, to_text
 from transformerlm.tokenizer.validation import TokenIds, unknown_id
 
 MERGES_PER_REPORT = 100
 LONG = 64  # tokens; above about this length the heap is faster than the definition
-MAX_CACHED = 1 << 18  # pre-tokens; about 60 MB
-MAX_CACHED_CHARS = 64
 
 Merge = tuple[bytes, bytes]
 Pair = tuple[int, int]
@@ -266,73 +263,12 @@ def merge_long(ids: Sequence[int], table: MergeTable, at_least: int = 1) -> list
 # --- Encoding and decoding --------------------------------------------------------------------------------------------
 
 
-class SpecialTokens(Protocol):
-    """The special tokens to recognise, and the pattern that finds them (None if there are none)."""
+def encode_pretoken(pretoken: str, ids: TokenIds, table: MergeTable) -> list[int]:
+    """Return the ids of a pre-token: those of its bytes, merged.
 
-    @property
-    def ids(self) -> Mapping[str, int]: ...
-
-    @property
-    def pattern(self) -> re.Pattern[str] | None: ...
-
-
-@final
-class PlainEncoder:
-    """Encodes text, given the ids of tokens and the merges (the lowest rank first).
-
-    `pattern` is one of `pretokenize.PATTERNS`; `whole_words` maps pre-tokens that are never merged to their ids.
+    A surrogate U+DC80 to U+DCFF stands for a byte that is not valid UTF-8, as in Python's "surrogateescape".
     """
-
-    def __init__(
-        self,
-        ids: TokenIds,
-        merges: Sequence[Merge],
-        *,
-        pattern: str = GPT2,
-        whole_words: Mapping[bytes, int] | None = None,
-    ) -> None:
-        self._pattern = pattern
-        self._ids_of = _PretokenCache(ids, merges, whole_words or {})
-
-    def encode(self, text: str, specials: SpecialTokens) -> list[int]:
-        """Return the ids of `text`.
-
-        A surrogate U+DC80 to U+DCFF stands for a byte that is not valid UTF-8, as in Python's "surrogateescape".
-        """
-        ids: list[int] = []
-        for place, part in enumerate(split_special(text, specials.pattern)):
-            if place % 2:
-                ids.append(specials.ids[part])
-            else:
-                ids.extend(chain.from_iterable(map(self._ids_of.__getitem__, pretokenize(part, self._pattern))))
-        return ids
-
-
-@final
-class _PretokenCache(dict[str, tuple[int, ...]]):
-    """From a pre-token to its ids: merged on first use, and cached if the pre-token is short.
-
-    The cache is emptied when it is full. It is a dict with `__missing__`, so that a hit, the common case, runs no
-    Python code.
-    """
-
-    def __init__(self, ids: TokenIds, merges: Sequence[Merge], whole_words: Mapping[bytes, int]) -> None:
-        super().__init__()
-        self._whole_words = whole_words
-        self._token_ids = ids
-        self._table = merge_table(merges, ids.id_of)
-
-    def __missing__(self, pretoken: str) -> tuple[int, ...]:
-        data = to_bytes(pretoken)
-        if data in self._whole_words:
-            ids: tuple[int, ...] = (self._whole_words[data],)
-        else:
-            ids = tuple(merge_ids(self._token_ids.of_bytes(data), self._table))
-        if len(pretoken) <= MAX_CACHED_CHARS:
-            if len(self) >= MAX_CACHED:
-                self.clear()
-            self[pretoken] = ids
-        return ids
+    return merge_ids(ids.of_bytes(to_bytes(pretoken)), table)
 
 
 def decode(ids: Iterable[int], vocab: Mapping[int, bytes]) -> bytes:

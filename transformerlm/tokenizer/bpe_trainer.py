@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from transformerlm.tokenizer import backend, bpe
 from transformerlm.tokenizer.blocks import Block, Source, corpus_blocks
-from transformerlm.tokenizer.pretokenize import check_special_tokens
+from transformerlm.tokenizer.validation import check_special_tokens
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.parallel import ordered_thread_map, worker_count
 

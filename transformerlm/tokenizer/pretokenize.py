@@ -39,7 +39,6 @@ from transformerlm.tokenizer.unicode.ranges import (
     UPPER_CASE,
     WHITE_SPACE,
 )
-from transformerlm.utils.errors import TokenizerError, require_list
 
 GPT2, GPT2_DIGITS, CL100K, LLAMA3, QWEN2 = "gpt2", "gpt2_digits", "cl100k", "llama3", "qwen2"
 O200K, TEKKEN = "o200k", "tekken"
@@ -126,19 +125,3 @@ def special_pattern(special_tokens: Iterable[str]) -> re.Pattern[str] | None:
 def split_special(text: str, pattern: re.Pattern[str] | None) -> list[str]:
     """Cut `text` at its special tokens: plain text at the even places, special tokens at the odd ones."""
     return pattern.split(text) if pattern else [text]
-
-
-def check_special_tokens(special_tokens: Iterable[str]) -> None:
-    """Raise `TokenizerError` unless the special tokens are distinct texts, none of them empty."""
-    require_list("special_tokens", special_tokens)
-    seen: set[str] = set()
-    for token in special_tokens:
-        if token in seen:
-            raise TokenizerError(f"special token {token!r} is given twice; give it once")
-        if not token:
-            raise TokenizerError("a special token is empty; give it a text")
-        seen.add(token)
-        try:
-            token.encode("utf-8")
-        except UnicodeEncodeError:
-            raise TokenizerError(f"special token {token!r} is not valid Unicode; choose another text") from None

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, final
 
 from transformerlm.hparams import END_OF_TEXT
-from transformerlm.tokenizer.pretokenize import GPT2, PATTERNS, check_special_tokens
+from transformerlm.tokenizer.pretokenize import GPT2, PATTERNS
 from transformerlm.tokenizer.unicode.ranges import UNICODE_VERSION
+from transformerlm.tokenizer.validation import check_special_tokens
 from transformerlm.utils.errors import TokenizerError
 from transformerlm.utils.files import write_json
 from transformerlm.utils.json_file import read_json_object

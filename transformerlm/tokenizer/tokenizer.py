@@ -21,7 +21,7 @@ from transformerlm.hparams import END_OF_TEXT
 from transformerlm.tokenizer import io, tiktoken_file
 from transformerlm.tokenizer.backend import Codec, IdArray, Specials, joined
 from transformerlm.tokenizer.normalize import normalized
-from transformerlm.tokenizer.pretokenize import GPT2, check_special_tokens, split_special
+from transformerlm.tokenizer.pretokenize import GPT2, split_special
 from transformerlm.tokenizer.settings import TokenizerSettings
 from transformerlm.tokenizer.streaming import safe_blocks
 from transformerlm.tokenizer.tiktoken_file import merges_of_ranks
@@ -30,6 +30,7 @@ from transformerlm.tokenizer.validation import (
     TokenIds,
     check_ends,
     check_merges,
+    check_special_tokens,
     check_vocab,
     ordinary_ids,
     ordinary_tokens,

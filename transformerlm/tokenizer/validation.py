@@ -4,13 +4,13 @@ A vocabulary maps ids to bytes. Ids may have gaps, single bytes may be missing, 
 of an ordinary one. Ordinary tokens have bytes of their own; each merge joins two of them to a third.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
-from transformerlm.utils.errors import TokenizerError
+from transformerlm.utils.errors import TokenizerError, require_list
 
 SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
 MAX_IDS = 1 << 21
@@ -109,3 +109,19 @@ def unknown_id(token_id: object, vocab_size: int) -> TokenizerError:
         f"{token_id!r} is no id of the vocabulary, whose size is {vocab_size}; "
         "decode with the tokenizer that made the ids"
     )
+
+
+def check_special_tokens(special_tokens: Iterable[str]) -> None:
+    """Raise `TokenizerError` unless the special tokens are distinct texts, none of them empty."""
+    require_list("special_tokens", special_tokens)
+    seen: set[str] = set()
+    for token in special_tokens:
+        if token in seen:
+            raise TokenizerError(f"special token {token!r} is given twice; give it once")
+        if not token:
+            raise TokenizerError("a special token is empty; give it a text")
+        seen.add(token)
+        try:
+            token.encode("utf-8")
+        except UnicodeEncodeError:
+            raise TokenizerError(f"special token {token!r} is not valid Unicode; choose another text") from None

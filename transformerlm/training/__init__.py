@@ -5,8 +5,9 @@ neither prints nor logs.
 """
 
 from transformerlm.checkpoint.folder import Checkpoint, CheckpointStore
+from transformerlm.token_files.dataset import TokenDataset
 from transformerlm.training.checkpoint import load_checkpoint, save_checkpoint
-from transformerlm.training.data import BatchLoader, TokenDataset, get_batch
+from transformerlm.training.data import BatchLoader, get_batch
 from transformerlm.training.loop import TrainingRun
 from transformerlm.training.loss import cross_entropy
 from transformerlm.training.muon import Muon

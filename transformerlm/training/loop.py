@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from transformerlm.checkpoint.folder import Checkpoint, CheckpointStore
 from transformerlm.checkpoint.group_store import GroupCheckpointStore
@@ -18,18 +18,14 @@ from transformerlm.training.data import BatchLoader
 from transformerlm.training.diagnostics import activation_norms, weight_norms
 from transformerlm.training.scoring import bits_per_byte, perplexity
 from transformerlm.training.state import Progress, environment, load_trainer, saved_progress, trainer_state
-from transformerlm.training.trainer import Batch, StepResult, Trainer
+from transformerlm.training.step_result import StepResult
+from transformerlm.training.trainer import Batch, Trainer
+from transformerlm.training.watch import StepClock, count_failed_steps
 from transformerlm.utils.devices import peak_flops, peak_memory_bytes
-from transformerlm.utils.errors import TransformerLMError
 
 Record = dict[str, Any]
 
-_KNOWN_BY_HEART = 1e-3  # nats per token; below it a gradient may be rounded to zero
 _MAX_PENDING = 100  # read results at least this often, even without logging
-
-
-class DivergenceError(TransformerLMError):
-    """Several steps in a row had a loss or gradient that was not finite, or a model that no longer learns."""
 
 
 @dataclass
@@ -90,7 +86,7 @@ class TrainingRun:
 
     def _records(self) -> Iterator[Record]:
         steps = self.trainer.training.steps
-        clock = _Clock(self.progress.step)
+        clock = StepClock(self.progress.step)
         pending: list[tuple[int, StepResult]] = []
         while self.progress.step < steps and not self.should_stop():
             step = self.progress.step + 1
@@ -120,40 +116,11 @@ class TrainingRun:
         """Read the results of the steps since the last flush: the only host–device sync of the loop."""
         for step, result in pending:
             if not result.applied:
-                yield self._skipped(step, result)
-            collapsed = result.applied and self._has_collapsed(step, result)
-            failed = collapsed or not result.applied
-            self.progress.nonfinite_steps = self.progress.nonfinite_steps + 1 if failed else 0
-            if self.progress.nonfinite_steps >= self.trainer.training.max_nonfinite_steps:
-                self._raise_divergence(step, result, collapsed=collapsed)
+                numbers = {"metrics.loss": result.loss, "metrics.grad_l2_norm": result.grad_norm}
+                yield {"event": "skipped_step", "step": step, **numbers}
+            before = self.progress.nonfinite_steps
+            self.progress.nonfinite_steps = count_failed_steps(self.trainer, step, result, before)
         pending.clear()
-
-    def _has_collapsed(self, step: int, result: StepResult) -> bool:
-        """Return whether the model no longer learns, although all numbers are finite.
-
-        Either no parameter has any gradient, although the loss is not that of a model that knows every token; or,
-        after the warm-up, the loss is exactly that of equal logits, ln(vocabulary), which a model that still learns
-        does not hit in several batches in a row.
-        """
-        if result.grad_norm == 0 and result.loss > _KNOWN_BY_HEART:
-            return True
-        model = self.trainer.model
-        if model.vocab_size < 2 or step <= self.trainer.schedule.warmup_iters:
-            return False
-        return math.isclose(result.loss, math.log(model.vocab_size), rel_tol=1e-6)
-
-    def _raise_divergence(self, step: int, result: StepResult, *, collapsed: bool) -> NoReturn:
-        times, advice = self.progress.nonfinite_steps, "lower schedule.max_learning_rate or lengthen the warm-up"
-        if collapsed:
-            raise DivergenceError(
-                f"step {step}: the model has collapsed and no longer learns (loss {result.loss:.4f}, gradient norm "
-                f"{result.grad_norm:g}, after {times} such steps in a row); {advice}, then train anew, or from a "
-                "checkpoint before the collapse"
-            )
-        raise DivergenceError(
-            f"step {step}: loss or gradient was not finite {times} times in a row; {advice}, then resume from the "
-            "last checkpoint"
-        )
 
     def _step(self, step: int) -> tuple[StepResult, Record]:
         """Take a step, with the norms that are due."""
@@ -169,7 +136,7 @@ class TrainingRun:
             record |= {f"metrics.weight_norm.{name}": value.item() for name, value in weights.items()}
         return result, record
 
-    def _train_record(self, result: StepResult, clock: "_Clock") -> Record:
+    def _train_record(self, result: StepResult, clock: StepClock) -> Record:
         seconds_per_step = clock.seconds_per_step(self.progress.step)
         tokens_per_second = self.loader.batch_size * self.loader.context_length / seconds_per_step
         device = self.trainer.device
@@ -226,37 +193,6 @@ class TrainingRun:
         )
         self._saved_step = progress.step
         yield {"event": "checkpoint", "step": progress.step, "path": str(path), "best_step": progress.best_step}
-
-    def _skipped(self, step: int, result: StepResult) -> Record:
-        return {
-            "event": "skipped_step",
-            "step": step,
-            "metrics.loss": result.loss,
-            "metrics.grad_l2_norm": result.grad_norm,
-        }
-
-
-class _Clock:
-    """Seconds per step over the time spent in steps since the last reading, smoothed over readings."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-        self._time = time.perf_counter()
-        self._smoothed: float | None = None
-
-    def seconds_per_step(self, step: int) -> float:
-        now = time.perf_counter()
-        current = (now - self._time) / max(1, step - self._step)
-        self._smoothed = current if self._smoothed is None else 0.7 * self._smoothed + 0.3 * current
-        self._step, self._time = step, now
-        return max(self._smoothed, 1e-9)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time that the context takes."""
-        start = time.perf_counter()
-        yield
-        self._time += time.perf_counter() - start
 
 
 def _due(step: int, interval: int) -> bool:

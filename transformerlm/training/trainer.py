@@ -1,6 +1,5 @@
 """One optimizer step, and validation."""
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -13,35 +12,9 @@ from transformerlm.training.build import build_step
 from transformerlm.training.optim import clipping_scale, gradient_norm
 from transformerlm.training.param_groups import set_learning_rate
 from transformerlm.training.schedule import learning_rate
+from transformerlm.training.step_result import StepResult
 
 Batch = tuple[Tensor, Tensor]
-
-
-class StepResult:
-    """The result of one step. Its numbers stay on the device until one of them is read; only then the host waits."""
-
-    def __init__(self, numbers: Tensor, learning_rate: float) -> None:
-        self._numbers = numbers
-        self.learning_rate = learning_rate
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy of the batch, in nats per token."""
-        return self._read[0]
-
-    @property
-    def grad_norm(self) -> float:
-        """Joint L2 norm of the gradients before clipping."""
-        return self._read[1]
-
-    @property
-    def applied(self) -> bool:
-        """False if loss or gradient was not finite, so that the step changed nothing."""
-        return self._read[2] > 0
-
-    @functools.cached_property
-    def _read(self) -> list[float]:
-        return self._numbers.tolist()
 
 
 class Trainer:

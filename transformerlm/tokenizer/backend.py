@@ -2,7 +2,7 @@
 
 Their results are the same. The numba backend is a few dozen times as fast, but importing numba and loading the kernels
 from disk takes half a second, and compiling them, once per machine, ten seconds or more. Once loaded, it handles all
-calls but the shortest.
+calls except the shortest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformerlm.tokenizer.kernels.special_tokens import SpecialTokens
 
 SHORT = 256
-"""Characters, bytes or ids that plain Python handles as fast as a compiled kernel is called."""
+"""Characters, bytes or ids that pure Python processes in the time it takes to call a kernel."""
 
 IdArray = npt.NDArray[np.unsignedinteger]
 
@@ -62,7 +62,7 @@ def compiled_pays(size: int, threshold: Threshold, kernel: str) -> bool:
 
 @final
 class Specials:
-    """The special tokens that are looked for in a text, as either layer takes them."""
+    """The special tokens to find in a text, in the form that each backend takes."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         self.ids = ids
@@ -82,7 +82,7 @@ NO_SPECIALS = Specials({})
 class Codec:
     """Encodes with the ids of tokens and merges (the lowest rank first), and decodes with a vocabulary (id to bytes).
 
-    `pattern` is one of `pretokenize.PATTERNS`; `whole_words` are the pre-tokens that have an id without being merged.
+    `pattern` is one of `pretokenize.PATTERNS`; `whole_words` maps pre-tokens that are never merged to their ids.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Codec:
         self._compiled: CompiledCodec | None = None
         self._integers: npt.NDArray[np.object_] = np.empty(0, np.object_)
         self._seen = 0
-        self._announced = 0  # of what was seen, what is still to come
+        self._announced = 0  # bytes passed to `expect` but not yet encoded
         self._lock = Lock()
         self.dtype = np.dtype(id_dtype(self._vocab_size))
 
@@ -127,15 +127,15 @@ class Codec:
         if compiled is None:
             return self._plain.encode(_as_text(text), specials)
         ids, _ = compiled.encode([_as_bytes(text)], specials.for_kernels)
-        return self._integers[ids].tolist()  # the numbers are there already: faster than to make them from an array
+        return self._integers[ids].tolist()  # reuses existing int objects: faster than creating them
 
     def _encode_parts(self, text: str | bytes, specials: Specials) -> list[int]:
-        """Return the ids of a text that is to be normalized between its special tokens."""
+        """Return the ids of a text, normalizing it between its special tokens."""
         ids: list[int] = []
         for place, part in enumerate(split_special(_as_text(text), specials.pattern)):
             if place % 2:
                 ids.append(specials.ids[part])
-            else:  # what normalizing makes is no special token
+            else:  # a special token produced by normalizing counts as plain text
                 ids += self._encode_normalized(to_bytes(normalized(part)), NO_SPECIALS)
         return ids
 
@@ -156,11 +156,11 @@ class Codec:
     def encode_joined(
         self, data: bytes, ends: npt.NDArray[np.int64], specials: Specials
     ) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of the texts that `data` holds one after another, and where those of each end.
+        """Return the ids of the concatenated texts in `data`, and the end of each text's ids.
 
         May be called by several threads at once.
         """
-        is_done = not self._normalizes or is_normalized(data)  # then each of the texts is, too
+        is_done = not self._normalizes or is_normalized(data)  # then so is each of the texts
         compiled = self._compiled_for(len(data)) if is_done and len(data) > SHORT else None
         if compiled is not None:
             return compiled.encode_joined(data, ends, specials.for_kernels)
@@ -175,7 +175,7 @@ class Codec:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the compiled layer is in use."""
+        """Whether the numba backend is in use."""
         return self._compiled is not None
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> bytes:
@@ -190,7 +190,7 @@ class Codec:
         return bpe.decode(ids.tolist() if isinstance(ids, np.ndarray) else ids, self._vocab)
 
     def _compiled_for(self, length: int) -> "CompiledCodec | None":
-        """Return the compiled layer if it is there or now worth its while, with `length` more to do."""
+        """Return the numba backend if it is loaded or pays off now that `length` more have to be processed."""
         if self._compiled is None:
             announced = min(length, self._announced)
             self._announced -= announced
@@ -228,9 +228,9 @@ def _as_bytes(text: str | bytes) -> bytes:
 
 
 def joined(arrays: Iterable[IdArray], dtype: np.dtype, room: int) -> IdArray:
-    """Return `arrays` as one, for which `room` items are set aside at first.
+    """Concatenate `arrays`, allocating `room` items at first.
 
-    Room that is not used costs nothing: the system hands out memory when it is written to.
+    Over-allocating costs nothing: untouched pages are never committed.
     """
     result = np.empty(room, dtype)
     count = 0

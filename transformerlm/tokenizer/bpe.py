@@ -95,8 +95,8 @@ def learn_merges(
 
     The count of a pair only falls after the merge that creates the pair. So a heap entry may overstate a count but
     never understates it: the top entry is the best pair if its count is still correct, and otherwise is pushed back
-    with the correct one. No two merges make the same bytes: how earlier merges divide these bytes does not depend on
-    the bytes around them, unless a token reaches across their ends.
+    with the correct one. No two merges make the same bytes: unless a token crosses their ends, how earlier merges
+    divide these bytes does not depend on the bytes around them.
     """
     words = _Words(counts)
     tokens = [bytes([byte]) for byte in range(256)]
@@ -193,8 +193,8 @@ class _Words:
 
 # --- Merging a pre-token ----------------------------------------------------------------------------------------------
 #
-# A merge may use a token that only a later merge makes, and several merges may make the same token: lists of merges
-# that were not learned here do both.
+# Lists of merges from other projects may use a token before the merge that makes it, and several of their merges may
+# make the same token.
 
 NO_TOKEN = -1
 NEVER = (1 << 62, NO_TOKEN)  # a rank that no merge has
@@ -264,7 +264,7 @@ def merge_long(ids: Sequence[int], table: MergeTable, at_least: int = 1) -> list
 
 
 def encode_pretoken(pretoken: str, ids: TokenIds, table: MergeTable) -> list[int]:
-    """Return the ids of a pre-token: those of its bytes, merged.
+    """Return the ids of a pre-token: its bytes' ids, merged.
 
     A surrogate U+DC80 to U+DCFF stands for a byte that is not valid UTF-8, as in Python's "surrogateescape".
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformerlm.tokenizer.kernels.counter import PieceCounter, Words
 
 Progress: TypeAlias = Callable[[str, float], None]
-"""Called with the stage, "count" or "merge", and the share of it that is done, 0 to 1."""
+"""Called with the stage, "count" or "merge", and the fraction of it that is done, 0 to 1."""
 
 
 def train_bpe(
@@ -39,9 +39,9 @@ def train_bpe(
     """Learn a byte-level BPE vocabulary from files, from anywhere that fsspec reaches, or from texts.
 
     Returns the vocabulary and the merges in the order in which they were made. The ids are the 256 single
-    bytes (id = byte), then the products of the merges, then the special tokens; `vocab_size` counts all of
-    them. The vocabulary is smaller if the text runs out of pairs. The result is the same for any number of
-    workers, any order of the files or texts, and whether they are compressed or not.
+    bytes (id = byte), then the merged tokens, then the special tokens; `vocab_size` counts all of them. The vocabulary
+    is smaller if the text runs out of pairs. The result is the same for any number of workers, any order of the files
+    or texts, and whether they are compressed or not.
 
     Args:
         input_path: one of
@@ -49,20 +49,20 @@ def train_bpe(
             - a path, or a URL of fsspec (`"s3://…"`, `"https://…"`, `"memory://…"`);
             - a list or tuple of them;
             - any other iterable of texts (`str` or `bytes`), a generator for instance. For the texts of a list, give
-              `iter(texts)`: a list of strings is taken for paths.
+              `iter(texts)`: a list of strings is read as paths.
 
-            Each file and each text stands for itself: no pre-token reaches from one to the next. Names that end in
-            `.gz`, `.zst` or `.xz` are decompressed. Text should be UTF-8; a byte that is not counts as a character of
-            its own that is no letter, number or white space.
-        vocab_size: number of ids, at least 256 and the special tokens.
-        special_tokens: texts that are cut out of the corpus, take part in no merge and are never split.
+            No pre-token spans two files or texts. Names that end in
+            `.gz`, `.zst` or `.xz` are decompressed. Text should be UTF-8; an invalid byte counts as a character that is
+            not a letter, number or white space.
+        vocab_size: number of ids, at least 256 plus the number of special tokens.
+        special_tokens: texts that are cut out of the corpus, are not merged and are never split.
         num_workers: threads that count pre-tokens; by default one per processor. A small corpus is counted
             in this thread.
-        progress: see `Progress`. Of texts, whose number nobody knows, only the end is reported as counted.
+        progress: see `Progress`. For an iterable of texts, whose total is unknown, counting reports only its end.
 
     Raises:
-        TokenizerError: `vocab_size` is too small, or a special token is unfit.
-        DataError: a file cannot be read or is damaged, or an item is no text.
+        TokenizerError: `vocab_size` is too small, or a special token is invalid.
+        DataError: a file cannot be read or is damaged, or an item is not text.
         MissingDependencyError: fsspec needs another package for a URL.
     """
     num_merges = _num_merges(vocab_size, special_tokens)
@@ -77,7 +77,7 @@ def train_bpe_on_counts(
     *,
     progress: Progress | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
-    """Do as `train_bpe` does, on pre-tokens that have been counted, special tokens left out."""
+    """Like `train_bpe`, from counted pre-tokens without the special tokens."""
     num_merges = _num_merges(vocab_size, special_tokens)
     return _vocabulary(learn_merges(counts, num_merges, progress=progress), special_tokens)
 
@@ -89,19 +89,19 @@ def count_pretokens(
     num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> Counter[bytes]:
-    """Count the distinct pre-tokens of a corpus, special tokens left out. Arguments and errors as `train_bpe`."""
+    """Count the distinct pre-tokens of a corpus, without special tokens. Arguments and errors: see `train_bpe`."""
     check_special_tokens(special_tokens)
     counts = _count(input_path, special_tokens, num_workers, progress)
     return counts if isinstance(counts, Counter) else counts.counter()
 
 
 def counting_is_compiled(num_bytes: int) -> bool:
-    """Return whether the compiled layer is to count the pre-tokens of so much text."""
+    """Return whether the numba backend should count the pre-tokens of a text of this size."""
     return backend.compiled_pays(num_bytes, backend.CORPUS, "counter.count_texts")
 
 
 def count_compiled(blocks: Iterable[Block], special_tokens: Sequence[str], threads: int) -> "PieceCounter":
-    """Count the pre-tokens of `blocks` on several threads: each has a counter, and in the end they are added up."""
+    """Count the pre-tokens of `blocks` on several threads, each with its own counter, and add up the counters."""
     from transformerlm.tokenizer.kernels.counter import PieceCounter
 
     specials = [special.encode("utf-8") for special in special_tokens]
@@ -109,7 +109,7 @@ def count_compiled(blocks: Iterable[Block], special_tokens: Sequence[str], threa
 
     def count(block: Block) -> None:
         try:
-            counter = free.pop()  # safe, as is `append`, between threads
+            counter = free.pop()  # thread-safe, like `append`
         except IndexError:
             counter = PieceCounter(specials)
         counter.count(block.data, block.ends)
@@ -151,7 +151,8 @@ def learn_merges(
 
 
 def _num_merges(vocab_size: int, special_tokens: list[str]) -> int:
-    """Return how many merges there is room for. Raises `TokenizerError` if there is none for what must be there."""
+    """Return the number of merges that fit `vocab_size`; raise `TokenizerError` if bytes and special tokens do not
+    fit."""
     check_special_tokens(special_tokens)
     num_merges = vocab_size - 256 - len(special_tokens)
     if num_merges < 0:
@@ -193,7 +194,7 @@ def _count(
 
 
 def _first_blocks(blocks: Iterator[Block]) -> tuple[list[Block], bool]:
-    """Take blocks until it is clear which layer counts; return them, and whether it is the compiled one."""
+    """Read blocks until the backend is decided; return them, and whether it is numba."""
     first_blocks, size = [], 0
     for block in blocks:
         first_blocks.append(block)

@@ -1,4 +1,4 @@
-"""The compiled layer: bytes to arrays of ids and back, on as many threads as call it. The kernels are in `kernels`."""
+"""The numba backend: bytes to arrays of ids and back, safe to call from several threads. See `kernels`."""
 
 from collections.abc import Mapping, Sequence
 from typing import final
@@ -47,34 +47,33 @@ class CompiledCodec:
         self._free_memories: list[Memory] = []
 
     def encode(self, texts: Sequence[bytes], special_tokens: SpecialTokens) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of `texts`, one after another, and where those of each end. See `encode_joined`."""
+        """Return the concatenated ids of `texts`, and the end of each text's ids. See `encode_joined`."""
         data = texts[0] if len(texts) == 1 else b"".join(texts)
         return self.encode_joined(data, np.cumsum([len(text) for text in texts], dtype=np.int64), special_tokens)
 
     def encode_joined(
         self, joined: bytes, text_ends: npt.NDArray[np.int64], special_tokens: SpecialTokens
     ) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of the texts that `joined` holds, which end at `text_ends`, and where those of each end.
+        """Return the ids of the texts in `joined`, which end at `text_ends`, and the end of each text's ids.
 
-        May be called by several threads at once: each call takes a memory that is free, or a new one, so that there
-        are as many as calls at a time.
+        May be called by several threads at once: each call takes a free cache or creates one.
         """
         data = np.frombuffer(joined, np.uint8)
         id_ends = np.empty(len(text_ends), np.int64)
-        # Mostly too large by far. But what is never written to is never taken from the system.
+        # Over-allocated; untouched pages are never committed.
         ids = np.empty(len(data) + SLACK, self._tables.ids.dtype)
         try:
             memory = self._free_memories.pop()
         except IndexError:
             memory = new_memory()
         count = encode_texts(data, text_ends, special_tokens, self._tables, memory, ids, id_ends)
-        if len(self._free_memories) < worker_count(0):  # more cannot be at work; a burst of threads leaves no others
+        if len(self._free_memories) < worker_count(0):  # keep at most one per worker, even after a burst of threads
             self._free_memories.append(memory)
         ids.resize(count, refcheck=False)
         return ids, id_ends
 
     def decode(self, ids: npt.NDArray[np.integer] | Sequence[int]) -> bytes | None:
-        """Return the bytes of `ids`, or None if that is for the plain layer to judge; see `kernels.decoder`."""
+        """Return the bytes of `ids`, or None if the pure-Python backend must decode them; see `kernels.decoder`."""
         if isinstance(ids, np.ndarray):
             return decode_array(ids, self._decode_tables)
         return decode_list(ids, self._decode_tables)

@@ -1,4 +1,4 @@
-"""The pure-Python backend: encodes text with `bpe`, and remembers the ids of the pre-tokens it has seen."""
+"""The pure-Python backend: encodes text with `bpe`, and caches the ids of the pre-tokens it has seen."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class PlainEncoder:
         self._ids_of = _PretokenCache(ids, merges, whole_words or {})
 
     def encode(self, text: str, specials: SpecialTokens) -> list[int]:
-        """Return the ids of `text`, in which surrogates stand for bytes as in `encode_pretoken`."""
+        """Return the ids of `text`, in which surrogates represent bytes as in `encode_pretoken`."""
         ids: list[int] = []
         for place, part in enumerate(split_special(text, specials.pattern)):
             if place % 2:

@@ -67,7 +67,7 @@ _ASCII = _Brackets("A-Za-z", "0-9", r"\t-\r ", "A-Z", "a-z")
 
 @cache
 def _compiled(pattern: str, is_ascii: bool) -> re.Pattern[str]:
-    """Return the expression; that for ASCII is four times as fast, and the other takes 40 ms to make."""
+    """Return the compiled pattern; the one for ASCII is four times as fast, the other takes 40 ms to compile."""
     return re.compile(_expression(pattern, _ASCII if is_ascii else _unicode_brackets()))
 
 
@@ -85,7 +85,7 @@ def _expression(pattern: str, brackets: _Brackets) -> str:
     gpt2_words = [r"'(?:[sdmt]|ll|ve|re)", rf" ?[{L}]+"]
     signs = rf" ?[^{S}{L}{N}]+"
     white = [rf"[{S}]+(?![^{S}])", rf"[{S}]+"]
-    any_case = "'(?:[sSſtTdDmM]|[lL][lL]|[vV][eE]|[rR][eE])"  # ſ is an s if case is ignored
+    any_case = "'(?:[sSſtTdDmM]|[lL][lL]|[vV][eE]|[rR][eE])"  # U+017F (ſ) case-folds to "s"
     before_word = rf"[^\r\n{L}{N}]?"
     words = [any_case, rf"{before_word}[{L}]+"]
     line_breaks = rf"[{S}]*[\r\n]+"

@@ -1,8 +1,7 @@
 """The tokenizer: text to ids and back, the same ids that GPT-2 and its kin (and tiktoken) give for the same files.
 
-Text is cut at special tokens, the rest into pre-tokens, and each pre-token is merged by itself; since most of
-them come again and again, their ids are remembered. A long text goes through in blocks, one after another or on several
-threads.
+Text is split at special tokens, then into pre-tokens, and each pre-token is merged by itself. Most pre-tokens recur, so
+their ids are cached. A long text is encoded in blocks, one after another or on several threads.
 """
 
 import hashlib
@@ -40,11 +39,11 @@ from transformerlm.utils.parallel import ordered_thread_map, worker_count
 from transformerlm.utils.text_files import read_bytes
 
 BLOCK = 1 << 18
-"""Characters or bytes that are encoded at a time: so many that the call does not count, so few that they and their ids
-stay in the processor's cache."""
+"""Characters or bytes per block: enough to amortise a call, few enough that the block and its ids fit the processor's
+cache."""
 
 ITERABLE_BLOCK = 1 << 16
-"""The same for ids that are wanted one by one: so few that the first does not wait for long."""
+"""The same for ids that are yielded one by one: smaller, so that the first id comes soon."""
 
 AllowedSpecial: TypeAlias = Literal["all"] | Set[str]
 Ids: TypeAlias = Iterable[int] | npt.NDArray[np.integer]
@@ -69,28 +68,28 @@ class Tokenizer:
     ) -> None:
         """Build a tokenizer from a vocabulary (id to bytes) and merges (the lowest rank first).
 
-        Special tokens that `vocab` lacks are appended with the next free ids. An entry of `vocab` that is not
-        a single byte, that no merge makes and that `special_tokens` does not name is decoded but never
-        encoded to, unless by `whole_words`.
+        Special tokens that `vocab` lacks are appended with the next free ids. An entry of `vocab` that is neither a
+        single byte, nor a merged token, nor in `special_tokens` is decoded, but encoded to only with `whole_words`.
 
         Args:
             vocab: ids and their bytes. There may be gaps between the ids, and single bytes may be missing.
-            merges: pairs of tokens. Of all adjacent pairs the one that stands first here is merged first; a pair may
-                be of tokens that later merges make, and several merges may make the same token.
-            special_tokens: texts that are never split, each an id; or texts and their ids, which may be those of
-                ordinary tokens, or others with the bytes of ordinary tokens.
+            merges: pairs of tokens; the adjacent pair listed first is merged first. A pair may use tokens that only
+                later merges make, and several merges may make the same token.
+            special_tokens: texts that are never split, each one id; or texts and their ids. Such an id may also be an
+                ordinary token's, and a special token may have the bytes of an ordinary one.
             pattern: how text is cut into pre-tokens: one of `pretokenize.PATTERNS`.
-            normalization: None, or "NFC" for text in that form of Unicode (Unicode Standard Annex 15), in which it
-                then comes out of `decode`, too. Special tokens are looked for before.
-            whole_words: a pre-token that is in the vocabulary becomes that id without being merged, as in tiktoken.
+            normalization: None, or "NFC" to normalize text to that form (Unicode Standard Annex 15); `decode` then
+                returns normalized text. Special tokens are found before normalizing.
+            whole_words: encode a pre-token that is in the vocabulary as that id, without merging, as tiktoken does
+                (ignore_merges).
             end_of_text: the special token that ends documents, if there is one of this name.
             beginning_of_text: the special token that begins texts for the model; None for none. `encode` does not add
-                it, since it does not know whether a text begins.
-            unknown_token: the token for a byte that is no token itself; None to leave such bytes out, as `tokenizers`
-                does. They are left out before merging.
+                it, since it cannot tell whether its input is the start of a text.
+            unknown_token: the token for a byte that is not a token itself; None to drop such bytes before merging, as
+                `tokenizers` does.
 
-        Raises `TokenizerError` for a vocabulary that is not as `transformerlm.tokenizer.validation` says, for
-        special tokens that are also ordinary tokens but have no id given, and for settings that do not exist.
+        Raises `TokenizerError` for a vocabulary that violates the rules in `transformerlm.tokenizer.validation`, for
+        special tokens that are also ordinary tokens but have no id given, and for unknown settings.
         """
         special_tokens = special_tokens or ()
         check_special_tokens(special_tokens)
@@ -126,7 +125,7 @@ class Tokenizer:
         )
 
     def _number_specials(self, special_tokens: Sequence[str] | Mapping[str, int]) -> dict[str, int]:
-        """Return the ids of special tokens, ascending, after adding to the vocabulary what it lacks of them."""
+        """Return the ids of special tokens, ascending, after adding the missing ones to the vocabulary."""
         ids = dict(special_tokens) if isinstance(special_tokens, Mapping) else self._find_specials(special_tokens)
         for special, token_id in ids.items():
             token = special.encode("utf-8")
@@ -172,7 +171,7 @@ class Tokenizer:
     ) -> Self:
         """Read GPT-2's two files. Only the `special_tokens` named here are recognised in text.
 
-        Raises `TokenizerError` that names file and line for what is wrong in them.
+        Raises `TokenizerError`, naming file and line, for invalid files.
         """
         vocab, merges = io.read_tokenizer_files(vocab_path, merges_path)
         return cls(vocab, merges, special_tokens)
@@ -181,8 +180,7 @@ class Tokenizer:
     def load(cls, folder: Path | str) -> Self:
         """Read the files that `save` wrote. Raises `TokenizerError`.
 
-        Without the third of them, the special tokens are the vocabulary's entries that no merge makes and that are not
-        single bytes.
+        Without the settings file, the special tokens are the entries that are neither single bytes nor merged tokens.
         """
         vocab, merges, special_tokens, settings = io.read_folder(Path(folder))
         return cls(vocab, merges, special_tokens, **asdict(settings))
@@ -190,8 +188,8 @@ class Tokenizer:
     def save(self, folder: Path | str) -> None:
         """Write the tokenizer into `folder`, each file atomically.
 
-        The files are `vocab.json` and `merges.txt` in GPT-2's form, and `tokenizer_settings.json` if those do not say
-        everything.
+        The files are `vocab.json` and `merges.txt` in GPT-2's form, and `tokenizer_settings.json` if the tokenizer
+        differs from GPT-2's.
         """
         io.write_folder(Path(folder), self._vocab, self._merges, self._special_tokens, self._settings)
 
@@ -206,13 +204,13 @@ class Tokenizer:
         end_of_text: str = END_OF_TEXT,
         beginning_of_text: str | None = None,
     ) -> Self:
-        """Read a `.tiktoken` file: the tokenizer gives the ids of tiktoken with this file, pattern and special tokens.
+        """Read a `.tiktoken` file; the ids are tiktoken's for the same file, pattern and special tokens.
 
-        Neither is in the file. The pattern is, unless it is given, "cl100k" for a file named `cl100k_base.tiktoken`,
-        "o200k" for `o200k_base.tiktoken`, else "gpt2"; give "llama3" for Llama 3's `tokenizer.model`, "qwen2" with
-        "NFC" for Qwen's `qwen.tiktoken`. `special_tokens` are texts and their ids.
+        The file contains neither pattern nor special tokens. The default pattern is "cl100k" for a file named
+        `cl100k_base.tiktoken`, "o200k" for `o200k_base.tiktoken`, else "gpt2"; give "llama3" for Llama 3's
+        `tokenizer.model`, "qwen2" with "NFC" for Qwen's `qwen.tiktoken`. `special_tokens` are texts and their ids.
 
-        Raises `TokenizerError` that names file and line for what is wrong in it.
+        Raises `TokenizerError`, naming file and line, for an invalid file.
         """
         if pattern is None:
             pattern = tiktoken_file.PATTERN_OF_NAME.get(Path(path).name, GPT2)
@@ -231,11 +229,11 @@ class Tokenizer:
         )
 
     def to_tiktoken(self, path: Path | str) -> None:
-        """Write a `.tiktoken` file, from which tiktoken makes the same ids, atomically.
+        """Write a `.tiktoken` file with which tiktoken gives the same ids, atomically.
 
-        Tiktoken has to be told the pattern and the special tokens, and does not normalize.
+        Pattern and special tokens must be passed to tiktoken separately; it does not normalize.
 
-        Raises `TokenizerError`, before anything is written, for a tokenizer that no such file can express.
+        Raises `TokenizerError`, before writing, for a tokenizer that this format cannot express.
         """
         tiktoken_file.write_ranks(
             Path(path),
@@ -271,7 +269,7 @@ class Tokenizer:
 
     @property
     def settings(self) -> TokenizerSettings:
-        """What else it was made with: pattern, normalization, whole words, roles of special tokens."""
+        """The other settings: pattern, normalization, whole words, roles of special tokens."""
         return self._settings
 
     @property
@@ -286,17 +284,17 @@ class Tokenizer:
         return None if beginning is None else self._special_tokens[beginning]
 
     def sha256(self) -> str:
-        """Return the SHA-256 of what the tokenizer does, whatever file it came from; worked out once.
+        """Return a SHA-256 that identifies the tokenizer's behaviour, independent of its file format; computed once.
 
-        It is taken of compact JSON, [tokens, merges, special tokens]: all tokens in hexadecimal, ordered by
-        id, null for an id in a gap; the merges as pairs of such; the ids of the special tokens. A fourth item has the
-        settings that are not GPT-2's, if there are any.
+        It hashes compact JSON, [tokens, merges, special tokens]: all tokens in hexadecimal, ordered by id, null for a
+        gap; the merges as pairs of hexadecimal tokens; the ids of the special tokens. A fourth item holds the settings
+        that differ from GPT-2's, if any.
         """
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
-        # Put together by hand: a list for each merge would have the garbage collector go over everything there is.
+        # Built as a string: a list per merge would make the garbage collector scan the whole heap.
         by_id = map(self._vocab.get, range(self.vocab_size))
         tokens = ",".join("null" if token is None else f'"{token.hex()}"' for token in by_id)
         merges = ",".join(f'["{left.hex()}","{right.hex()}"]' for left, right in self._merges)
@@ -315,12 +313,11 @@ class Tokenizer:
     ) -> list[int]:
         """Return the ids of `text`.
 
-        Special tokens not in `allowed_special` are encoded as the plain text they look like; for untrusted
-        text give `set()`. Bytes need not be UTF-8: a byte that is not part of a character is a sign of its own. In
-        a `str`, surrogates, which UTF-8 cannot express, are joined to their character where they form a pair and
-        become U+FFFD where not, as in tiktoken.
+        Special tokens not in `allowed_special` are encoded as plain text; for untrusted text pass `set()`. Bytes need
+        not be UTF-8: an invalid byte counts as a character of its own. In a `str`, a surrogate pair becomes its
+        character and a lone surrogate U+FFFD, as in tiktoken.
 
-        With a vocabulary that lacks single bytes, what it cannot express is left out, or becomes `unknown_token`.
+        With a vocabulary that lacks single bytes, bytes it cannot express are dropped or become `unknown_token`.
 
         Raises `TokenizerError` if `allowed_special` names an unknown special token, and with `errors="strict"` for text
         that the vocabulary cannot express.
@@ -354,10 +351,10 @@ class Tokenizer:
             )
 
     def encode_iterable(self, texts: Iterable[str], *, allowed_special: AllowedSpecial = "all") -> Iterator[int]:
-        """Yield the ids of the text that `texts` join to, the same however it is divided.
+        """Yield the ids of the concatenation of `texts`, the same however it is divided.
 
-        Memory is constant: it holds a block of text, however long the whole is (but a single pre-token
-        longer than a block is held whole). For other arguments and errors see `encode`.
+        Memory is constant: one block of text, however long the whole is (except that a pre-token longer than a block is
+        held whole). For other arguments and errors see `encode`.
         """
         return chain.from_iterable(self._encode_blocks(texts, self._specials(allowed_special), ITERABLE_BLOCK))
 
@@ -372,7 +369,7 @@ class Tokenizer:
     ) -> IdArray:
         """Return the ids of `text` as an array: uint16 if the vocabulary has at most 65,536 entries, else uint32.
 
-        `num_threads` threads share the work; 0 stands for one a core. For the rest see `encode`.
+        `num_threads` threads share the work; 0 means one per core. For the rest see `encode`.
         """
         specials = self._specials(allowed_special)
         self._codec.expect(len(text))
@@ -383,7 +380,7 @@ class Tokenizer:
     def encode_file(
         self, path: Path | str, *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
     ) -> Iterator[IdArray]:
-        """Yield the ids of a text file part by part, in constant memory; joined they are those of the whole text.
+        """Yield the ids of a text file in parts, in constant memory; concatenated, they are the ids of the whole text.
 
         The file may be compressed or remote, see `corpus`, and need not be UTF-8; a byte-order mark is dropped. Raises
         `DataError` if it cannot be read. For the rest see `encode_to_array`.
@@ -393,7 +390,7 @@ class Tokenizer:
     def encode_parts(
         self, parts: Iterable[str] | Iterable[bytes], *, num_threads: int = 1, allowed_special: AllowedSpecial = "all"
     ) -> Iterator[IdArray]:
-        """Yield the ids of the text that `parts` join to, the same however it is divided, in constant memory.
+        """Yield the ids of the concatenation of `parts`, the same however it is divided, in constant memory.
 
         For the rest see `encode_to_array`.
         """
@@ -409,7 +406,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str | bytes], *, num_threads: int = 0, allowed_special: AllowedSpecial = "all"
     ) -> list[IdArray]:
-        """Return the ids of each text, as `encode_to_array` does; 0 threads stand for one a core."""
+        """Return the ids of each text, as `encode_to_array` does; 0 threads means one per core."""
         require_list("texts", texts)
         specials = self._specials(allowed_special)
         encode_group = partial(self._codec.encode_to_arrays, specials=specials)
@@ -424,10 +421,10 @@ class Tokenizer:
         num_threads: int = 1,
         allowed_special: AllowedSpecial = "all",
     ) -> tuple[IdArray, npt.NDArray[np.int64]]:
-        """Return the ids of the texts that `data` holds one after another, and where those of each end.
+        """Return the ids of the concatenated texts in `data`, and the end of each text's ids.
 
-        `ends` says where the texts end, shape (texts,), ascending, the last at the end of `data`. It is `encode_batch`
-        without any work for a single text. For the rest see `encode_to_array`.
+        `ends`, shape (texts,), are the ends of the texts in `data`, ascending, the last at the end of `data`. Like
+        `encode_batch`, without per-text overhead. For the rest see `encode_to_array`.
         """
         check_ends(ends, len(data))
         specials = self._specials(allowed_special)
@@ -453,15 +450,15 @@ class Tokenizer:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the compiled layer is in use."""
+        """Whether the numba backend is in use."""
         return self._codec.is_compiled
 
     def expect(self, num_bytes: int) -> None:
-        """Make ready to encode so many bytes of text: load the compiled layer, or compile it, if that pays."""
+        """Prepare to encode this number of bytes: load or compile the numba backend, if that pays off."""
         self._codec.expect(num_bytes)
 
     def count_tokens(self, text: str | bytes, *, allowed_special: AllowedSpecial = "all") -> int:
-        """Return how many ids `text` has, without keeping them. For the rest see `encode`."""
+        """Return the number of ids of `text`, without keeping them. For the rest see `encode`."""
         specials = self._specials(allowed_special)
         self._codec.expect(len(text))
         return sum(map(len, self._arrays([text], specials, num_threads=1)))
@@ -481,21 +478,21 @@ class Tokenizer:
     def decode(self, ids: Ids) -> str:
         """Return the text of `ids`, with U+FFFD for bytes that are not UTF-8.
 
-        Raises `TokenizerError` for an id that no token has.
+        Raises `TokenizerError` for an unknown id.
         """
         return self._codec.decode(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Ids) -> bytes:
-        """Return the bytes of `ids`, which need not be UTF-8. Raises `TokenizerError` as `decode`."""
+        """Return the bytes of `ids`, which need not be UTF-8. Raises `TokenizerError` like `decode`."""
         return self._codec.decode(ids)
 
     def decode_batch(self, batch: Iterable[Ids], *, num_threads: int = 1) -> list[str]:
-        """Return the text of each list or array of ids; 0 threads stand for one a core. Raises as `decode`."""
+        """Return the text of each list or array of ids; 0 threads means one per core. Raises like `decode`."""
         return list(ordered_thread_map(self.decode, batch, threads=worker_count(num_threads)))
 
 
 def _groups(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
-    """Gather texts until they are worth a call."""
+    """Group texts so that each group amortises a call."""
     group: list[str | bytes] = []
     length = 0
     for text in texts:
@@ -509,7 +506,7 @@ def _groups(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
 
 
 def _ranges(ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Cut texts into ranges that are worth a call."""
+    """Divide texts into ranges that each amortise a call."""
     first, begin = 0, 0
     while first < len(ends):
         last = min(len(ends), max(first + 1, int(np.searchsorted(ends, begin + BLOCK))))

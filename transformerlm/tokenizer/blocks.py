@@ -1,12 +1,12 @@
-"""A training corpus, whatever it is, as blocks of a quarter of a megabyte that can be counted in any order.
+"""A training corpus as blocks of 256 KiB that can be counted in any order.
 
     files, URLs    a.txt ────────────────────────────────────── b.gz ── c.txt
                    │ text │ text │ text │ text │ text │ text │  │text│  │text│         cut at safe places
     blocks         [ text ][ text ][ text ][ text ][ text ][ text ][ text  text ]
 
-A text here is a stretch whose pre-tokens do not depend on what stands around it: a file, a document, or what lies
-between two safe cuts of one (see `streaming.safe_blocks`). A long one is a block; short ones share a block, so that a
-million documents of a line each are not a million blocks.
+A text here is a section whose pre-tokens do not depend on its surroundings: a file, a document, or the part of one
+between two safe cuts (see `streaming.safe_blocks`). A long text is a block; short ones share a block, so that a million
+one-line documents do not become a million blocks.
 """
 
 import os
@@ -18,16 +18,16 @@ from transformerlm.tokenizer.utf8 import valid_unicode
 from transformerlm.utils.errors import DataError, require_list
 from transformerlm.utils.text_files import TextPath, read_bytes, stored_size
 
-BLOCK_BYTES = 1 << 18  # stays in a processor's cache; counted in a millisecond, much longer than handing it to a thread
+BLOCK_BYTES = 1 << 18  # fits a processor's cache; counting takes a millisecond, much longer than handing it to a thread
 
 Text: TypeAlias = str | bytes
 
 Source: TypeAlias = TextPath | Sequence[TextPath] | Iterable[Text]
-"""What a tokenizer is trained on: a path or URL, a list or tuple of them, or any other iterable of texts."""
+"""The source of a training corpus: a path or URL, a list or tuple of them, or any other iterable of texts."""
 
 
 class Block(NamedTuple):
-    """Texts one after another, and where each of them ends."""
+    """Concatenated texts, and the end of each."""
 
     data: bytes
     ends: list[int]
@@ -43,10 +43,10 @@ class Block(NamedTuple):
 def corpus_blocks(
     source: Source, special_tokens: Sequence[str], on_read: Callable[[float], None] | None = None
 ) -> Iterator[Block]:
-    """Return the blocks of `source`; `on_read` is told the share of it that has been read, if that can be known.
+    """Return the blocks of `source`; `on_read` is called with the fraction read, if the total is known.
 
     Raises `DataError` at once if a file is missing; while the blocks are read, the errors of `corpus.read_bytes`, and
-    `DataError` for what is no text.
+    `DataError` for an item that is not text.
     """
     paths = _paths(source)
     if paths is None:
@@ -59,7 +59,7 @@ def corpus_blocks(
 
 
 def _paths(source: Source) -> list[TextPath] | None:
-    """Return the paths that `source` is, or None if it is texts."""
+    """Return `source` as paths, or None if it is texts."""
     if isinstance(source, str | os.PathLike):
         return [source]
     require_list("input_path", source)  # bytes are neither a path nor texts

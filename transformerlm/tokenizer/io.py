@@ -1,9 +1,8 @@
 """`vocab.json` and `merges.txt` in GPT-2's form, written atomically and checked when read.
 
-GPT-2 writes a token as text in which every byte has a printable stand-in (a space is `Ġ`). Special tokens
-stand in the vocabulary as plain text. Which entry is which follows from the merges: single bytes and merged tokens
-are ordinary tokens, every other entry is a special token. Where it is not so simple, a third file names the special
-tokens; see `settings`.
+GPT-2's byte encoder maps each byte of a token to a printable character (a space is `Ġ`). Special tokens are plain text
+in the vocabulary. The merges tell them apart: single bytes and merged tokens are ordinary tokens, every other entry is
+a special token. If that rule does not hold, a third file names the special tokens; see `settings`.
 """
 
 import json
@@ -29,11 +28,11 @@ VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 MERGES_HEADER = "#version: 0.2"
 MAX_BYTES = 1 << 27
-"""Of either file. A vocabulary of 200,000 tokens has three million."""
+"""Size limit of either file, in bytes. A vocabulary of 200,000 tokens has three million."""
 
 
 def gpt2_bytes_to_unicode() -> dict[int, str]:
-    """Return GPT-2's stand-in for each byte: its Latin-1 sign if it has one, else U+0100, U+0101, …"""
+    """Return GPT-2's byte encoder: for each byte its printable Latin-1 character, or else U+0100, U+0101, …"""
     prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in prints]
     stand_ins = {byte: chr(byte) for byte in prints} | {byte: chr(256 + n) for n, byte in enumerate(others)}
@@ -51,7 +50,7 @@ def to_stand_ins(token: bytes) -> str:
 
 
 def from_stand_ins(text: str) -> bytes:
-    """Return the token that GPT-2's form stands for; raise `KeyError` for a character that stands for no byte."""
+    """Return the token of a text in GPT-2's form; raise `KeyError` for a character that encodes no byte."""
     return bytes(_BYTES[character] for character in text)
 
 
@@ -61,7 +60,7 @@ def read_merges(path: Path | str) -> list[tuple[bytes, bytes]]:
 
 
 def _numbered_merges(path: Path) -> tuple[list[tuple[bytes, bytes]], int]:
-    """Return the merges of a file and the number of the line on which the first stands."""
+    """Return the merges of a file and the line number of the first."""
     try:
         text = _read(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -91,9 +90,9 @@ def _parse_merge(line: str, where: str) -> tuple[bytes, bytes]:
 def read_vocab(
     path: Path | str, merges: Sequence[tuple[bytes, bytes]], special_tokens: Collection[str] | None = None
 ) -> dict[int, bytes]:
-    """Read a `vocab.json` that belongs to `merges`; see the module for why those are needed.
+    """Read a `vocab.json` that belongs to `merges`; see the module docstring for why these are needed.
 
-    Of what no merge makes, `special_tokens` says which are special; without it, all are.
+    `special_tokens` says which of the entries without a merge are special; without it, all are.
 
     Raises `TokenizerError` if it is not a JSON object from distinct tokens to distinct ids.
     """
@@ -126,7 +125,7 @@ def _other(text: str, path: Path, special_tokens: Collection[str] | None) -> byt
 
 
 def _special(text: str, path: Path) -> bytes:
-    """Return the bytes of a special token, unless it looks like a product whose merge is missing."""
+    """Return the bytes of a special token, unless it looks like a merged token whose merge is missing."""
     if text.startswith(_SPACE):
         raise TokenizerError(f"{path}: no merge makes {text!r}; give the merges file that belongs to this one")
     try:
@@ -148,7 +147,7 @@ def read_tokenizer_files(
 def read_folder(folder: Path) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]], SpecialTokens, TokenizerSettings]:
     """Return vocabulary, merges, special tokens and settings as `write_folder` wrote them.
 
-    Warns if the tokenizer may be from before the character classes changed, and has a character that matters.
+    Warns if the tokenizer may predate the change of character classes and has an affected character.
 
     Raises `TokenizerError`.
     """
@@ -188,7 +187,7 @@ def write_folder(
     special_tokens: Mapping[str, int],
     settings: TokenizerSettings,
 ) -> None:
-    """Write the files of a tokenizer, each atomically; the third only if the first two do not say all."""
+    """Write the files of a tokenizer, each atomically; the third only if the tokenizer differs from GPT-2's."""
     ordinary = ordinary_tokens(merges)
     special_ids = set(special_tokens.values())
     needs_ids = any(token.encode("utf-8") in ordinary for token in special_tokens)
@@ -199,7 +198,7 @@ def write_folder(
         or any(token.startswith(_SPACE) for token in special_tokens)
         or changed_character(vocab.values(), settings.pattern) is not None
     )
-    if needs_ids:  # the third file has the special tokens that read like ordinary ones
+    if needs_ids:  # special tokens that look like ordinary ones go to the third file
         id_of = ordinary_ids(vocab, special_ids, source=str(folder))
         vocab = {token_id: token for token_id, token in vocab.items() if id_of[token] == token_id}
     write_vocab(folder / VOCAB_FILE, vocab, merges, special_tokens if says_more else None)
@@ -207,7 +206,7 @@ def write_folder(
     if says_more:
         write_settings(folder / SETTINGS_FILE, settings, dict(special_tokens) if needs_ids else list(special_tokens))
     else:
-        (folder / SETTINGS_FILE).unlink(missing_ok=True)  # of another tokenizer that was there before
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)  # left over from another tokenizer
 
 
 def write_vocab(
@@ -216,7 +215,7 @@ def write_vocab(
     merges: Sequence[tuple[bytes, bytes]],
     special_tokens: Mapping[str, int] | None = None,
 ) -> None:
-    """Write a `vocab.json`, ids ascending; without `special_tokens`, all that no merge makes are special.
+    """Write a `vocab.json`, ids ascending; without `special_tokens`, all entries without a merge are special.
 
     Raises `TokenizerError` for a special token it cannot express.
     """
@@ -229,7 +228,7 @@ def vocab_entries(
     special_tokens: Mapping[str, int] | None,
     target: str,
 ) -> dict[str, int]:
-    """Return what `write_vocab` writes, `target` being the file that an error names."""
+    """Return the text that `write_vocab` writes; errors name the file `target`."""
     ordinary = ordinary_tokens(merges)
     if special_tokens is None:
         special_ids = {token_id for token_id, token in vocab.items() if token not in ordinary}
@@ -249,7 +248,7 @@ def vocab_entries(
 
 
 def write_merges(path: Path | str, merges: Sequence[tuple[bytes, bytes]]) -> None:
-    """Write a `merges.txt`, one merge a line in their order."""
+    """Write a `merges.txt`, one merge per line, in order."""
     lines = [f"{to_stand_ins(left)} {to_stand_ins(right)}" for left, right in merges]
     atomic_write_text(path, "\n".join([MERGES_HEADER, *lines]) + "\n")
 

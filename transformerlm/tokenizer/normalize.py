@@ -1,8 +1,8 @@
-"""Unicode's normalization form C (NFC): a letter and its marks become one character where there is one.
+"""Unicode's normalization form C (NFC): a letter and its marks become one character if Unicode has it.
 
-Only the characters in `unicode.ranges.NORMALIZED` are normalized: those that the NFC of `tokenizers` knows, which are
-those of Unicode 9.0. The NFC of a text never changes once all its characters are in the standard, so the result does
-not depend on the Unicode version of the running Python.
+Only the characters in `unicode.ranges.NORMALIZED` are normalized: the same as in `tokenizers`, whose NFC tables are
+from Unicode 9.0. The NFC of a text never changes once all its characters are in the standard, so the result does not
+depend on the Unicode version of the running Python.
 
 Source: Unicode Standard Annex 15.
 """
@@ -27,12 +27,12 @@ def _known() -> re.Pattern[str]:
 
 
 def is_inert(text: str) -> bool:
-    """Return whether NFC neither changes nor makes any character of `text`, whatever stands around it."""
+    """Return whether NFC neither changes nor produces any character of `text`, in any context."""
     return _known().search(text) is None
 
 
 def is_normalized(text: str | bytes) -> bool:
-    """Return whether text, or the text in bytes that need not be UTF-8, is certainly in NFC; so is then each part.
+    """Return whether text (or bytes, which need not be UTF-8) is certainly in NFC, and so each part of it.
 
     A text with characters newer than Unicode 9.0 may be in NFC and get False.
     """

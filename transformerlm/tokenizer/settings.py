@@ -1,13 +1,13 @@
-"""What a tokenizer does beside vocabulary and merges: `tokenizer_settings.json`, where it differs from GPT-2's.
+"""`tokenizer_settings.json`: the settings of a tokenizer that differ from GPT-2's.
 
     {"format_version": 1, "unicode": "16.0", "pattern": "llama3", "normalization": null, "whole_words": true,
      "end_of_text": "<|end_of_text|>", "beginning_of_text": "<|begin_of_text|>",
      "special_tokens": ["<|begin_of_text|>", "<|end_of_text|>", …]}
 
-A tokenizer like GPT-2's has no such file. Where there is one, it also names the special tokens, so that an entry of the
-vocabulary that no merge makes need not be one. They are an object, from text to id, where a special token has the bytes
-of an ordinary one; then it need not be in the vocabulary's file. "unknown_token" is there if there is one. "unicode"
-is the version of the character classes by which text is cut; older files lack it, see `unicode_change`.
+A tokenizer like GPT-2's has no such file. The file also names the special tokens, so that entries without a merge are
+not assumed to be special. They are an object, from text to id, if a special token has the bytes of an ordinary one; it
+is then not required in the vocabulary's file. "unknown_token" is optional. "unicode" is the version of the character
+classes used for pre-tokenization; older files lack it, see `unicode.change`.
 """
 
 from collections.abc import Collection
@@ -41,7 +41,7 @@ class TokenizerSettings:
     unknown_token: str | None = None
 
     def check(self, special_tokens: Collection[str]) -> None:
-        """Raise `TokenizerError` unless each setting is one that there is, and fits the special tokens."""
+        """Raise `TokenizerError` unless each setting is known and consistent with the special tokens."""
         if not isinstance(self.pattern, str) or self.pattern not in PATTERNS:
             raise TokenizerError(f"pattern is {self.pattern!r}; the patterns are {', '.join(PATTERNS)}")
         if self.normalization not in (None, "NFC"):
@@ -76,7 +76,7 @@ def write_settings(path: Path, settings: TokenizerSettings, special_tokens: Spec
 def read_settings(path: Path) -> tuple[TokenizerSettings, SpecialTokens, bool]:
     """Return the settings, the special tokens, and whether the file records the Unicode version.
 
-    Raises `TokenizerError` that names file and key.
+    Raises `TokenizerError`, naming file and key.
     """
     content = read_json_object(path, max_bytes=MAX_BYTES, error=TokenizerError)
     version = content.get("format_version")

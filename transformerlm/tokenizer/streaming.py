@@ -1,4 +1,4 @@
-"""Text that comes in parts: cutting it where nothing depends on the cut, and decoding ids as they come."""
+"""Streaming: cut text at places that do not change its pre-tokens, and decode ids as they arrive."""
 
 import codecs
 from collections.abc import Collection, Iterable, Iterator
@@ -12,24 +12,23 @@ BLOCK_LENGTH = 1 << 16
 
 
 class _Boundary(NamedTuple):
-    """The last place where a pre-token ends whatever stands around it, in text and in bytes."""
+    """Patterns of the last boundary of pre-tokens that holds in any context, for text and for bytes."""
 
     in_text: regex.Pattern[str]
     in_bytes: regex.Pattern[bytes]
 
 
 def _boundary(*, not_after_letters: str, white: str) -> _Boundary:
-    """Return the boundaries of a pattern of pre-tokenization; `(?r)` searches from the end.
+    """Return the safe boundaries of a pre-tokenization pattern; `(?r)` searches from the end.
 
-    No alternative of any pattern goes on after a letter with anything but a letter (in `o200k`, an apostrophe), after a
-    number with anything but a number, or after a character that is not white space with white space (in the successors
-    of GPT-2, with a line break). And nothing that a pattern looks at behind these places changes what stands before.
-    The letters and numbers here are few: they are the same in every version of Unicode, and no surrogate, which may be
-    half a letter, is cut from another. No character behind these places is one that normalization joins to what stands
-    before it, or puts before that.
+    In every pattern, only a letter (in `o200k`, also an apostrophe) continues a pre-token after a letter, only a number
+    after a number, and white space never continues one after another character (except a line break in GPT-2's
+    successors). Lookahead past these boundaries does not change the pre-tokens before them. The few letters and numbers
+    used here have the same class in every version of Unicode; surrogates, which may be half a letter, are never
+    separated; and normalization never composes or reorders characters across these boundaries.
 
-    The bytes need not be UTF-8, and are cut only before ASCII. The last line is about white space after a byte that is
-    not ASCII; the bytes named there are white space too.
+    The bytes need not be UTF-8, and are cut only before ASCII. The last line handles white space after a non-ASCII
+    byte; the bytes it names are white space too.
     """
     cjk, cjk_signs = (
         r"[\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]",
@@ -65,13 +64,12 @@ def safe_blocks(
     length: int = BLOCK_LENGTH,
     pattern: str = GPT2,
 ) -> Iterator[AnyStr]:
-    """Cut the text or bytes that `parts` join to into blocks that can be pre-tokenized each by itself.
+    """Cut the concatenation of `parts` (text or bytes) into blocks that can be pre-tokenized separately.
 
-    The special tokens and the pre-tokens of the blocks, one block after the other, are those of the whole
-    text, however it is divided into `parts`, and so are they in form C of Unicode. `pattern` is one of
-    `pretokenize.PATTERNS`. A block has about `length` characters or bytes; it is longer only
-    where no safe cut exists, as in a very long word. Then the next attempt waits until the text has doubled,
-    so that the work stays linear.
+    The blocks have the same special tokens and pre-tokens as the whole text, however it is divided into `parts`, also
+    after NFC normalization. `pattern` is one of `pretokenize.PATTERNS`. A block has about `length` characters or bytes;
+    it is longer only where no safe cut exists, as in a very long word. Then the next attempt is made once the text has
+    doubled, so the work stays linear.
     """
     waiting: list[AnyStr] = []
     size, enough = 0, length
@@ -105,12 +103,12 @@ def _join(parts: list[Any]) -> Any:
 
 
 def _last_safe_cut(text: str | bytes, special_tokens: Collection[str], pattern: str = GPT2) -> int:
-    """Return the last safe place to cut `text`, of which more may follow, or 0 if there is none.
+    """Return the last safe place to cut `text`, which may continue, or 0 if there is none.
 
-    A cut is safe if it is a boundary of pre-tokens in any context (see above) and lies inside no
-    occurrence of a special token, not even one that another special token overlaps: then each match of the
-    leftmost-longest search for special tokens lies wholly on one side, and neither side's search sees the
-    other. An occurrence around a cut is wholly in `text` if the longest special token fits behind the cut.
+    A cut is safe if it is a boundary of pre-tokens in any context (see above) and is not inside an occurrence of a
+    special token, even an overlapped one: then each match of the leftmost-longest search for special tokens is wholly
+    on one side, and the two sides can be searched separately. An occurrence around a cut is wholly in `text` if the
+    longest special token fits behind the cut.
     """
     if isinstance(text, str):
         return _last_cut(text, _BOUNDARIES[pattern].in_text, special_tokens)
@@ -130,15 +128,15 @@ def _last_cut(text: AnyStr, boundary: regex.Pattern[Any], special_tokens: Collec
 
 
 class DecodesBytes(Protocol):
-    """What the streaming decoder needs of a tokenizer."""
+    """The part of a tokenizer that the streaming decoder uses."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
 
 
 class StreamingDecoder:
-    """Turns ids into text as they come, holding back a character until all its bytes are there.
+    """Decodes ids as they arrive, holding back a character until it is complete.
 
-    What `push` and `flush` return joins to `tokenizer.decode` of all the ids.
+    The concatenated results of `push` and `flush` equal `tokenizer.decode` of all the ids.
     """
 
     def __init__(self, tokenizer: DecodesBytes) -> None:
@@ -146,11 +144,11 @@ class StreamingDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """Return the text that is complete after `ids`; raise `TokenizerError` for an unknown id."""
+        """Return the text completed by `ids`; raise `TokenizerError` for an unknown id."""
         return self._utf8.decode(self._tokenizer.decode_bytes(ids))
 
     def flush(self) -> str:
-        """End the text: return U+FFFD for what is left of an unfinished character. A new text may follow."""
+        """End the text: return U+FFFD for an incomplete character. A new text may follow."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

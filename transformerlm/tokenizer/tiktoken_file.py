@@ -1,4 +1,4 @@
-"""Tiktoken's files: a line for each token, its bytes in base64 and its rank, which is its id and says when it is made.
+"""Tiktoken's files: a line per token with its bytes in base64 and its rank, which is both its id and its merge order.
 
     IQ== 0
     Ig== 1
@@ -7,8 +7,8 @@
 
 Special tokens and the pattern are not in the file, and neither are the merges: tiktoken merges the pair whose merged
 token has the lowest rank. `merges_of_ranks` recovers them. How the bytes of a token merge does not depend on the bytes
-around them, unless another token reaches across their ends. So each token is only ever made in one way: as when its
-bytes are merged alone. The last step of that is the only merge that ever makes the token.
+around them, unless another token crosses their ends. So each token is only made in one way, the same as when its bytes
+are merged alone. The last step of that is the only merge that makes the token.
 """
 
 import base64
@@ -30,7 +30,7 @@ PATTERN_OF_NAME = {"cl100k_base.tiktoken": CL100K, "o200k_base.tiktoken": O200K}
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Return the tokens of a file and their ranks; raise `TokenizerError` with the line for what is wrong."""
+    """Return the tokens of a file and their ranks; raise `TokenizerError`, naming the line, for an invalid file."""
     ranks: dict[bytes, int] = {}
     taken: set[int] = set()
     for number, line in enumerate(read_bounded(path, max_bytes=MAX_BYTES, error=TokenizerError).splitlines(), start=1):
@@ -75,9 +75,9 @@ def full_vocab(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) ->
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Merge]:
-    """Return the merges that make the tokens of `ranks` as tiktoken does, the lowest rank first.
+    """Return the merges that reproduce tiktoken's merging by `ranks`, the lowest rank first.
 
-    Tokens that are never made have none. `ranks` has all single bytes.
+    Tokens that merging never makes get no merge. `ranks` contains all single bytes.
     """
     return live_merges(ranks, rank_table(ranks))
 
@@ -118,10 +118,10 @@ def write_ranks(
 ) -> None:
     """Write a file with which tiktoken gives the same ids, atomically.
 
-    Entries that are no pre-token, and so can never be met, are left out.
+    Entries that are not a pre-token, and so can never be used, are left out.
 
-    Raises `TokenizerError` if there is no such file: ids take the place of ranks there, all single bytes are needed,
-    and a pre-token that is in the vocabulary is never merged.
+    Raises `TokenizerError` if the format cannot express the tokenizer: in it ids are ranks, all single bytes are
+    required, and a pre-token that is in the vocabulary is never merged.
     """
     if not id_of.keys() >= set(SINGLE_BYTES):
         raise TokenizerError("tiktoken needs a token for each single byte, and some are missing; keep vocab.json")

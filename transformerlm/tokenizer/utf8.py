@@ -1,16 +1,16 @@
-"""Text and bytes, when one of them is not quite valid."""
+"""Conversion between text and bytes when either may be invalid."""
 
 
 def to_text(data: bytes) -> str:
     """Return `data` as text in which a byte that is not UTF-8 is a surrogate, U+DC80 to U+DCFF; see PEP 383.
 
-    To the pre-token pattern, a surrogate is a character that is no letter, no number and no white space.
+    To the pre-token pattern, a surrogate is a character that is not a letter, a number or white space.
     """
     return data.decode("utf-8", errors="surrogateescape")
 
 
 def to_bytes(text: str) -> bytes:
-    """Return the bytes of which `to_text` made `text`."""
+    """Return the bytes from which `to_text` made `text`."""
     return text.encode("utf-8", errors="surrogateescape")
 
 
@@ -19,7 +19,7 @@ def valid_unicode(text: str) -> str:
 
     Python strings may hold surrogates, UTF-8 may not.
     """
-    if text.isascii():  # known without looking: ASCII strings are stored in a form of their own
+    if text.isascii():  # O(1): Python strings store whether they are ASCII
         return text
     try:
         text.encode("utf-8")

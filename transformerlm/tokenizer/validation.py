@@ -1,4 +1,4 @@
-"""What makes a vocabulary and its merges a tokenizer. Everything else in the package relies on it.
+"""Checks that a vocabulary and its merges form a tokenizer. The rest of the package relies on these rules.
 
 A vocabulary maps ids to bytes. Ids may have gaps, single bytes may be missing, and a special token may have the bytes
 of an ordinary one. Ordinary tokens have bytes of their own; each merge joins two of them to a third.
@@ -14,14 +14,14 @@ from transformerlm.utils.errors import TokenizerError, require_list
 
 SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
 MAX_IDS = 1 << 21
-"""Ids lie below this; the tables of the kernels have 21 bits for a token."""
+"""Exclusive upper bound of ids; the tables of the kernels have 21 bits per token."""
 
 
 @final
 class TokenIds:
-    """The ids that text is encoded to, special tokens apart: those of ordinary tokens, and of bytes that have none.
+    """The ids that ordinary text is encoded to: ids of ordinary tokens, and of bytes that are not tokens.
 
-    `unknown` is the id of a byte that is no token; None leaves such a byte out, as `tokenizers` does.
+    `unknown` is the id for a byte that is not a token; with None such bytes are dropped, as `tokenizers` does.
     """
 
     def __init__(self, id_of: Mapping[bytes, int], unknown: int | None = None) -> None:
@@ -35,7 +35,7 @@ class TokenIds:
 
 
 def ordinary_tokens(merges: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
-    """Return what is an ordinary token wherever it stands in a vocabulary: single bytes and merged tokens."""
+    """Return the single bytes and merged tokens: these are ordinary tokens in any vocabulary."""
     return {*SINGLE_BYTES, *(left + right for left, right in merges)}
 
 
@@ -53,7 +53,7 @@ def check_vocab(vocab: Mapping[int, bytes], source: str) -> None:
 def ordinary_ids(vocab: Mapping[int, bytes], special_ids: Collection[int], source: str) -> dict[bytes, int]:
     """Return the ids of ordinary tokens by their bytes.
 
-    The id of a special token is among them if no other token has its bytes: it may be both.
+    A special token's id is included if no other token has its bytes: it is then both.
 
     Raises `TokenizerError`, beginning with `source`, if two ordinary tokens have the same bytes.
     """
@@ -70,7 +70,7 @@ def ordinary_ids(vocab: Mapping[int, bytes], special_ids: Collection[int], sourc
 
 
 def check_merges(merges: Sequence[tuple[bytes, bytes]], tokens: Collection[bytes], where: Callable[[int], str]) -> None:
-    """Raise `TokenizerError` unless each merge joins two of `tokens` to a third. `where(index)` names its place."""
+    """Raise `TokenizerError` unless each merge joins two of `tokens` to a third. `where(index)` locates a merge."""
     for index, (left, right) in enumerate(merges):
         for part in (left, right, left + right):
             if not part:
@@ -91,7 +91,7 @@ def check_id_array(ids: npt.NDArray[np.generic]) -> None:
 
 
 def check_ends(ends: npt.NDArray[np.int64], length: int) -> None:
-    """Raise `TokenizerError` unless `ends` are where texts end that together have `length` bytes."""
+    """Raise `TokenizerError` unless `ends` are the ends of texts with `length` bytes in total."""
     if ends.ndim != 1 or ends.dtype.kind not in "iu":
         raise TokenizerError(f"ends is an array of {ends.dtype} in {ends.ndim} dimensions; give integers in one")
     starts_and_ends = np.concatenate(([0], ends.astype(np.int64, copy=False)))
@@ -102,7 +102,7 @@ def check_ends(ends: npt.NDArray[np.int64], length: int) -> None:
 
 
 def unknown_id(token_id: object, vocab_size: int) -> TokenizerError:
-    """Return the error for an id that no token has."""
+    """Return the error for an unknown id."""
     if isinstance(token_id, int) and 0 <= token_id < vocab_size:
         return TokenizerError(f"{token_id} is the id of no token: the ids of the vocabulary have a gap there")
     return TokenizerError(

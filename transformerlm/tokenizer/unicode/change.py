@@ -1,8 +1,8 @@
-"""Which tokenizers may cut text differently since the character classes became those of Unicode 16.0.
+"""Which tokenizers may split text differently since the character classes changed to Unicode 16.0.
 
-Before, they were those of Unicode 18.0, and no file said so. A tokenizer's settings file now records the version, and a
-tokenizer that otherwise has no such file gets one if a token of it has a character that changed class. So a tokenizer
-without the record matters only if it has such a token: then it was trained on text that may now be cut elsewhere.
+Earlier versions used Unicode 18.0 and recorded no version. The settings file now records it, and a tokenizer that
+otherwise has no such file gets one if one of its tokens has a character that changed class. So a tokenizer without the
+record is affected only if it has such a token: then its training text may now be split elsewhere.
 """
 
 import re

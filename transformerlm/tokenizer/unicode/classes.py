@@ -6,7 +6,7 @@
 These are the classes of `\\p{L}`, `\\p{N}` and `\\s` in the pre-tokenization pattern, in the version of Unicode that
 `ranges` names, whatever version other packages have.
 
-The successors of that pattern ask for more, and often for one of several classes. So the second table has bits:
+The successors of that pattern need more classes, and often a union of several. So the second table has bits:
 
     code point     …  0x0a              0x20   0x21   …  0x41     …  0x61   …  0x301
     bits              SPACE|LINE_BREAK  SPACE  OTHER     CAPITAL     SMALL     MARK
@@ -30,8 +30,8 @@ OTHER, LETTER, NUMBER, WHITE = (np.uint8(number) for number in range(4))
 
 CAPITAL, SMALL, NEITHER, MARK, DIGIT, SPACE, LINE_BREAK, START = (np.uint8(1 << bit) for bit in range(8))
 """Bits of the second table: letters of upper or title case, of lower case, and of neither; marks; all of `\\p{N}`;
-white space; and of that, line feed and carriage return. What has none is `OTHER`. The last is no character's, see
-`walker`."""
+white space; line feed and carriage return. A character with no bit is `OTHER`. The last bit is not a class, see
+`kernels.pretokenize_regex`."""
 
 NUM_CODE_POINTS = 0x110000  # the last is U+10FFFF, as far as UTF-16 reaches
 

@@ -151,8 +151,7 @@ def learn_merges(
 
 
 def _num_merges(vocab_size: int, special_tokens: list[str]) -> int:
-    """Return the number of merges that fit `vocab_size`; raise `TokenizerError` if bytes and special tokens do not
-    fit."""
+    """Return the number of merges that fit `vocab_size`; raise `TokenizerError` if it is too small."""
     check_special_tokens(special_tokens)
     num_merges = vocab_size - 256 - len(special_tokens)
     if num_merges < 0:

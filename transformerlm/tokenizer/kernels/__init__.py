@@ -1,6 +1,6 @@
-"""The compiled layer of the tokenizer: the same results as the plain Python around it, a few dozen times as fast.
+"""The kernels of the numba backend: the same results as the pure-Python backend, a few dozen times as fast.
 
-Importing a module of this package imports numba, but compiles nothing. The rooms, from the bottom up:
+Importing a module of this package imports numba, but compiles nothing. The modules, from the bottom up:
 
     jit                    numba's compiler, and the folder on disk that keeps what it made
     intrinsics             the few machine operations that Python has no words for
@@ -20,6 +20,6 @@ Importing a module of this package imports numba, but compiles nothing. The room
     trainer_steps     what happens when a pair is merged
     trainer           counted pre-tokens → merges
 
-In all of them masks, keys and hashes are `uint64`, and places, lengths and counts are `int64`. The two never meet in
-one expression: numba, like numpy, would make a float of them.
+In all of them masks, keys and hashes are `uint64`, and places, lengths and counts are `int64`. Never mix the two in one
+expression: numba, like numpy, would convert them to float.
 """

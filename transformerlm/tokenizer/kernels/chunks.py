@@ -1,4 +1,4 @@
-"""Text in chunks: how a kernel goes through a text of any length with a few kilobytes of its own.
+"""Text in chunks: process a text of any length with a buffer of a few kilobytes.
 
     text       … rds of any length, and here they end in the middle of wor│ds, where the text goes on …
     chunk        └──────────────────── about 4 KB ────────────────────────┘
@@ -7,12 +7,12 @@
     next chunk                                                        └─────────── begins with the unfinished piece
 
 The text itself is only ever read by one copy, inside its bounds. Everything else reads the buffer, which ends in
-spaces: so nobody must be careful at the end, and no text whatever makes a kernel read where it should not.
+spaces: so kernels need no bounds checks near the end of the text.
 
-A chunk may end inside a pre-token. So the next one begins at the last start that nothing behind this chunk can
-change. That gives the pre-tokens of the whole text, for the pattern only ever looks ahead: what follows the start of a
-pre-token is cut the same whatever stands before it. A chunk without such a start lies inside one long pre-token, and is
-tried again with twice the length, which keeps the work linear.
+A chunk may end inside a pre-token. So the next one begins at the last start that text after this chunk cannot change.
+This gives the pre-tokens of the whole text, since patterns have no lookbehind: the pre-tokens after a start do not
+depend on the text before it. A chunk without such a start is inside one long pre-token, and is retried with twice the
+length, which keeps the work linear.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from transformerlm.tokenizer.kernels.pretokenize_gpt2 import LOOKAHEAD, PADDING,
 from transformerlm.tokenizer.kernels.pretokenize_regex import BEYOND, walk
 
 CHUNK = 1 << 12
-"""Bytes of a chunk: text, starts and keys of it stay in the processor's nearest cache (32 KB or more)."""
+"""Bytes of a chunk: its text, starts and keys fit the processor's L1 cache (32 KB or more)."""
 
 _EIGHT_SPACES = np.uint64(0x2020202020202020)
 
@@ -33,7 +33,7 @@ def next_pieces(text, at, end, rules, buffer, starts):
     """Cut the pre-tokens of a chunk of `text[at:end]`, and return `buffer`, `starts` and how many are final.
 
     At least one is. Piece i is `buffer[starts[i] : starts[i + 1]]`, and the next chunk begins `starts[pieces]` bytes
-    further on. What is returned are larger arrays than those given if a single pre-token needs them.
+    further on. The returned arrays are larger than the given ones if a single pre-token needs that.
 
     Args:
         text: uint8.

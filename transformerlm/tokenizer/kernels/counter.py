@@ -1,27 +1,26 @@
 """Counting pre-tokens: how often each distinct one occurs in a text.
 
-The text goes through in chunks (see `chunks`), and a chunk in three passes:
+The text is processed in chunks (see `chunks`), each in three passes:
 
     text ──fill, scan──▶ starts ──piece_key──▶ keys, and a row of the table for each ──▶ one more in that row
 
-The first pass finds the pre-tokens. The second makes their keys and asks the memory for their rows; it answers slowly,
-but many questions at once. The third counts.
+The first pass finds the pre-tokens. The second makes their keys and prefetches their table rows, so that the cache
+misses overlap. The third counts.
 
 The table is a hash table with open addressing: a pre-token is sought from the row that its hash names, row after row,
 until the row that has its key or the first empty one. At most three quarters of the rows are in use; then a search
-sees two and a half on average (Knuth), which lie side by side. A row is four words:
+visits two and a half adjacent rows on average (Knuth). A row is four words:
 
-    low   high   count   place        `high` is 0 in an empty row, and in no other
+    low   high   count   place        `high` is 0 only in an empty row
 
-The key of a pre-token of up to 15 bytes holds those bytes. Those of a longer one are in an arena, at `place`:
+The key of a pre-token of up to 15 bytes contains its bytes. A longer one has its bytes in an arena, at `place`:
 
     arena   … │ length, 8 bytes │ bytes … │ length, 8 bytes │ bytes … │
 
-So memory depends on how many distinct pre-tokens there are, and not on how much text. Each thread has a table of its
-own; in the end they are added up.
+So memory depends on the number of distinct pre-tokens, not on the size of the text. Each thread has its own table; the
+tables are added up at the end.
 
-Special tokens are cut out first. What lies between two of them, or between one and an end of the text, is a text of its
-own.
+Special tokens are cut out first. The parts between them are separate texts.
 
 Source: Knuth, "The Art of Computer Programming", volume 3, section 6.4, algorithm L, for the table.
 """
@@ -45,7 +44,7 @@ from transformerlm.tokenizer.pretokenize import GPT2
 from transformerlm.tokenizer.validation import check_ends
 
 FIRST_ROWS = 1 << 12  # 128 KB, which a small text does not outgrow
-LENGTH_BYTES = 8  # of the number that stands before a pre-token in the arena
+LENGTH_BYTES = 8  # of the length before each pre-token in the arena
 
 LOW, HIGH, COUNT, PLACE = range(4)  # the words of a row
 ROW_WORDS = 4
@@ -54,7 +53,7 @@ EMPTY, ONE = np.uint64(0), np.uint64(1)
 
 
 class Table(NamedTuple):
-    """What was counted. The rows are a power of two; `used` are the rows and the bytes of the arena that are taken."""
+    """The counts. The number of rows is a power of two; `used` is the number of rows and of arena bytes in use."""
 
     rows: npt.NDArray[np.uint64]
     arena: npt.NDArray[np.uint8]
@@ -62,7 +61,7 @@ class Table(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What a chunk needs while it is counted, kept from call to call."""
+    """Buffers for counting a chunk, reused across calls."""
 
     buffer: npt.NDArray[np.uint8]
     starts: npt.NDArray[np.int64]
@@ -70,7 +69,7 @@ class Room(NamedTuple):
 
 
 class Words(NamedTuple):
-    """Distinct pre-tokens one after another, where each of them ends, and how often it occurs."""
+    """Distinct pre-tokens, concatenated, with the end and count of each."""
 
     bytes_: npt.NDArray[np.uint8]
     ends: npt.NDArray[np.int64]
@@ -107,10 +106,10 @@ class PieceCounter:
         )
 
     def count(self, data: bytes, ends: Sequence[int] | None = None) -> None:
-        """Count the pre-tokens of texts that lie in `data` one after another and end at `ends`; by default one text.
+        """Count the pre-tokens of the concatenated texts in `data`, which end at `ends`; by default one text.
 
-        A byte that is not UTF-8 counts as a character of the class "other". Raises `TokenizerError` for `ends` that are
-        not ascending, or of which the last is not the end of `data`.
+        A byte that is not UTF-8 counts as a character of the class "other". Raises `TokenizerError` unless `ends`
+        ascend to the end of `data`.
         """
         places = np.array([len(data)] if ends is None else ends, np.int64)
         check_ends(places, len(data))
@@ -120,7 +119,7 @@ class PieceCounter:
             self._grow(stop)
 
     def add(self, table: Table) -> None:
-        """Add what another counter has counted, see its `table`."""
+        """Add the counts of another counter, given its `table`."""
         rows, arena, used = table
         other = Table(  # whose arrays may be read-only if they were sent
             np.require(rows, requirements="W"), np.require(arena, requirements="W"), np.require(used, requirements="W")
@@ -160,7 +159,7 @@ class PieceCounter:
 def count_texts(data, ends, special_tokens, table, rules, room, stop):
     """Count the pre-tokens of the texts in `data`; return whether it is done.
 
-    If not, the table must grow (see `has_room`), and the next call goes on from there. `stop` begins as zeros.
+    If not, the table must grow (see `has_room`), and the next call continues from there. `stop` begins as zeros.
     """
     buffer, starts, keys = room
     text, at = stop[NEXT], stop[NEXT_BYTE]
@@ -186,8 +185,8 @@ def count_texts(data, ends, special_tokens, table, rules, room, stop):
 def has_room(table, pieces, length, stop):
     """Return whether the table has room for `pieces` more pieces of `length` bytes; say in `stop` what they need.
 
-    Kernels do not make the table larger themselves, for they must hand nothing but numbers back to Python: to hand back
-    an array, numba calls Python, which may answer with an exception, since Ctrl-C is one, and numba expects none.
+    Kernels do not grow the table themselves, because they must return only numbers to Python: to return an array, numba
+    calls Python, which may raise an exception (Ctrl-C) that numba does not expect.
     """
     stop[NUM_ROWS] = (table.used[0] + pieces) * 4 // 3 + 1  # so that a quarter is empty
     # A piece in the arena has at least 16 bytes, so what it needs for its length is at most half of them.
@@ -197,7 +196,7 @@ def has_room(table, pieces, length, stop):
 
 @borrowing_kernel
 def make_keys(buffer, starts, pieces, rows, keys):
-    """Write the key and the first row of each piece into `keys`, and ask the memory for the row."""
+    """Write the key and the first row of each piece into `keys`, and prefetch the row."""
     mask = np.uint64(len(rows) - 1)
     for piece in range(pieces):
         start = starts[piece]

@@ -4,8 +4,8 @@ r"""The cutter: a text → its documents, packed; `databuilder.readers.text` say
     packed    One.Two.                         without separators, line breaks at both ends, empty documents
     ends          4   8                        and from the third separator on it has not been cut
 
-Whatever has to be done with each byte is done while the document is in the processor's cache: the separator is looked
-for, UTF-8 is checked, the text is copied.
+All per-byte work is done while the document is in the processor's cache: finding the separator, checking UTF-8, copying
+the text.
 """
 
 import numpy as np
@@ -24,10 +24,10 @@ def cut_documents(data, separator, limit, packed, ends):
     """Pack the documents of `data` that a separator ends and that begin before `limit`.
 
     Args:
-        data: uint8, from the beginning of a document on.
+        data: uint8, beginning at the start of a document.
         separator: uint8, not empty.
         limit: place in `data`.
-        packed: uint8; room for as many bytes as `data` has.
+        packed: uint8; at least as long as `data`.
         ends: int64; room for as many documents as there are separators. Gets where each ends in `packed`.
 
     Returns how many documents were packed, how many were empty, where the first begins that was not cut, and whether
@@ -58,7 +58,7 @@ def cut_documents(data, separator, limit, packed, ends):
 
 @borrowing_kernel
 def find(data, at, separator):
-    """Return where `separator` first stands in `data` from `at` on; -1 if nowhere."""
+    """Return the first position of `separator` in `data[at:]`, relative to `data`; -1 if there is none."""
     last = len(data) - len(separator)
     while at <= last:
         if at + BLOCK > len(data):
@@ -71,14 +71,14 @@ def find(data, at, separator):
             place = at + lowest_bit(candidates)
             if place <= last and matches(data, place, separator):
                 return place
-            candidates &= candidates - ONE  # takes the lowest bit away
+            candidates &= candidates - ONE  # clears the lowest set bit
         at += BLOCK
     return -1
 
 
 @borrowing_kernel
 def matches(data, at, separator):
-    """Return whether `separator` stands at `at`, where there is room for it."""
+    """Return whether `separator` is at `at`; `data` must be long enough for it."""
     same = 0
     while same < len(separator) and data[at + same] == separator[same]:
         same += 1

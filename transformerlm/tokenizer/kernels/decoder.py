@@ -1,9 +1,8 @@
 r"""The decoder: ids → bytes.
 
-Decoding is copying: the bytes of each token, one after another. Almost every token has at most 16 bytes, and to copy
-16 takes two instructions, while to find out how many they are and to copy just those takes many. So the first 16 bytes
-of every token stand in a table, filled up with zeros, and all 16 are copied, always. What is too much is overwritten
-by the next token:
+Decoding is copying: the bytes of each token, one after another. Almost every token has at most 16 bytes, and copying 16
+bytes takes two instructions, while copying a variable number takes many. So a table holds the first 16 bytes of every
+token, padded with zeros, and all 16 are always copied. The excess is overwritten by the next token:
 
     ids       464                 2068                7586
     heads     The·············    ␣quick··········    ␣brown··········
@@ -12,10 +11,11 @@ by the next token:
               The␣quick··········
               The␣quick␣brown··········
 
-The rest of a longer token is copied from a second array, where all tokens lie whole, eight bytes at a time. Near the
-end of the output there is no room for too much, and the last tokens are copied byte by byte.
+The rest of a longer token is copied eight bytes at a time from a second array, which holds all tokens whole. Near the
+end of the output the excess would not fit, so the last tokens are copied byte by byte.
 
-The ids pass twice: once to look at each and to add up the sizes, so that the output can be made, then to copy.
+There are two passes over the ids: the first checks them and adds up the sizes, to allocate the output; the second
+copies.
 """
 
 import array
@@ -33,10 +33,10 @@ from transformerlm.tokenizer.validation import check_id_array, unknown_id
 WORD = 8
 NO_TOKEN = -1
 HEAD = 2 * WORD
-"""Bytes of a token that stand in the table: 72 of GPT-2's 50,257 are longer."""
+"""Bytes of each token in the table: 72 of GPT-2's 50,257 tokens are longer."""
 
 _COMPILED_DTYPES = (np.uint16, np.uint32, np.int64)
-"""Types of ids that the kernels are compiled for: those of token files, and the one that ids in memory mostly have."""
+"""Types of ids that the kernels are compiled for: the types of token files, and the usual type in memory."""
 
 # Python's C interface lets the content of `bytes` be written before anyone has seen them, which spares a copy. It is
 # https://docs.python.org/3/c-api/bytes.html that says so, of PyBytes_AsString.
@@ -92,9 +92,9 @@ def decode_array(ids: npt.NDArray[np.integer], tables: DecodeTables) -> bytes:
 
 
 def decode_list(ids: Sequence[int], tables: DecodeTables) -> bytes | None:
-    """Return the bytes of the ids in a list, or None if one of them is no integer of 32 bits.
+    """Return the bytes of the ids in a list, or None if one of them is not a 32-bit integer.
 
-    None is for the plain layer to judge. Raises `TokenizerError` for other ids outside the vocabulary.
+    On None, the pure-Python backend must decode them. Raises `TokenizerError` for other ids outside the vocabulary.
     """
     try:
         numbers = array.array("I", ids)  # twice as fast as an array of numpy's, and it takes no float for an integer

@@ -1,34 +1,33 @@
-r"""The encoder: bytes to ids, mostly from memory.
+r"""The encoder: bytes to ids, mostly from a cache.
 
-Most of a text's pre-tokens were met before, so their ids are kept in a cache and need not be merged again:
+Most of a text's pre-tokens have occurred before, so their ids are cached and they need not be merged again:
 
     text ──fill──▶ chunk ──scan──▶ starts ──piece_key──▶ keys ──▶ cache ──met before──▶ ids
                                                                     └─────new──merge──▶ ids, and into the cache
 
-A chunk passes twice. The first pass makes the keys of all its pre-tokens and asks memory for their lines of the cache;
-the second looks them up. Meanwhile they have arrived: memory takes as long as hundreds of instructions to answer, but
-answers many questions at once.
+A chunk takes two passes. The first makes the keys of all its pre-tokens and prefetches their cache lines; the second
+looks them up. A miss costs hundreds of instructions, but prefetching makes the misses overlap.
 
-The cache is a table of lines of 64 bytes, as much as memory hands over at a time. The hash of a key chooses the line. A
-line has two entries of four words:
+The cache is a table of 64-byte lines, the size of a processor's cache line. The hash of a key chooses the line. A line
+has two entries of four words:
 
     low     the first eight bytes of the pre-token                                 (low and high: its key, see `pieces`)
     high    the next seven bytes; in the top byte, the length
     first   the first ids: four of 16 bits, or two of 32 if the vocabulary is so large
     rest    the other ids: three of 16 bits, or one of 32; in the last place, the number of ids
 
-So an entry holds seven ids or three, enough for almost every pre-token. Both words are written to the output
-whatever the number, and the next ids go over what was too much: that is faster than to write just as many. What does
-not fit stands in the arena, a large array that is filled from the left; its entry has the top bit set:
+So an entry holds seven ids or three, enough for almost every pre-token. Both words are always written to the output,
+and the next ids overwrite the excess: that is faster than writing the exact number. Longer results are in the arena, a
+large array that is filled from the left; their entries have the top bit set:
 
     first   where in the arena
     rest    the length of the pre-token; above it, the number of ids; the top bit
 
-There lie the ids and, for a pre-token of more than 15 bytes, whose key is only a hash, the bytes, to be compared. When
-the arena is full, it is emptied together with the cache. So memory is fixed, whatever the text.
+The arena holds the ids and, for a pre-token of more than 15 bytes, whose key is only a hash, the bytes to compare. When
+the arena is full, it is emptied together with the cache. So memory is bounded.
 
-Lines come in pairs. A pre-token that finds both entries of its line taken goes to the line next door. There it is
-sought last, before it is merged, so that the common case is as fast as if there were no such second chance.
+Lines come in pairs. A pre-token that finds both entries of its line taken goes to the other line of the pair. That line
+is searched only after a miss, so the common case is not slower.
 """
 
 from typing import NamedTuple
@@ -54,7 +53,7 @@ ARENA = 1 << 21
 """Items of the arena: 8 MB."""
 
 MAX_REMEMBERED = 192
-"""Bytes of the longest pre-token that is remembered; longer ones hardly come again."""
+"""Bytes of the longest pre-token that is cached; longer ones rarely recur."""
 
 SLACK = 8
 """Items behind the last id that may be written to: two words of ids of 16 bits."""
@@ -68,7 +67,7 @@ _LOW_HALF = np.uint64(2**32 - 1)
 
 
 class EncodeTables(NamedTuple):
-    """What the encoder knows of a tokenizer. Only read, so that threads share it."""
+    """The encoder's tables of a tokenizer; read-only, so threads share them."""
 
     merges: MergeTables
     ids: npt.NDArray[np.unsignedinteger]
@@ -82,7 +81,7 @@ class EncodeTables(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the encoder remembers and the room it works in; a thread needs one of its own."""
+    """The encoder's cache and buffers; each thread needs its own."""
 
     lines: npt.NDArray[np.uint64]
     arena: npt.NDArray[np.uint32]
@@ -95,7 +94,7 @@ class Memory(NamedTuple):
 
 
 def new_memory() -> Memory:
-    """Return an empty memory. Its pages are taken from the system when they are first written to."""
+    """Return an empty memory. Its pages are committed when they are first written to."""
     size = LINE_WORDS << LINE_BITS
     words = np.zeros(size + LINE_WORDS, np.uint64)
     skip = -words.ctypes.data // words.itemsize % LINE_WORDS  # a line begins where a line of the processor's cache does
@@ -289,7 +288,7 @@ def recall(chunk, start, length, memory, entry, ids, count):
 def remember(chunk, start, length, keys, piece, memory, ids, count, number):
     """Put a piece and its `number` ids, `ids[count:]`, into the cache.
 
-    What stood where it goes is forgotten.
+    It replaces the previous entry there.
     """
     low, high, line = keys[piece, 0], keys[piece, 1], np.int64(keys[piece, 2])
     lines, arena = memory.lines, memory.arena

@@ -7,15 +7,15 @@ eight neighbouring bytes of an array at once, at any place:
                    └──────── at = 3 ──────┘
     read_word   0x6f77206f6c6c6568        the first byte is the lowest: "little-endian"
 
-and `classify` looks at 64 bytes at once, and answers with masks: 64-bit numbers whose bit i speaks of byte i.
+and `classify` looks at 64 bytes at once, and returns masks: 64-bit numbers whose bit i describes byte i.
 
     bytes       I   a m   4 2 .
     letter      1 0 1 1 0 0 0 0  …        (bit 0 on the left)
     number      0 0 0 0 0 1 1 0  …
     white       0 1 0 0 1 0 0 0  …
 
-None of them looks at the length of the array: the caller must have made sure that the bytes are there. `prefetch`
-changes no result, only how long it takes.
+They do not check bounds: the caller must ensure that the bytes exist. `prefetch` changes no result, only how long it
+takes.
 """
 
 from typing import Any
@@ -64,7 +64,7 @@ def write_word(typingctx: Any, array: Any, at: Any, word: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
-    """Ask for the cache line of item `at` of `array`, which will be needed soon; nothing waits for it."""
+    """Prefetch the cache line of item `at` of `array`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = _pointer(context, builder, signature.args[0], arguments[0], arguments[1], _BYTE)
@@ -104,7 +104,7 @@ def classify(typingctx: Any, text: Any, at: Any) -> Any:
             return ir.Constant(_BYTES, [ir.Constant(_BYTE, ord(character))] * BLOCK)
 
         def between(bytes_: Any, first: str, last: str) -> Any:
-            # One comparison does for both ends: what lies below `first` wraps around to a large number.
+            # One comparison checks both bounds: values below `first` wrap around to a large number.
             width = all_equal(chr(ord(last) - ord(first)))
             return builder.icmp_unsigned("<=", builder.sub(bytes_, all_equal(first)), width)
 

@@ -9,14 +9,14 @@ Compiling takes seconds, loading what was compiled takes milliseconds. So each k
         5d0c81f2a96b4e37/                    sources of the kernels, versions of Python, numpy and numba
             scanner.scan-91be4a07c2d3f685    types of the arguments, processor
 
-The name of a file thus says all that its content depends on. Numba's own cache notices a change only of the file that
-a function stands in; but kernels are compiled into those that call them, together with the constants of other modules.
-So the folder is named after the sources of all kernels, and each change of one begins a new folder. For the same
-reason a kernel takes constants only from modules of this package.
+The name of a file thus says all that its content depends on. Numba's own cache detects changes only in the file that
+defines a function; but kernels are inlined into their callers, with constants of other modules. So the folder is named
+after the sources of all kernels, and any change to them starts a new folder. For the same reason a kernel takes
+constants only from modules of this package.
 
-The disk may refuse: a home that cannot be written to, a full disk. Then the files go to a private folder beside the
-temporary files, or nowhere. A file begins with its own checksum, for damaged machine code could do anything. None of
-this raises; what it costs is compiling again, and a line on stderr says so.
+If the cache is not writable, the files go to a private folder beside the temporary files, or are not kept. Each file
+begins with its checksum, because damaged machine code could do anything. None of these cases raises: kernels are
+recompiled, and a warning is printed on stderr.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def available() -> bool:
 
 
 def is_kept(name: str) -> bool:
-    """Return whether the kernel `module.function` has been compiled before and lies on disk."""
+    """Return whether the compiled kernel `module.function` is on disk."""
     return any(next(folder.glob(f"{name}-*"), None) for folder in _folders(to_write=False))
 
 
@@ -77,7 +77,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def borrowing_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a kernel that makes no arrays and calls none that does: it borrows those of its caller.
+    """Make a kernel that allocates no arrays, nor do its callees: it borrows its caller's.
 
     Numba counts the users of an array, and so handing one to a function or taking it out of a tuple costs two atomic
     additions, as much as some forty others. In a kernel that is called for each pre-token that can be half of its
@@ -159,7 +159,7 @@ def _write(path: Path, payload: bytes) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of this version and remove those of other versions into which nothing was written for long.
+    """Make the folder of this version, and remove other versions' folders that have not been written to for long.
 
     Another process may be about to use one of them: it compiles again.
     """
@@ -184,13 +184,13 @@ def _folders(to_write: bool) -> Iterator[Path]:
 
 
 def _version(package: Path) -> str:
-    """Return a hash of all sources of the package and of what they run with; empty if there are no sources."""
+    """Return a hash of the package's sources and the versions of its dependencies; empty if sources are missing."""
     sources = [(path.name, path.read_bytes()) for path in sorted(package.glob("*.py"))]
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     return _hash(repr((versions, sources)).encode()) if sources else ""
 
 
-_VERSION = _version(Path(__file__).parent)  # at once, as the kernels come from the sources as they are now
+_VERSION = _version(Path(__file__).parent)  # at import, while the sources match the loaded kernels
 
 
 @cache
@@ -213,8 +213,8 @@ def _user_folder() -> Path | None:
 def _temporary_folder(make: bool) -> Path | None:
     """Return the folder of kernels beside the temporary files, if it is there or can be made, and is private.
 
-    What lies in it is executed, and anyone can write beside it. So it is not used if somebody else made it or could
-    write to it.
+    Its content is executed, and its parent is world-writable. So it is not used if another user owns it or can write to
+    it.
     """
     if sys.platform == "win32":
         return None

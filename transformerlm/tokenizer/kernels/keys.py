@@ -4,7 +4,7 @@ Texts are mostly short pre-tokens that come again and again. To know one again q
 byte by byte: the bytes themselves become two numbers, with the length in the last byte.
 
     " world"       20 77 6f 72 6c 64 00 00 │ 00 00 00 00 00 00 00 06
-                   └──────── low ────────┘   └──────── high ───────┘     (the lowest byte of each stands on the left)
+                   └──────── low ────────┘   └──────── high ───────┘     (the lowest byte of each is on the left)
 
 Two short pre-tokens are equal if and only if their keys are; the length tells "a" from "a\\0". A longer one does not
 fit. Its key is two hashes of its bytes, and the highest bit of `high`, which no length reaches, says so:
@@ -12,9 +12,9 @@ fit. Its key is two hashes of its bytes, and the highest bit of `high`, which no
     " understanding…"    low: a hash of all bytes    high: another hash, with the highest bit set
 
 Equal keys of long pre-tokens make it likely that they are equal; then their bytes must be compared. `high` is never
-0, so that in a table 0 can mean "nothing here".
+0, so 0 can mark an empty row of a table.
 
-Where in a table a key belongs, `hash_key` says: multiplication by an odd number is a permutation of the 64-bit numbers
+`hash_key` gives a key's position in a table: multiplication by an odd number is a permutation of the 64-bit numbers
 that carries every bit into all higher ones (Knuth, "The Art of Computer Programming", volume 3, section 6.4).
 """
 

@@ -16,10 +16,10 @@ the next, in the high half, so that the smallest item is the pair to join. (A do
                  .│lower                                lower
 
 That is quadratic. For a word it is the fastest way, but a pre-token can also be a megabyte of one letter. In a long
-piece each token stays where its bytes lie, and its number stands at its first byte and at its last. So a token that
-starts at `place` ends `sizes[number]` bytes later, where the next one starts; the one before it ends at `place - 1`,
-and its number stands there. To join two tokens is to write one number twice. (A dot is inside of a token and says
-nothing.)
+piece each token stays at the position of its bytes, and its number is written at its first and last byte. So a token
+that starts at `place` ends `sizes[number]` bytes later, where the next one starts; the one before it ends at `place -
+1`, where its number is found. Joining two tokens is writing one number twice. (A dot is inside a token and has no
+meaning.)
 
     place         0    1    2    3    4    5    6
     tokens        l    o    w    e    r    l    o
@@ -74,7 +74,7 @@ _HALF = np.uint64(32)
 
 
 class MergeTables(NamedTuple):
-    """What the merger knows of a list of merges. Only read, so that threads share it."""
+    """The tables of a list of merges; read-only, so threads share them."""
 
     byte_pairs: npt.NDArray[np.int32]
     """(65536,); the rank of the merge of bytes a and b at 256 a + b, or NEVER."""
@@ -87,7 +87,7 @@ class MergeTables(NamedTuple):
 
 
 def token_numbers(tokens: Iterable[bytes]) -> dict[bytes, int]:
-    """Return the numbers of tokens: first those of all single bytes, then of the other `tokens`, as they come."""
+    """Number the tokens: first all single bytes, then the other `tokens` in order."""
     number_of = {token: number for number, token in enumerate(SINGLE_BYTES)}
     for token in tokens:
         if len(token) > 1:
@@ -96,7 +96,7 @@ def token_numbers(tokens: Iterable[bytes]) -> dict[bytes, int]:
 
 
 def merge_tables(merges: Sequence[tuple[bytes, bytes]], number_of: Mapping[bytes, int]) -> MergeTables:
-    """Return the tables of a list of merges, the lowest rank first; `number_of` is that of `token_numbers`.
+    """Return the tables of a list of merges, the lowest rank first; `number_of` is the result of `token_numbers`.
 
     A pair that is listed twice has its last rank. Raises `TokenizerError` for more than about two million merges or
     tokens.
@@ -150,12 +150,12 @@ def rank_of(left, right, slots):
 def merge_short(buffer, start, length, tables, items):
     """Write the numbers of the tokens of `buffer[start : start + length]` into `items`, and return how many they are.
 
-    This does it as the definition has it.
+    This follows the definition.
 
     Args:
         buffer: uint8.
         tables: `MergeTables`.
-        items: int64; room for `length` of them, all of which may be written to.
+        items: int64; at least `length` items, all may be overwritten.
     """
     byte_pairs, slots, pairs = tables.byte_pairs, tables.slots, tables.pairs
     byte = np.int64(buffer[start]) if length > 0 else 0

@@ -58,7 +58,7 @@ def cut_documents(data, separator, limit, packed, ends):
 
 @borrowing_kernel
 def find(data, at, separator):
-    """Return the first position of `separator` in `data[at:]`, relative to `data`; -1 if there is none."""
+    """Return the first position of `separator` in `data` at or after `at`; -1 if there is none."""
     last = len(data) - len(separator)
     while at <= last:
         if at + BLOCK > len(data):

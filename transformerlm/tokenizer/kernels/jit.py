@@ -77,7 +77,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def borrowing_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a kernel that allocates no arrays, nor do its callees: it borrows its caller's.
+    """Make a kernel that allocates no arrays, not even in functions it calls: it borrows its caller's.
 
     Numba counts the users of an array, and so handing one to a function or taking it out of a tuple costs two atomic
     additions, as much as some forty others. In a kernel that is called for each pre-token that can be half of its

@@ -1,20 +1,20 @@
-"""The queue of pairs: which pair is merged next, without keeping all pairs in order.
+"""The bucket queue of pairs: finds the next pair to merge without keeping all pairs sorted.
 
-The next merge takes the most frequent pair. But counts change with every merge, and most of the pairs are too rare to
-be merged ever, so that keeping all in order would be work for nothing. What helps is that the best count never rises:
-merging a pair that occurs c times makes c new tokens at most, a new pair holds one of them in each of its occurrences,
-and so occurs c times at most; and a pair without the new token can only lose occurrences.
+The next merge takes the most frequent pair. But counts change with every merge, and most pairs are too rare ever to be
+merged, so keeping all of them sorted would be wasted work. Instead, we use that the best count never rises: merging a
+pair that occurs c times makes at most c new tokens; each occurrence of a new pair contains one of them, so it occurs at
+most c times; and a pair without the new token can only lose occurrences.
 
-So pairs wait in drawers according to their count, in no order. Only the drawer to which the best count has come down
-is open, and its pairs are in a heap. When that is empty, the next drawer is opened.
+So pairs are kept in buckets by count ("drawers"), unsorted. Only the drawer of the best count is open, and its pairs
+are in a heap. When the heap is empty, the next drawer is opened.
 
     counts    …  904–907  900–903                         896–899           …  2                1
                  empty    open, its pairs in a heap:      closed               closed           closed
                                 ("t", "h") 903            ("i", "n") 896       ("q", "a") 2     ("x", "q") 1
                     ("h", "e") 901    ("a", "n") 900      ("e", "r") 898       ("z", "z") 2     ("q", "z") 1
 
-While a pair waits, its count may fall. Nothing is done about that. Each entry of the heap says with which count it
-came; if the pair is at the top and has another count by now, it is put back with that. So a pair may come up too early,
+The count of a queued pair may fall without an update. Each heap entry records the count at insertion; if it is outdated
+when the pair reaches the top, the pair is pushed back with the current count. So a pair may reach the top too early,
 never too late.
 
 Of equally frequent pairs the one whose byte strings are greatest comes first. A token's `head`, its first eight bytes
@@ -33,8 +33,8 @@ from transformerlm.tokenizer.kernels.jit import borrowing_kernel
 NO_PAIR = -1
 
 EXACT_COUNTS = 256
-"""Counts below this have a drawer each. From there on, 128 drawers lie between a power of two and the next, so that
-a drawer's counts differ by less than 1 in 128, and the heap stays small."""
+"""Counts below this have a drawer each. Above, there are 128 drawers per power of two, so a drawer's counts differ by
+less than 1 in 128, and the heap stays small."""
 
 NUM_DRAWERS = EXACT_COUNTS + 55 * (EXACT_COUNTS // 2)  # the greatest count, 2**63 - 1, is halved 55 times
 
@@ -51,19 +51,19 @@ TOKEN = np.dtype(
     ]
 )
 PAIR = np.dtype([("left", np.int32), ("right", np.int32), ("count", np.int64)])
-ENTRY = np.dtype([("count", np.int64), ("head", np.uint64), ("pair", np.int64)])  # `head` is that of the left token
+ENTRY = np.dtype([("count", np.int64), ("head", np.uint64), ("pair", np.int64)])  # `head` of the left token
 STATUS = np.dtype([("in_heap", np.int64), ("open_drawer", np.int64)])
 
 
 class PairQueue(NamedTuple):
     """The arrays of the queue. Each pair is in it once at most."""
 
-    words: npt.NDArray[np.uint8]  # the words' bytes, in which those of the tokens are found
+    words: npt.NDArray[np.uint8]  # the words' bytes, which contain the tokens' bytes
     tokens: npt.NDArray[np.void]  # TOKEN
     pairs: npt.NDArray[np.void]  # PAIR
     heap: npt.NDArray[np.void]  # ENTRY; as many as `pairs`
-    drawers: npt.NDArray[np.int32]  # of each drawer the pair on top, or NO_PAIR
-    below: npt.NDArray[np.int32]  # of each pair in a drawer the next below it, or NO_PAIR
+    drawers: npt.NDArray[np.int32]  # the top pair of each drawer, or NO_PAIR
+    below: npt.NDArray[np.int32]  # the pair below each pair in a drawer, or NO_PAIR
     status: npt.NDArray[np.void]  # STATUS, one
 
 
@@ -82,7 +82,7 @@ def new_queue(words: npt.NDArray[np.uint8], tokens: npt.NDArray[np.void], num_pa
 
 @borrowing_kernel
 def put(queue, pair):
-    """Put a pair into its drawer or, if that is open already, into the heap. A pair that does not occur is left out."""
+    """Put a pair into its drawer or, if that is open already, into the heap. A pair with count 0 is left out."""
     count = queue.pairs[pair].count
     if count == 0:
         return
@@ -114,7 +114,7 @@ def take(queue):
 
 @borrowing_kernel
 def drawer_of(count):
-    """Return the drawer of a count: of a greater count, the same or a higher one."""
+    """Return the drawer of a count; it does not decrease with the count."""
     halvings = 0
     while count >= EXACT_COUNTS:
         count >>= 1
@@ -124,7 +124,7 @@ def drawer_of(count):
 
 @borrowing_kernel
 def open_next_drawer(queue):
-    """Open the next lower drawer. Those of its pairs that belong to a still lower one by now go there."""
+    """Open the next lower drawer; pairs whose count has fallen further move to their own drawer."""
     queue.status[0].open_drawer -= 1
     drawer = queue.status[0].open_drawer
     pair = np.int64(queue.drawers[drawer])
@@ -140,7 +140,8 @@ def remove_top(queue):
     """Remove the best entry of the heap.
 
     The better child of the hole moves up into it, down to the bottom, where the heap's last entry fills the hole and
-    rises. It came from the bottom, so it seldom rises far: cheaper than comparing it with the children at each step.
+    rises. That entry came from the bottom, so it seldom rises far; this is cheaper than comparing it with the children
+    at each step.
     """
     heap = queue.heap
     queue.status[0].in_heap -= 1
@@ -190,7 +191,7 @@ def is_better(queue, count, head, pair, other_count, other_head, other):
 
 @borrowing_kernel
 def is_greater(queue, token, other):
-    """Return whether a token's byte string is greater than that of another."""
+    """Return whether the first token's byte string is greater than the second's."""
     first, second = queue.tokens[token], queue.tokens[other]
     if first.head != second.head:
         return first.head > second.head

@@ -4,10 +4,10 @@ A regular expression walks through a text character by character. But GPT-2's pa
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-asks little of a character: to which of four classes it belongs (letter, number, white space, other), to which its
-neighbours belong, and whether it is a space or an apostrophe. A mask holds the answer for 64 bytes in one machine word,
-bit i for byte i, and a few operations on such words answer for 64 bytes at once. (Here the first byte stands on the
-left, and a dot is a 0. "space" is U+0020 alone, "white" all that `\s` matches.)
+only depends on the class of each character and of its neighbours (letter, number, white space, other), and on whether
+it is a space or an apostrophe. A mask holds such a property for 64 bytes in one machine word, bit i for byte i, and a
+few operations process 64 bytes at once. (Here the first byte is on the left, and a dot is a 0. "space" is U+0020 alone,
+"white" everything that `\s` matches.)
 
     text           H e l l o       y o u   a r e   4 2 .
     letter         1 1 1 1 1 . . . 1 1 1 . 1 1 1 . . . .
@@ -16,17 +16,16 @@ left, and a dot is a 0. "space" is U+0020 alone, "white" all that `\s` matches.)
     space          . . . . . 1 1 1 . . . 1 . . . 1 . . .
     other          . . . . . . . . . . . . . . . . . . 1
 
-A run of a class starts where its mask has a 1 and has none at the byte before: `mask & ~(mask << 1)`, for a shift to
-the left (in the picture, to the right) moves each bit to the byte after it. Pre-tokens follow from the runs by three
-rules:
+A run of a class starts where its mask has a 1 after a 0: `mask & ~(mask << 1)`, since a shift to the left (in the
+picture, to the right) moves each bit to the byte after it. Pre-tokens follow from the runs by three rules:
 
-    1. A run of letters, numbers or others is a pre-token and takes in one space before it (` ?\p{L}+` and so on). So
-       it starts a pre-token unless a space stands before it.
-    2. A run of white space starts a pre-token. If the text goes on after the run, its last character starts another,
+    1. A run of letters, numbers or others is a pre-token and takes in one space before it (` ?\p{L}+` and so on). So it
+       starts a pre-token unless a space precedes it.
+    2. A run of white space starts a pre-token. If text follows the run, its last character starts another,
        since `\s+(?!\S)` leaves that character over: it is a pre-token of its own or, if it is a space, the space that
        rule 1 takes in.
     3. An apostrophe that rule 1 lets start a pre-token takes in `s t d m ll ve re` if they come next: letters that
-       start no pre-token of their own. What comes after them starts one.
+       start no pre-token of their own. The next character starts one.
 
     text           H e l l o       y o u   a r e   4 2 .        d o n ' t !
     rule 1         1 . . . . . . . . . . . . . . . . . 1        1 . . 1 1 1
@@ -37,14 +36,14 @@ rules:
 
     pre-tokens     "Hello" "  " " you" " are" " 42" "."         "don" "'t" "!"
 
-From one block of 64 bytes to the next are carried: the classes of the last byte, and the starts that rule 3 adds and
-removes among the next bytes. Two things a block looks up in the bytes after it: whether white space goes on, and the
-letters after an apostrophe. A character that is not ASCII is decoded and looked up, and all its bytes get its class;
-where a block would end inside a character, it ends before it. A byte that is not UTF-8 counts as a character of the
-class "other".
+Each block of 64 bytes passes to the next the classes of its last byte, and the starts that rule 3 adds and removes
+among the next bytes. A block reads the bytes after it only to see whether white space continues, and for the letters
+after an apostrophe. A character that is not ASCII is decoded and looked up, and all its bytes get its class; where a
+block would end inside a character, it ends before it. A byte that is not UTF-8 counts as a character of the class
+"other".
 
-After the text, the buffer holds spaces. So no rule has to ask whether the text is over: every text seems to be followed
-by white space without end, and to `(?!\S)` that is the same as the end.
+After the text, the buffer holds spaces. So no rule has to check for the end of the text: every text seems to be
+followed by endless white space, which `(?!\S)` treats like the end.
 
 Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019) and its published code for the
 pattern; Langdale and Lemire, "Parsing Gigabytes of JSON per Second" (2019), section 3, for masks over blocks.
@@ -62,7 +61,7 @@ character may be looked up that begins after the block."""
 
 LOOKAHEAD = 8
 """How many bytes, from a place on, decide whether a pre-token starts there: 6 at most, a white character of 3 bytes and
-3 of the next that show whether it is white too; rounded up. For those who scan a text in parts."""
+3 of the next that show whether it is white too; rounded up. Needed for scanning a text in parts."""
 
 NONE, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 
@@ -117,13 +116,13 @@ def scan(buffer, length, classes, starts):
         apostrophes = apostrophe & rule_1
         while apostrophes != NONE:
             bit = lowest_bit(apostrophes)
-            apostrophes &= apostrophes - ONE  # takes the lowest bit away
+            apostrophes &= apostrophes - ONE  # clears the lowest set bit
             num_letters = letters_of_contraction(buffer, at + bit)
             if num_letters > 0:
                 removed, removed_next = with_bit(removed, removed_next, bit + 1, size)
                 added, added_next = with_bit(added, added_next, bit + 1 + num_letters, size)
 
-        remaining = ((rule_1 | rule_2) & ~removed | added) & inside  # what is added may lie after the text
+        remaining = ((rule_1 | rule_2) & ~removed | added) & inside  # added starts may be after the text
         while remaining != NONE:
             starts[found] = at + lowest_bit(remaining)
             found += 1
@@ -136,7 +135,7 @@ def scan(buffer, length, classes, starts):
 
 @borrowing_kernel
 def with_bit(mask, mask_of_next_block, bit, size):
-    """Set `bit` in the first mask if it lies in the block of `size` bytes, else in the second; return both masks."""
+    """Set `bit` in the first mask if it is within the block of `size` bytes, else in the second; return both masks."""
     if bit < size:
         return mask | ONE << bit, mask_of_next_block
     return mask, mask_of_next_block | ONE << (bit - size)
@@ -157,9 +156,9 @@ def letters_of_contraction(buffer, at):
 
 @borrowing_kernel
 def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
-    """Add the characters that are not ASCII to the masks of the block at `at`, all bytes of each to that of its class.
+    """Add the non-ASCII characters to the masks of the block at `at`, all bytes of each to the mask of its class.
 
-    The class "other" has no mask: it is what is left.
+    The class "other" has no mask: it is the rest.
 
     Returns the masks, then the masks of the last bytes of white characters of two and of three bytes, then the size
     of the block, which is smaller than before if it would end inside a character.
@@ -192,8 +191,8 @@ def add_characters(buffer, at, size, classes, letter, number, white, not_ascii):
 def character_at(buffer, at, classes):
     """Return the class of the character at `at` and its length in bytes.
 
-    A byte with which no well-formed character starts is "other" and one byte long. Not well-formed are also forms that
-    are longer than needed, surrogates, and what lies beyond U+10FFFF (The Unicode Standard, section 3.9, table 3-7).
+    A byte that does not start a well-formed character is "other" and one byte long. Overlong forms, surrogates and
+    values above U+10FFFF are not well-formed (The Unicode Standard, section 3.9, table 3-7).
     """
     first = np.int64(buffer[at])
     if first < 0x80:

@@ -1,24 +1,23 @@
 r"""The walker: where the pre-tokens start in the patterns of GPT-2's successors, one pre-token after another.
 
-GPT-2's pattern asks only for a character and its neighbours, so that the scanner finds the starts of 64 bytes at once.
-In its successors a pre-token may depend on what stands far behind its end or before it: numbers are cut into three
-digits from where they begin, line breaks go with the last of them in a run of white space, and in `o200k` a word of
-capitals becomes another if a small letter follows. So the walker goes from start to start, as a regular expression
-does.
+GPT-2's pattern only depends on a character and its neighbours, so the scanner finds the starts of 64 bytes at once. In
+its successors a pre-token may depend on text far before or after it: numbers are split into groups of three digits from
+their start, a run of white space is cut after its last line break, and in `o200k` a word of capitals ends elsewhere if
+a small letter follows. So the walker goes from start to start, like a regular expression.
 
-First each byte gets the bits of its character; the first byte of a character has one more, START. (The last row says
-what a regular expression would say; `unicode.classes` has the bits.)
+First each byte gets the bits of its character; the first byte of a character has one more, START. (The last row shows
+the classes in regular-expression syntax; the bits are in `unicode.classes`.)
 
     text          D    o    n    '    t         é    t    é         1    2    ⏎
     bytes         1    1    1    1    1    1    2    1    2    1    1    1    1
     bits          \p{Lu} \p{Ll} …   0  …  \s   \p{Ll}, without START in the second byte          …   \s, line break
 
 Then each alternative of a pattern is a run of bytes that have certain bits. The patterns differ in a few points, which
-are the bits of `Rules.points`; `pretokenize` has them as they are published. The questions in `piece_end` come in the
-order of the alternatives there.
+are the bits of `Rules.points`; `pretokenize` has the published patterns. `piece_end` checks the alternatives in their
+order there.
 
-A chunk may end before a pre-token is certain. So the walker notes, for each, how far it looked: certain is what did
-not need to look behind the end of the chunk.
+A chunk may end before a pre-token is certain. So the walker records how far it looked for each: a pre-token is certain
+if it needed no lookahead past the end of the chunk.
 """
 
 from typing import NamedTuple
@@ -43,17 +42,17 @@ from transformerlm.tokenizer.unicode.classes import (
 )
 
 BEYOND = 8
-"""Bytes behind what was looked at which may have had a say, too: a character, or a contraction."""
+"""Lookahead margin in bytes: a character, or a contraction."""
 
 ANY_SIGN, ANY_CASE, LINE_BREAKS, WHOLE_END, WHOLE_BEFORE_DIGIT, CASES, CONTRACTIONS = (1 << bit for bit in range(7))
-"""What a pattern may do, see `pretokenize`: before a word, it takes in any sign and not only a space; contractions may
+"""Options of a pattern, see `pretokenize`: a word takes in any one sign before it, not only a space; contractions may
 be in capitals; line breaks stay with signs before them, and white space is cut after its last line break; white space
 at the end of the text is whole; so is white space before a digit; words are cut by their case, and slashes stay with
 the line breaks after signs; contractions then stay with their word (without `CASES`, they are words by themselves)."""
 
 _SUCCESSOR = ANY_SIGN | ANY_CASE | LINE_BREAKS
 _DIGITS_AND_POINTS = {
-    GPT2: (0, 0),  # which the scanner knows, and the walker does not
+    GPT2: (0, 0),  # handled by the scanner, not the walker
     GPT2_DIGITS: (1, WHOLE_BEFORE_DIGIT),
     CL100K: (3, _SUCCESSOR | WHOLE_END),
     LLAMA3: (3, _SUCCESSOR),
@@ -70,14 +69,14 @@ NONE = np.uint8(0)
 
 
 class Rules(NamedTuple):
-    """A pattern of pre-tokenization, as kernels take it."""
+    """A pre-tokenization pattern in the form that kernels take."""
 
     classes: npt.NDArray[np.uint8]
     """`unicode.classes.class_table()` for the scanner, `fine_class_table()` for the walker."""
     digits: int
     """The most digits of a pre-token."""
     points: int
-    """Bits, see above; 0 for GPT-2's pattern, for which there is the scanner."""
+    """Bits, see above; 0 for GPT-2's pattern, which the scanner handles."""
 
 
 def rules_of(pattern: str) -> Rules:
@@ -113,7 +112,7 @@ def walk(buffer, length, is_end, rules, bits, starts):
 
 @borrowing_kernel
 def write_bits(buffer, length, classes, bits):
-    """Write the bits of each byte of the text into `bits`, and behind them those of spaces, as in `buffer`."""
+    """Write the bits of each byte of the text into `bits`, and after them the bits of spaces, as in `buffer`."""
     at = 0
     while at < length:
         if buffer[at] < 0x80:
@@ -133,7 +132,7 @@ def write_bits(buffer, length, classes, bits):
 def piece_end(buffer, bits, at, length, digits, points):
     """Return where the pre-token that starts at `at` ends, and the end of the furthest run that was looked at.
 
-    What stands behind the text are spaces: only a run of white space must ask where the text ends.
+    Spaces follow the text, so only a run of white space has to check where the text ends.
     """
     if not points & CASES:
         end = contraction_end(buffer, at, points)
@@ -174,7 +173,7 @@ def contraction_end(buffer, at, points):
         return at
     first, second = np.int64(buffer[at + 1]), np.int64(buffer[at + 2])
     if points & ANY_CASE:
-        if first == 0xC5 and second == 0xBF:  # ſ, the long s, is an s to who ignores the case
+        if first == 0xC5 and second == 0xBF:  # U+017F (ſ) case-folds to "s"
             return at + 3
         first, second = first | 0x20, second | 0x20  # in lower case; nothing but letters becomes a letter
     if first == ord("s") or first == ord("t") or first == ord("d") or first == ord("m"):
@@ -214,8 +213,8 @@ def cased_end(bits, start, after_mark):
     """Return where the part from `start` on ends of a word of capitals, then small letters, and how far it looked.
 
     Letters that are neither, and marks, can be part of both: `[FRONT]*[BACK]+|[FRONT]+[BACK]*`. So without a small
-    letter, the last of them ends the word, and if there is none, all capitals are the word. A mark before `start` is a
-    word by itself in that case: the first alternative takes it as such.
+    letter, the last of them ends the word, and if there is none, all capitals are the word. In that case a mark before
+    `start` is a word by itself, matched by the first alternative.
     """
     front = last_of_both = start
     while bits[front] & FRONT != NONE:

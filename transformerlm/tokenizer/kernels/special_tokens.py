@@ -4,9 +4,9 @@
     candidates    ·········1···1····················1·······         bytes with which a special token begins
                            ▲ this one is one
 
-The places where a special token may begin are found 64 at a time and are few, for special tokens begin with rare
-characters. At each candidate the special tokens are compared with the text, the longest first, so that what is found
-is the leftmost special token and, of those that begin there, the longest.
+The places where a special token may begin are found 64 at a time and are few, because special tokens begin with rare
+characters. At each candidate the special tokens are compared with the text, the longest first, so that the result is
+the leftmost special token and, among several at that place, the longest.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class SpecialTokens(NamedTuple):
 
 
 def special_tokens_of(id_of: Mapping[bytes, int]) -> SpecialTokens:
-    """Return special tokens, of which none is empty, and their ids as kernels take them."""
+    """Return non-empty special tokens and their ids in the form that kernels take."""
     longest_first = sorted(id_of, key=len, reverse=True)
     return SpecialTokens(
         np.array(list(b"".join(longest_first)), np.uint8),
@@ -62,7 +62,7 @@ def find_special_token(text, at, end, special_tokens):
             length, token = token_at(text, start, end, bytes_, ends)
             if length > 0:
                 return start, start + length, ids[token]
-            candidates &= candidates - ONE  # takes the lowest bit away
+            candidates &= candidates - ONE  # clears the lowest set bit
         at += BLOCK
     return end, end, NO_ID
 

@@ -1,8 +1,8 @@
-"""The text hasher: texts → a number each, the same for the same text; `databuilder.text_hash` finishes them.
+"""The text hasher: maps each text to a number, the same for equal texts; `databuilder.text_hash` finishes them.
 
-A text is a row of eight-byte words, the last filled up with zeros, and its hash is a polynomial in them. All arithmetic
-is modulo 2^64, as a processor does it anyway. What is added for a word does not depend on the words before it, so that
-several are on their way at once.
+A text is a sequence of eight-byte words, the last padded with zeros, and its hash is a polynomial in them. All
+arithmetic is modulo 2^64, the processor's native arithmetic. The term for a word does not depend on earlier words, so
+several are computed in parallel.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ WORD = 8
 
 @kernel
 def hash_texts(data, ends, base, factor, hashes):
-    """Write into `hashes` the hash of each of the texts that `data` holds one after another.
+    """Write the hash of each of the concatenated texts in `data` into `hashes`.
 
     Args:
         data: uint8.

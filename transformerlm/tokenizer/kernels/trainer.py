@@ -1,15 +1,15 @@
 """Learning the merges: counted words → merges.
 
-The work is done by the kernels of `trainer_steps`, which see to the words and the pairs, and of `pair_queue`, which say
-which pair is next. This module lays out their arrays, and calls them again and again:
+The kernels in `trainer_steps` update the words and the pairs, and `pair_queue` selects the next pair. This module
+allocates their arrays and calls them repeatedly:
 
     words, counts ──▶ arrays, all pairs of bytes ──▶ some merges ──▶ larger arrays ──▶ merges as byte strings
                                                          ▲   progress, Ctrl-C  │
                                                          └─────────────────────┘
 
-A kernel does not make an array. When a merge might need more room than there is, or some tenths of a second have
-passed, the kernel returns; Python makes what is too small twice as large, reports progress, and calls it again. So
-memory follows what the corpus needs, not what is asked for.
+Kernels do not allocate arrays. When a merge might exceed an array's capacity, or some tenths of a second have passed,
+the kernel returns; Python doubles the arrays that are too small, reports progress, and calls it again. So memory
+depends on the corpus, not on `num_merges`.
 """
 
 from collections.abc import Callable
@@ -53,14 +53,14 @@ def learn_merges_compiled(
         words: the bytes of the distinct pre-tokens, one after another.
         ends: of each word, where it ends in `words`.
         counts: of each word, how often it occurs; 0 is allowed.
-        num_merges: how many merges to learn at most. However many, memory is bounded by the words.
-        progress: called several times a second with the share of the merges that is done.
+        num_merges: the maximum number of merges to learn. Memory is bounded by the words, not by this number.
+        progress: called several times per second with the fraction of merges done.
 
     Raises:
         TokenizerError: the distinct words have 2 GiB or more, or the words as often as they occur 2**62 bytes or more.
         ValueError: `ends` or `counts` do not fit `words`.
     """
-    # A kernel is compiled for each kind of array, and a read-only one is of a kind of its own.
+    # Numba would compile a kernel again for read-only arrays.
     words = np.require(words, np.uint8, ["C", "W"])
     ends, counts = np.require(ends, np.int64, ["C", "W"]), np.require(counts, np.int64, ["C", "W"])
     lengths = np.diff(ends, prepend=0)
@@ -132,7 +132,7 @@ def _empty_table(num_pairs: int) -> npt.NDArray[np.int32]:
 
 
 def _with_room(training: Training, new_places: int) -> Training:
-    """Return the training with room for so many more places, and for as many pairs as that can be."""
+    """Return the training with room for `new_places` more places, and for the pairs that these can form."""
     sizes, queue = training.sizes[0], training.queue
     training = training._replace(lists=_grown(training.lists, sizes["listed"], new_places))
     new_pairs = min(new_places, 2 * int(sizes["tokens"]))  # one with each token on each side

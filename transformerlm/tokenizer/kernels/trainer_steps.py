@@ -1,31 +1,30 @@
-"""The steps of a training: each merge touches only the places at which its pair stands.
+"""The steps of a training: each merge touches only the places of its pair.
 
-A word is a distinct pre-token, with the number of times that it occurs. All words lie flat, side by side, a place for
-each byte and one before each word. The number of a token stands at its first byte and at its last. So the token at
-place p, n bytes long, has its neighbours at p - 1 and p + n, and two are joined without moving anything:
+A word is a distinct pre-token, with the number of times that it occurs. All words are in one flat array, with a place
+for each byte and one before each word. A token's number is written at its first and last byte. So the token at place p,
+n bytes long, has its neighbours at p - 1 and p + n, and two are joined without moving anything:
 
     place            0   1   2   3   4   5   6   7   8   9
     at first         |   l   o   w   |   l   o   w   e   |          the words "low" and "lowe"
     "l" "o" → 256    |  256 256  w   |  256 256  w   e   |
-    256 "w" → 257    |  257  .  257  |  257  .  257  e   |          what stands inside a token is never asked for
+    256 "w" → 257    |  257  .  257  |  257  .  257  e   |          places inside a token are never read
 
-The places of a pair, those of its left tokens in ascending order, are a slice of one long list:
+The places of a pair (the places of its left tokens, ascending) are a slice of one long list:
 
     pair             "l" "o"   "o" "w"   "w" "e"   256 "w"   257 "e"
     its places        1   5     2   6     7         1   5     5
 
-A slice is written once, for new places of a pair appear in one merge only. Of its two tokens one was made last (or both
-are bytes, and the pair is there from the start). When that was made, both came to stand side by side wherever they
-ever will, for no later merge makes either of them.
+A slice is written once, because new places of a pair appear in one merge only: the one that made the later of its two
+tokens (or at the start, if both are bytes). No later merge makes either token, so the pair gets no places after that.
 
-No two merges make the same bytes, either. If the bytes s became one token in some place, then they did so, in the same
-merge, wherever no token reaches across the ends of s, for what merges do inside s depends on nothing outside. And where
-two tokens are about to be joined to s, no token ever has reached across its ends, for tokens only grow. So different
-tokens have different bytes, and no two pairs are equal in the order of their byte strings.
+No two merges make the same bytes, either. If the bytes s became one token in some place, they did so in the same merge
+wherever no token crosses the ends of s, because merges inside s do not depend on anything outside. And where two tokens
+are about to be joined to s, no token has ever crossed its ends, because tokens only grow. So different tokens have
+different bytes, and no two pairs are equal in the order of their byte strings.
 
 But pairs vanish from places, when one of their tokens is merged with its other neighbour. Such a place stays in the
-slice, and is passed over because another number stands there. (It cannot be the right number by accident. Where a pair
-has stood, a token starts; when none starts there any more, a later token's number or `INSIDE` has been written there.)
+slice and is skipped, because it has another number. (It cannot match by accident: a token starts at a pair's place, and
+once none does, a later token's number or `INSIDE` has been written there.)
 
 A merge takes the best pair from the queue (`pair_queue`) and then goes through its places, in four steps:
 
@@ -61,9 +60,9 @@ NUM_BYTES = 256
 VISITS_PER_CALL = 1 << 22
 """Places that a kernel visits before it returns to Python, for progress and Ctrl-C: some tenths of a second."""
 
-VISITS_PER_MERGE = 64  # what a merge costs apart from its places, in visits
+VISITS_PER_MERGE = 64  # fixed cost of a merge, in visits
 
-LOOKAHEAD = 12  # places that are asked for ahead: as many as are visited while memory answers
+LOOKAHEAD = 12  # places prefetched ahead: about as many as are visited during a cache miss
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio: products with it differ in their high bits
 HALF_WORD = np.uint64(32)
@@ -80,9 +79,9 @@ class Training(NamedTuple):
     words: npt.NDArray[np.uint8]  # the bytes of all words
     counts: npt.NDArray[np.int64]  # of each word, how often it occurs
     places: npt.NDArray[np.void]  # PLACE
-    tokens: npt.NDArray[np.void]  # TOKEN: the 256 bytes, then the products of the merges
+    tokens: npt.NDArray[np.void]  # TOKEN: the 256 bytes, then the merged tokens
     lists: npt.NDArray[np.int32]  # the places of all pairs
-    slices: npt.NDArray[np.void]  # SLICE: of each pair its part of `lists`
+    slices: npt.NDArray[np.void]  # SLICE: each pair's part of `lists`
     table: npt.NDArray[np.int32]  # hash table: two tokens → their pair, or NO_PAIR
     queue: PairQueue  # and the pairs
     sizes: npt.NDArray[np.void]  # SIZES, one: how much of the arrays is in use
@@ -111,7 +110,7 @@ def lay_out(words, ends, places):
 
 @borrowing_kernel
 def count_byte_pairs(places, counts, byte_pairs):
-    """Count all pairs of bytes, that of `left` and `right` as number 256 * left + right."""
+    """Count all pairs of bytes; the pair (left, right) has index 256 * left + right."""
     for place in range(len(places) - 1):
         left, right = places[place].token, places[place + 1].token
         if left != NO_TOKEN and right != NO_TOKEN:
@@ -169,7 +168,7 @@ def merge(training, pair):
     num_before, num_after = tally(training, places, product)
     for found in range(num_before):
         token = training.found_before[found]
-        # Where a new token stands before another, the pair between them was that of the old right and left one.
+        # Between two adjacent new tokens, the old pair was (right, left).
         old_token = right if token == product else token
         renew(training, training.before[token], old_token, left, token, product)
     for found in range(num_after):
@@ -181,10 +180,10 @@ def merge(training, pair):
 
 @borrowing_kernel
 def join(training, listed, left, right, product):
-    """Step 1: write `product` over `left` and `right`, wherever they stand at one of the places listed.
+    """Step 1: write `product` over `left` and `right` at each listed place that still has them.
 
-    The places where they do stand become the first ones of `listed`, which nothing else will read again. Returns how
-    many there are. From left to right, so that of "aaa" the first two are joined.
+    These places are moved to the front of `listed`, which is not read again, and their number is returned. Works from
+    left to right, so in "aaa" the first two are joined.
     """
     places = training.places
     length_left = training.tokens[left].length
@@ -208,7 +207,7 @@ def add_token(training, left, right, place):
     training.sizes[0].tokens += 1
     token.left, token.right = left, right
     token.length = training.tokens[left].length + training.tokens[right].length
-    token.start = place - training.places[place].word - 1  # one place before each word is no byte
+    token.start = place - training.places[place].word - 1  # the place before each word is not a byte
     head = np.uint64(0)
     for at in range(HEAD_BYTES):
         byte = training.words[token.start + at] if at < token.length else np.uint8(0)

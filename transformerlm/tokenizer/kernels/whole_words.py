@@ -1,7 +1,7 @@
 """Whole words: pre-tokens that have an id as they are, whatever the merges would make of them.
 
-Most are what merging makes, too; but some vocabularies have tokens that merging never reaches. They are looked up only
-for a pre-token that is not in the encoder's cache.
+For most, merging gives the same id, but some vocabularies have tokens that merging never makes. They are looked up only
+for pre-tokens that are not in the encoder's cache.
 
 The table is a hash table with open addressing, as the counter's: from the row that the hash of a key names, row after
 row, until the row with the key or an empty one. The key of a word of more than 15 bytes is a hash (see `pieces`), so
@@ -25,7 +25,7 @@ LOW, HIGH, NUMBER = range(3)
 EMPTY, ONE = np.uint64(0), np.uint64(1)
 NO_WORD = -1
 _HALF = np.uint64(32)
-_READABLE = bytes(16)  # must follow the bytes of which a key is made
+_READABLE = bytes(16)  # must follow the bytes from which a key is made
 
 
 class WholeWords(NamedTuple):
@@ -40,7 +40,7 @@ class WholeWords(NamedTuple):
 
 
 def whole_words_of(id_of: Mapping[bytes, int]) -> WholeWords:
-    """Return the table of words, of which none is empty, and their ids."""
+    """Return the table of non-empty words and their ids."""
     words = WholeWords(
         np.zeros((1 << (2 * len(id_of)).bit_length(), 3), np.uint64),  # at least half are empty
         np.frombuffer(bytearray(b"".join([*id_of, _READABLE])), np.uint8),

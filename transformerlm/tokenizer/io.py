@@ -187,7 +187,7 @@ def write_folder(
     special_tokens: Mapping[str, int],
     settings: TokenizerSettings,
 ) -> None:
-    """Write the files of a tokenizer, each atomically; the third only if the tokenizer differs from GPT-2's."""
+    """Write the files of a tokenizer, each atomically; the third only if the first two cannot express it."""
     ordinary = ordinary_tokens(merges)
     special_ids = set(special_tokens.values())
     needs_ids = any(token.encode("utf-8") in ordinary for token in special_tokens)

@@ -22,10 +22,10 @@ def _boundary(*, not_after_letters: str, white: str) -> _Boundary:
     """Return the safe boundaries of a pre-tokenization pattern; `(?r)` searches from the end.
 
     In every pattern, only a letter (in `o200k`, also an apostrophe) continues a pre-token after a letter, only a number
-    after a number, and white space never continues one after another character (except a line break in GPT-2's
-    successors). Lookahead past these boundaries does not change the pre-tokens before them. The few letters and numbers
-    used here have the same class in every version of Unicode; surrogates, which may be half a letter, are never
-    separated; and normalization never composes or reorders characters across these boundaries.
+    after a number, and white space never continues one after a character that is not white space (except a line break
+    in GPT-2's successors). Lookahead past these boundaries does not change the pre-tokens before them. The few letters
+    and numbers used here have the same class in every version of Unicode; surrogates, which may be half a letter, are
+    never separated; and normalization never composes or reorders characters across these boundaries.
 
     The bytes need not be UTF-8, and are cut only before ASCII. The last line handles white space after a non-ASCII
     byte; the bytes it names are white space too.

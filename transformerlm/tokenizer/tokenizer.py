@@ -188,8 +188,8 @@ class Tokenizer:
     def save(self, folder: Path | str) -> None:
         """Write the tokenizer into `folder`, each file atomically.
 
-        The files are `vocab.json` and `merges.txt` in GPT-2's form, and `tokenizer_settings.json` if the tokenizer
-        differs from GPT-2's.
+        The files are `vocab.json` and `merges.txt` in GPT-2's form, and `tokenizer_settings.json` if these two cannot
+        express the tokenizer.
         """
         io.write_folder(Path(folder), self._vocab, self._merges, self._special_tokens, self._settings)
 

@@ -28,7 +28,7 @@ def cut_documents(data, separator, limit, packed, ends):
         separator: uint8, not empty.
         limit: place in `data`.
         packed: uint8; at least as long as `data`.
-        ends: int64; room for as many documents as there are separators. Gets where each ends in `packed`.
+        ends: int64; one item per separator at least; filled with the ends of the documents in `packed`.
 
     Returns how many documents were packed, how many were empty, where the first begins that was not cut, and whether
     all were UTF-8; if not, the rest says nothing.

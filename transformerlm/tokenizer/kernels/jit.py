@@ -15,7 +15,7 @@ after the sources of all kernels, and any change to them starts a new folder. Fo
 constants only from modules of this package.
 
 If the cache is not writable, the files go to a private folder beside the temporary files, or are not kept. Each file
-begins with its checksum, because damaged machine code could do anything. None of these cases raises: kernels are
+begins with its checksum, because damaged machine code could do anything. These cases do not raise: kernels are
 recompiled, and a warning is printed on stderr.
 """
 

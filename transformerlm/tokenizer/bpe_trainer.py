@@ -51,8 +51,8 @@ def train_bpe(
             - any other iterable of texts (`str` or `bytes`), a generator for instance. For the texts of a list, give
               `iter(texts)`: a list of strings is read as paths.
 
-            No pre-token spans two files or texts. Files named `.gz`, `.zst` or `.xz` are decompressed. Text should be
-            UTF-8; an invalid byte counts as a character that is not a letter, number or white space.
+            No pre-token spans two files or texts. Files ending in `.gz`, `.zst` or `.xz` are decompressed. Text should
+            be UTF-8; an invalid byte counts as a character that is not a letter, number or white space.
         vocab_size: number of ids, at least 256 plus the number of special tokens.
         special_tokens: texts that are cut out of the corpus, are not merged and are never split.
         num_workers: threads that count pre-tokens; by default one per processor. A small corpus is counted

@@ -14,7 +14,7 @@ from transformerlm.hparams import ModelHparams
 def scaled_frequencies(plain_P: Tensor, settings: ModelHparams) -> Tensor:
     """Return the frequencies (P,), in radians per position, after `settings.rope_scaling`.
 
-    `linear` divides all frequencies by `rope_factor` (Chen et al. 2023, "Extending Context Window … via Positional Interpolation",
+    `linear` divides all by `rope_factor` (Chen et al. 2023, "Extending Context Window … via Positional Interpolation",
     eq. 4). For `llama3` see `slowed_in_parts`.
     """
     factor = settings.rope_factor

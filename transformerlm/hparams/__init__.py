@@ -2,7 +2,8 @@
 
 Defaults, meanings and limits live here and nowhere else. A part receives its own section
 (`Trainer` gets `TrainingHparams`), never a whole configuration. Pydantic checks single values;
-`problems` lists invalid combinations, so that a loader can report all problems at once. Importing this module does not import torch.
+`problems` lists invalid combinations, so that a loader can report all problems at once.
+Importing this module does not import torch.
 """
 
 from transformerlm.hparams.inference import EvaluationHparams, SamplingHparams

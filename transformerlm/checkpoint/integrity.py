@@ -56,7 +56,7 @@ class FolderWriter:
         self._digests[name] = digest.hexdigest()
 
     def seal(self) -> None:
-        """Read back every file of the folder, including those of other processes, and write the manifest.
+        """Read back every file of the folder, also from other processes, and write the manifest.
 
         Raises `CheckpointError` if a file reads back differently.
         """

@@ -1,12 +1,12 @@
-"""The fingerprint of a checkpoint: a few logits of a fixed input, which show whether other code made the weights.
+"""The fingerprint of a checkpoint: a few logits of a fixed input, which detect a change of the model's code.
 
-Code is part of a model: old weights in a changed layer give numbers, but not those that were trained. So
+Code is part of a model: with a changed layer, old weights give wrong logits without an error. So
 `fingerprint.json` in a checkpoint holds
 
     logits                            float32 on the CPU, of 8 tokens, 32 entries of the vocabulary each
     version, commit, models_sha256    of the code, to name it when the logits differ
 
-and whoever loads the weights computes the logits again.
+and loading the weights recomputes the logits.
 """
 
 import functools
@@ -29,9 +29,9 @@ from transformerlm.utils.json_file import read_json_object
 
 FINGERPRINT_FILE = "fingerprint.json"
 TOLERANCE = 1e-3
-"""Largest difference of rounding, relative to the largest logit or 1; above it there is a warning."""
+"""Largest difference by rounding, relative to the largest logit or 1; above it there is a warning."""
 FAR_OFF = 3e-2
-"""From here on, relative likewise, the code computes another model."""
+"""Relative difference above which the code computes a different model."""
 
 _NUM_TOKENS, _NUM_ENTRIES = 8, 32
 _MAX_BYTES = 1 << 20
@@ -40,7 +40,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 @functools.cache
 def code_version() -> dict[str, str | None]:
-    """Return version, git commit (None outside a checkout) and hash of the model's sources of this code."""
+    """Return this code's version, git commit (None outside a checkout) and hash of the model's sources."""
     digest = hashlib.sha256()
     for path in sorted((_PACKAGE / "models").glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -72,10 +72,10 @@ def probe_ids(hparams: ModelHparams) -> Tensor:
 def probe_logits(hparams: ModelHparams, state: Mapping[str, Tensor]) -> Tensor:
     """Return the logits (T, V) of the fixed input, float32 on the CPU, that this code computes with these weights.
 
-    Weights that are float32 and on the CPU are not copied. Raises `CheckpointError` if they do not fit the model.
+    Float32 weights on the CPU are not copied. Raises `CheckpointError` if they do not fit the model.
     """
     model = model_without_memory(hparams, state)
-    model.materialise("cpu")  # memory that is not written to takes none
+    model.materialise("cpu")  # untouched pages are never committed
     model.load_state_dict({name: weight.to("cpu", torch.float32) for name, weight in state.items()}, assign=True)
     return model.eval()(probe_ids(hparams).unsqueeze(0))[0]
 
@@ -83,14 +83,14 @@ def probe_logits(hparams: ModelHparams, state: Mapping[str, Tensor]) -> Tensor:
 def fingerprint(logits: Tensor | None) -> bytes:
     """Return the content of `fingerprint.json` for logits (T, V) of the fixed input.
 
-    Without logits, as for a model of another kind, or if they are not finite, it names the code alone.
+    Without logits (a model of another kind), or if they are not finite, it only identifies the code.
     """
     entries = None if logits is None or not bool(logits.isfinite().all()) else _entries(logits).tolist()
     return to_json({**code_version(), "logits": entries})
 
 
 def require_same_code(folder: Path, hparams: ModelHparams, state: Mapping[str, Tensor]) -> None:
-    """Compare the logits that this code computes with those in `folder`, a checkpoint; older ones hold none.
+    """Compare this code's logits with the ones saved in the checkpoint `folder`; older checkpoints have none.
 
     Warns of a difference above `TOLERANCE`. Raises `CheckpointError` for one above `FAR_OFF`, and if the weights do not
     fit the model.

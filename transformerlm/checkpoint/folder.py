@@ -1,13 +1,13 @@
-"""The trainer's checkpoints, folders that describe themselves.
+"""The trainer's checkpoints: self-describing folders.
 
 A folder `step_00001000/` holds the weights, the optimizer's state, the run's state and configuration, the
 tokenizer, and a manifest with every file's size and SHA-256. It is written under a hidden name, flushed to disk
-and renamed, so that a folder with its proper name is always whole; readers check the manifest all the same.
+and renamed, so that a folder with its final name is always complete; readers check the manifest anyway.
 
-    .step_00001000.tmp      being written, or being removed: cleaned away when the next run starts
+    .step_00001000.tmp      being written or removed; deleted when the next run starts
     step_00001000           a checkpoint
-    .step_00001000.old      the checkpoint that a second one of the same step is about to replace
-    step_00001000.damaged   was passed over on resuming, kept for people to look at
+    .step_00001000.old      a checkpoint that is being replaced by another one of the same step
+    step_00001000.damaged   skipped on resuming, kept for inspection
 """
 
 import contextlib
@@ -41,9 +41,9 @@ from transformerlm.utils.json_file import read_json_object
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 TOKENIZER_SETTINGS_FILE = "tokenizer_settings.json"
-"""The third file of a tokenizer, for which there may be no need."""
+"""The third, optional file of a tokenizer."""
 GENERATION_FILE = "generation_config.json"
-"""Names the ids that end a text, as in a Hugging Face folder, where there are more than the tokenizer's one."""
+"""Lists the ids that end a text, if there are several; the same file as in a Hugging Face folder."""
 
 MAX_STATE_BYTES = 1 << 24
 
@@ -54,7 +54,7 @@ def load_model_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
     """Load weights; raise `CheckpointError` listing names and shapes that do not fit."""
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:  # TypeError: it is no mapping
+    except (RuntimeError, TypeError) as error:  # TypeError: it is not a mapping
         raise CheckpointError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
 
 
@@ -67,7 +67,7 @@ def _why_there_is_none(path: Path) -> str:
 
 
 def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """Return the ids that `generation_config.json` in `folder` says end a text, empty if there are none.
+    """Return the end-of-text ids in `generation_config.json` of `folder`; empty if there are none.
 
     Raises `CheckpointError` if the file is damaged.
     """
@@ -110,7 +110,7 @@ class Checkpoint:
         return self.run_state()["step"]
 
     def run_state(self) -> dict[str, Any]:
-        """Return `state.json`; raise `CheckpointError` if that is no JSON object or does not say the step."""
+        """Return `state.json`; raise `CheckpointError` if it is not a JSON object or has no step."""
         file = self.path / "state.json"
         state = read_json_object(file, max_bytes=MAX_STATE_BYTES, error=CheckpointError)
         if type(state.get("step")) is not int or state["step"] < 0:
@@ -118,14 +118,14 @@ class Checkpoint:
         return state
 
     def model_hparams(self) -> ModelHparams:
-        """Return the model's shape, from the configuration that the checkpoint carries."""
+        """Return the model's shape, from the configuration in the checkpoint."""
         file = self.path / "config.toml"
         try:
             hparams = ModelHparams.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))["model"])
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        except (ValueError, KeyError, RecursionError) as error:  # ValueError: no TOML, no UTF-8
+        except (ValueError, KeyError, RecursionError) as error:  # ValueError: not TOML or not UTF-8
             problem = str(error)
         else:
             misfit = next(hparams.problems(), None)
@@ -140,19 +140,19 @@ class Checkpoint:
         return read_eos_token_ids(self.path)
 
     def model_state(self, like: Like | None = None) -> dict[str, torch.Tensor]:
-        """Return the weights, on the CPU; or each laid out as `like` says, and then all processes call this."""
+        """Return the weights, on the CPU or sharded as `like` says; with `like`, all processes call this."""
         return self._state("model", like)
 
     def require_same_code(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Raise `CheckpointError` if this code computes other logits with the weights than the code that made them.
+        """Raise `CheckpointError` if this code computes different logits than the code that saved the weights.
 
-        Warns of a difference that is small, but larger than rounding's. `state` is `model_state()`, if that is loaded.
+        Warns of a small difference that is larger than rounding. `state` is `model_state()`, if already loaded.
         """
         if (self.path / FINGERPRINT_FILE).exists():
             require_same_code(self.path, self.model_hparams(), self.model_state() if state is None else state)
 
     def optimizer_state(self, like: Like | None = None) -> dict[str, Any]:
-        """Return the optimizer's state and the random generators', likewise."""
+        """Return the states of the optimizer and the random generators; `like` as in `model_state`."""
         return self._state("optimizer", like)
 
     def _state(self, part: Part, like: Like | None) -> Any:
@@ -173,16 +173,16 @@ class CheckpointStore:
     """The checkpoints of one run: the newest `keep_last` and the best by validation loss."""
 
     folder: Path
-    """Made when the first checkpoint is saved; the folder above it must be there."""
+    """Created when the first checkpoint is saved; its parent must exist."""
     keep_last: int
     config_toml: str
     tokenizer: Path | None
     """Folder whose tokenizer files go into every checkpoint; they are read once, by `prepare` or the first `save`."""
     hparams: ModelHparams | None = None
-    """The model, whose logits are kept in every checkpoint; None for one of another kind."""
+    """The model, whose logits are saved in every checkpoint; None for a model of another kind."""
 
     def clean(self) -> None:
-        """Tidy up what a killed process left in the middle of its work; not while another one may be writing."""
+        """Remove the incomplete files of a killed process; not while another process may be writing."""
         for path in self.folder.glob(".step_*.tmp"):
             shutil.rmtree(path)
         for path in self.folder.glob(".step_*.old"):
@@ -190,11 +190,11 @@ class CheckpointStore:
             shutil.rmtree(path) if final.exists() else path.rename(final)
 
     def path(self, step: int) -> Path:
-        """Return the folder of the checkpoint of `step`, whether it is there or not."""
+        """Return the folder of the checkpoint of `step`, which need not exist."""
         return self.folder / _name(step)
 
     def prepare(self, num_bytes: int) -> None:
-        """Before the first step: read the tokenizer's files, and see that a checkpoint will have room.
+        """Before the first step: read the tokenizer's files, and check the disk space for a checkpoint.
 
         Raises `DataError` if the disk has less than `num_bytes` free.
         """
@@ -205,7 +205,7 @@ class CheckpointStore:
         """Write the checkpoint of `state["step"]` and remove those no longer kept; return its folder.
 
         When it returns, the checkpoint is on disk and has been read back. Raises `DataError` if it cannot be
-        written, `CheckpointError` if it reads otherwise than it was written; the checkpoints before it stay.
+        written, `CheckpointError` if it reads back differently; earlier checkpoints are kept.
         """
         files = {"model.safetensors": encode(model), "optimizer.safetensors": encode(optimizer)}
         with self.new(state, num_bytes=sum(file.num_bytes for file in files.values())) as folder:
@@ -220,10 +220,10 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def new(self, state: Mapping[str, Any], *, num_bytes: int) -> Iterator[FolderWriter]:
-        """Make the checkpoint of `state["step"]` from the files, about `num_bytes`, that the context writes.
+        """Create the checkpoint of `state["step"]` from the files, about `num_bytes`, that the context writes.
 
-        When it ends well, state, configuration, tokenizer and manifest are added, the folder gets its proper name,
-        and the checkpoints no longer kept are removed.
+        On success, state, configuration, tokenizer and manifest are added, the folder gets its final name, and old
+        checkpoints are removed.
         """
         step = state["step"]
         final = self.path(step)
@@ -245,15 +245,15 @@ class CheckpointStore:
                 temporary.rename(final)
                 sync_folder(self.folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is none
+            shutil.rmtree(temporary, ignore_errors=True)  # after the rename it does not exist
         shutil.rmtree(old, ignore_errors=True)
         self._remove_old(step, best=state.get("best_step"))
 
     def newest(self, damaged: list[DamagedCheckpointError] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint, or None if there never was one.
 
-        A damaged one raises; with a list it is put there and passed over, but for the last, which raises
-        `CheckpointError`: a run that has lost all it learned must not start afresh without a word.
+        Damaged checkpoints raise. If a list is given, they are appended to it and skipped; if none is intact,
+        `CheckpointError` is raised, so that a run never silently starts from scratch.
         """
         problems: list[str] = []
         for folder in reversed(checkpoint_folders(self.folder)):
@@ -273,7 +273,7 @@ class CheckpointStore:
         return None
 
     def set_aside(self, folder: Path) -> Path:
-        """Rename a damaged checkpoint of this store, so that it counts no more but is not lost; return the new path."""
+        """Rename a damaged checkpoint, so that it is ignored but not lost; return the new path."""
         aside = folder.with_name(f"{folder.name}.damaged")
         number = 1
         while aside.exists():
@@ -303,7 +303,7 @@ class CheckpointStore:
         older = [path for path in checkpoint_folders(self.folder) if _step(path) < newest]
         for path in older[: max(0, len(older) - (self.keep_last - 1))]:
             if _step(path) != best:
-                hidden = path.rename(_hidden(path, ".tmp"))  # a proper name means a whole folder
+                hidden = path.rename(_hidden(path, ".tmp"))  # a final name means a complete folder
                 shutil.rmtree(hidden, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run of several processes: the first one keeps the folder, all of them write and read."""
+"""The checkpoints of a run of several processes: the first owns the folder, all of them read and write."""
 
 import contextlib
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from transformerlm.utils.errors import DataError
 
 @dataclass(frozen=True)
 class GroupCheckpointStore:
-    """A `CheckpointStore` that processes have in common; all call its methods, in the same order.
+    """A `CheckpointStore` shared by several processes; all call its methods, in the same order.
 
-    What every process has whole is written by the first, as by a single one; of what is sharded each writes its
-    pieces. An error of one process is raised in all.
+    The first process writes everything that is not sharded, as a single process would; each process writes its
+    own shards. An error of one process is raised in all.
     """
 
     store: CheckpointStore
@@ -28,19 +28,19 @@ class GroupCheckpointStore:
 
     @property
     def folder(self) -> Path:
-        """As of the store."""
+        """As in `CheckpointStore`."""
         return self.store.folder
 
     def prepare(self, num_bytes: int) -> None:
-        """As of the store."""
+        """As in `CheckpointStore`."""
         self.parallelism.world.from_first(lambda: self.store.prepare(num_bytes))
 
     def clean(self) -> None:
-        """As of the store."""
+        """As in `CheckpointStore`."""
         self.parallelism.world.from_first(self.store.clean)
 
     def newest(self, damaged: list[DamagedCheckpointError] | None = None) -> Checkpoint | None:
-        """As of the store: the first process verifies the checkpoint, and has the damaged ones in its list."""
+        """As in `CheckpointStore`; the first process verifies, and only its list gets the damaged checkpoints."""
 
         def find() -> Path | None:
             newest = self.store.newest(damaged)
@@ -50,7 +50,7 @@ class GroupCheckpointStore:
         return None if path is None else Checkpoint(path)
 
     def set_aside(self, folder: Path) -> Path:
-        """As of the store; by the process that has found the damage."""
+        """As in `CheckpointStore`; called by the process that found the damage."""
         return self.store.set_aside(folder)
 
     def save(self, *, model: Mapping[str, Any], optimizer: Any, state: Mapping[str, Any]) -> Path:
@@ -74,7 +74,7 @@ class GroupCheckpointStore:
                         "set training.runs_dir to a folder on a file system that all machines share"
                     )
                 writers[0].write(STRUCTURE_FILE, [structure])
-                if self.store.hparams is not None:  # by one process, from the files: the others have only pieces
+                if self.store.hparams is not None:  # by one process, from the files: no process has all shards
                     whole = read_pieces(writers[0].folder, "model")
                     writers[0].write(FINGERPRINT_FILE, [self.store.fingerprint(whole)])
                 stack.close()  # hashes the files, gives the folder its name

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint folder: every file's size and SHA-256, so that no flipped bit is ever trained on.
+"""The manifest of a checkpoint folder: every file's size and SHA-256, to detect flipped bits.
 
-Neither safetensors nor torch.save notices a flipped bit in a tensor. Here a file is hashed twice when it is
-written, once as it leaves memory and once as it reads back from the file, and again whenever it is loaded.
+Safetensors and torch.save do not notice a flipped bit in a tensor. Here a file is hashed twice when it is written,
+once from memory and once as read back from the file, and again whenever it is loaded.
 """
 
 import errno
@@ -17,7 +17,7 @@ from transformerlm.utils.errors import CheckpointError
 from transformerlm.utils.files import sha256_file, sync_folder
 
 FORMAT_VERSION = 2
-"""Of what is written. Format 1, which is still read, differs in that tuples of the optimizer became lists."""
+"""Version of written checkpoints. Format 1, which can still be read, stored the optimizer's tuples as lists."""
 MANIFEST = "manifest.json"
 REQUIRED_FILES = ("state.json", "config.toml")
 
@@ -25,11 +25,11 @@ _READABLE_VERSIONS = (1, FORMAT_VERSION)
 _OPTIMIZER_FILE = re.compile(r"optimizer\.safetensors|shard-\d+-model-00002-of-00002\.safetensors")
 _REMEDY = "name another checkpoint, or remove this one's folder to go on from the one before it"
 _UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG}
-"""What the system says of a file that is gone or whose place on the disk is broken. A missing permission is neither."""
+"""Error codes of a file that is missing or unreadable on a broken disk; a missing permission is not damage."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file of a checkpoint is missing, or is not what was written."""
+    """A file of a checkpoint is missing, or differs from the manifest."""
 
     def __init__(self, file: Path, problem: str) -> None:
         self.folder = file.parent
@@ -45,7 +45,7 @@ class FolderWriter:
         self._digests: dict[str, str] = {}
 
     def write(self, name: str, pieces: Iterable[bytes | memoryview]) -> None:
-        """Write a file piece by piece, and remember the hash of what was written."""
+        """Write a file piece by piece, and remember its hash."""
         digest = hashlib.sha256()
         with (self.folder / name).open("wb") as file:
             for piece in pieces:
@@ -56,9 +56,9 @@ class FolderWriter:
         self._digests[name] = digest.hexdigest()
 
     def seal(self) -> None:
-        """Read every file of the folder back, also those that others wrote into it, and write the manifest.
+        """Read back every file of the folder, also from other processes, and write the manifest.
 
-        Raises `CheckpointError` if one does not read as it was written.
+        Raises `CheckpointError` if a file reads back differently.
         """
         files = {}
         for path in sorted(self.folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Whether weights that were read are those of the model that a configuration describes, before it takes memory."""
+"""Check that loaded weights match the configured model before memory is allocated for it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from transformerlm.utils.errors import CheckpointError
 def model_without_memory(hparams: ModelHparams, state: Mapping[str, torch.Tensor]) -> TransformerLM:
     """Return the model of `hparams` on the meta device; raise `CheckpointError` unless `state` has its weights.
 
-    So memory for weights is taken only when they are known to be as large as the file.
+    So memory is allocated only for weights that are known to be as large as the file.
     """
     problem = "it holds no weights by name"
     if isinstance(state, Mapping):

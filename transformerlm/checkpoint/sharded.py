@@ -1,21 +1,21 @@
-"""The tensors of a checkpoint, when each process holds but a piece of them.
+"""The tensors of a sharded checkpoint: each process has only a shard of them.
 
-Every process writes the pieces it has, as safetensors files whose headers say where in the whole tensor they belong:
+Every process writes its shards as safetensors files; the headers give their offsets in the whole tensor:
 
     shard-00001-model-00001-of-00002.safetensors    rank 0's rows of the weights
     shard-00001-model-00002-of-00002.safetensors    rank 0's rows of the optimizer's moments
     shard-00002-model-0000…                         rank 1's
     structure.json                                  what is not a tensor: step counts, settings, the tensors' names
 
-They are read into pieces cut in any other way, or into whole tensors. The files are those of PyTorch's distributed
-checkpoints (DCP) in their Hugging Face storage: its default storage keeps pickled metadata, which runs code when it is
+They can be read with any other sharding, or as whole tensors. The files have the format of PyTorch's distributed
+checkpoints (DCP) with Hugging Face storage: DCP's default storage has pickled metadata, which can run code when it is
 read. DCP would not notice a flipped bit; the manifest of the folder does.
 """
 
 # pyright: reportPrivateImportUsage=false
 # (PyTorch documents these functions, but does not list them as exported.)
 
-# DCP and DTensor are imported where they are used: they take as long to load as torch.
+# DCP and DTensor are imported where they are used: they load as slowly as torch.
 
 import json
 import warnings
@@ -36,19 +36,19 @@ _FILE_NUMBERS = {"model": 1, "optimizer": 2}
 Part = Literal["model", "optimizer"]
 
 Like = Callable[[str, torch.Size], Tensor | None]
-"""From a tensor's name and shape to one that is laid out as it should be, or None for a whole one on the CPU."""
+"""Maps a tensor's name and shape to a tensor whose sharding to copy, or None to load it whole on the CPU."""
 
 
 def holds_pieces(folder: Path) -> bool:
-    """Return whether the checkpoint in `folder` was written in pieces."""
+    """Return whether the checkpoint in `folder` is sharded."""
     return (folder / STRUCTURE_FILE).is_file()
 
 
 def write_pieces(folder: Path, *, model: Mapping[str, Tensor], optimizer: Any) -> bytes:
-    """Write this process's pieces into `folder`; return the content of `structure.json`, which is the same in all.
+    """Write this process's shards into `folder`; return the content of `structure.json`, the same in all processes.
 
-    Every process of the group calls this. `model` and `optimizer` are as for a checkpoint of one process, but for the
-    DTensors in them. An error of the operating system in one process is raised in all.
+    Every process of the group calls this. `model` and `optimizer` are as for a checkpoint of one process, except that
+    they contain DTensors. An error of the operating system in one process is raised in all.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
@@ -73,16 +73,16 @@ def write_pieces(folder: Path, *, model: Mapping[str, Tensor], optimizer: Any) -
 
 
 def missing_pieces(folder: Path, num_processes: int) -> list[str]:
-    """Return the names of the weight files that are not in `folder` though `num_processes` processes wrote theirs."""
+    """Return the names of the weight files of `num_processes` processes that are missing in `folder`."""
     names = [f"shard-{number:05d}-model-00001-of-00002.safetensors" for number in range(1, num_processes + 1)]
     return [name for name in names if not (folder / name).is_file()]
 
 
 def read_pieces(folder: Path, part: Part, like: Like | None = None) -> Any:
-    """Return the weights, or the rest of the state, of a checkpoint: whole on the CPU, or laid out as `like` says.
+    """Return the weights, or the rest of the state, of a checkpoint: whole on the CPU, or sharded as `like` says.
 
-    With `like` every process of the group calls this, and each reads only what it needs; the checkpoint may as well
-    be one that a single process wrote.
+    With `like`, every process of the group calls this and reads only its shards; the checkpoint may also be one of
+    a single process.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -100,6 +100,6 @@ def read_pieces(folder: Path, part: Part, like: Like | None = None) -> Any:
         model = like(name, size) if like is not None else None
         tensors[name] = torch.empty(size, dtype=dtype) if model is None else torch.empty_like(model, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant here
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # intended here
         dcp.load(dict(tensors), storage_reader=reader, no_dist=like is None)
     return fill(structure, tensors)

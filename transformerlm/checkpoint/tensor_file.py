@@ -1,11 +1,11 @@
-"""Nested Python state (an optimizer's `state_dict`, say) as one safetensors file, without pickle.
+"""Nested Python state (such as an optimizer's `state_dict`) as one safetensors file, without pickle.
 
 Tensors go into the file's body under their path, `optimizer.state.0.exp_avg`; everything else goes into the
 header's metadata as JSON, with a placeholder where a tensor was. Tensors that share memory, such as tied
 embeddings, are stored once under their first name.
 
-Files are written here, and not by the library that reads them, because it hands out a file as one bytes
-object only: the format is a header and the tensors' memory, which can as well go to disk as it lies.
+The safetensors library reads the files but does not write them, because it serialises into a single bytes
+object. The format is a header and the tensors' memory, so the memory is written to disk without a copy.
 """
 
 import json
@@ -36,10 +36,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """A safetensors file that is still to be written: iterate for its bytes, piece by piece.
+    """A safetensors file to write: iterate over it for its bytes, piece by piece.
 
-    The pieces are the tensors' own memory (of one tensor at a time, if they lie on another device), so that
-    a checkpoint needs no second copy of itself. The tensors must not change until the last piece is taken.
+    The pieces are the tensors' own memory (copied one tensor at a time from another device), so a checkpoint
+    is never copied as a whole. The tensors must not change until the iteration ends.
     """
 
     header: bytes
@@ -59,7 +59,7 @@ class Encoded:
 def encode(state: Any) -> Encoded:
     """Return nested dicts, lists and tuples of tensors and JSON values as a safetensors file.
 
-    Raises `CheckpointError` naming the place of a value that is neither.
+    Raises `CheckpointError` with the path of a value that is neither.
     """
     structure, tensors = split(state)
     header, names = safetensors_header(tensors, {_METADATA_KEY: json.dumps(structure)})
@@ -67,12 +67,12 @@ def encode(state: Any) -> Encoded:
 
 
 def safetensors_header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """Return how a safetensors file begins, and the names of the tensors in the order in which their bytes follow.
+    """Return the beginning of a safetensors file, and the names of the tensors in the order of their bytes.
 
-    Of the tensors only types and shapes are looked at, so that they may be on the meta device.
+    Only types and shapes of the tensors are used, so they may be on the meta device.
     """
     # The format: the header's length, the header as JSON padded with spaces, the tensors without gaps. The
-    # widest numbers come first, so that each tensor begins where its numbers are aligned.
+    # widest types come first, so that each tensor is aligned.
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     end = 0
@@ -86,13 +86,13 @@ def safetensors_header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[st
 
 
 def tensors_header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[str]]:
-    """Return `safetensors_header` for `encode` of this flat dict, of which the tensors are still to come."""
+    """Return `safetensors_header` for `encode` of this flat dict, whose tensors are written later."""
     structure = {name: {_TENSOR: name} for name in tensors}
     return safetensors_header(tensors, {_METADATA_KEY: json.dumps(structure)})
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor as they stand in a file: its own memory, if it is on the CPU and contiguous."""
+    """Return the bytes of a tensor as in a file: its own memory, if it is on the CPU and contiguous."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -115,14 +115,14 @@ def from_bytes(data: bytes, source: str) -> Any:
 def split(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return `state` as JSON values with placeholders for its tensors, and the tensors by name.
 
-    Raises `CheckpointError` naming the place of what is neither a tensor nor a plain value.
+    Raises `CheckpointError` with the path of a value that is neither a tensor nor a plain value.
     """
     tensors: dict[str, torch.Tensor] = {}
     return _strip(state, "", tensors, {}), tensors
 
 
 def tensor_names(structure: Any) -> set[str]:
-    """Return the names of the tensors in what `split` returned."""
+    """Return the names of the tensors in a result of `split`."""
     if isinstance(structure, list):
         return set().union(*map(tensor_names, structure))
     if isinstance(structure, dict):
@@ -133,11 +133,11 @@ def tensor_names(structure: Any) -> set[str]:
 
 
 def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[tuple[Any, ...], str]) -> Any:
-    """Move tensors from `value` into `tensors`; return what is left as JSON."""
+    """Move tensors from `value` into `tensors`; return the rest as JSON values."""
     if isinstance(value, torch.Tensor):
         memory = (local_piece(value).data_ptr(), value.shape, value.stride(), value.dtype)
         if memory not in names or not local_piece(value).numel():
-            while path in tensors:  # a key with a dot in it may read like a path
+            while path in tensors:  # a key that contains a dot may look like a path
                 path += "'"
             if value.dtype not in _DTYPES:
                 raise CheckpointError(f"{path}: a tensor of {value.dtype} cannot be saved")
@@ -158,7 +158,7 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor], names: dict[
 
 
 def fill(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `split`. Files of format 1 hold lists where there were tuples."""
+    """The inverse of `split`. Files of format 1 hold lists instead of tuples."""
     if isinstance(value, list):
         return [fill(item, tensors) for item in value]
     if isinstance(value, dict):
@@ -182,7 +182,7 @@ def read_state(path: Path) -> Any:
 
 
 def read_structure(path: Path) -> Any:
-    """Return what `split` made of the state in such a file, without reading its tensors."""
+    """Return the JSON values of `split` from such a file, without reading its tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()[_METADATA_KEY])

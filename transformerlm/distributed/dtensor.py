@@ -1,10 +1,10 @@
-"""Tensors of which each process holds a piece (DTensors, as FSDP2 makes them of parameters).
+"""Helpers for sharded tensors (DTensors, which FSDP2 makes of parameters).
 
-What is computed element by element is computed on the pieces; only what needs a whole tensor gathers it. A plain
-tensor passes through all of these unchanged, so that an optimizer has one body for both.
+Elementwise operations use the local shards; only operations on a whole tensor gather it. A plain tensor passes through
+all of these functions unchanged, so an optimizer needs no separate code for it.
 """
 
-# DTensor is imported where it is needed: it takes as long to load as torch, and without processes there is none.
+# DTensor is imported where it is needed: it loads as slowly as torch, and a single process does not use it.
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether `tensor` is a DTensor, which only processes that train together have."""
+    """Return whether `tensor` is a DTensor, which exists only in distributed training."""
     if not (dist.is_available() and dist.is_initialized()):
         return False
     from torch.distributed.tensor import DTensor
@@ -23,7 +23,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local_piece(tensor: Tensor) -> Tensor:
-    """Return this process's piece of a sharded tensor: the same memory, so that a change of it is a change of both."""
+    """Return this process's shard of a sharded tensor; it shares the memory, so in-place changes affect both."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -33,7 +33,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(like: Tensor, value: Tensor) -> Tensor:
-    """Return `value`, a whole tensor that every process has, sharded as `like` is; nothing is sent."""
+    """Return `value`, a whole tensor that every process has, with the sharding of `like`; without communication."""
     if not is_sharded(like):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -43,7 +43,7 @@ def sharded_like(like: Tensor, value: Tensor) -> Tensor:
 
 
 def norm_over_processes(norm: Tensor, like: Tensor) -> Tensor:
-    """Return the L2 norm of all pieces, of which this process's have `norm`, if `like` is sharded; else `norm`."""
+    """Return the L2 norm over all processes if `like` is sharded, from this process's `norm`; else `norm`."""
     if not is_sharded(like):
         return norm
     squares = norm.square()
@@ -52,9 +52,9 @@ def norm_over_processes(norm: Tensor, like: Tensor) -> Tensor:
 
 
 def on_local_vectors(update: Callable[..., None]) -> Callable[..., None]:
-    """Return `update(param, grad, m, v, step, **settings)` that works on this process's pieces, as vectors.
+    """Return `update(param, grad, m, v, step, **settings)` that works on this process's shards, as vectors.
 
-    Vectors share the memory of the pieces. One function compiled for vectors serves parameters of every shape.
+    Vectors share the memory of the shards. One function compiled for vectors works for parameters of every shape.
     """
 
     def update_vectors(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, **settings: Any) -> None:

@@ -1,12 +1,12 @@
-"""Processes that train together: each one's place, and what they do in common.
+"""Processes that train together: ranks and collective operations.
 
-torchrun starts one process a device and tells each its place through the environment:
+torchrun starts one process per device and sets its rank in the environment:
 
     torchrun --nproc-per-node=2 -m cli.train …
       ├─ RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 ─┐
       └─ RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 ─┴─ a process group: all-reduce, broadcast, barrier
 
-A process that was started without it, or alone, is a world of one: the same code runs, and nothing is set up.
+Without torchrun, or with a single process, the world has size one: the same code runs without a process group.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -35,7 +35,7 @@ _SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that train together; all of them call its methods, in the same order."""
+    """This process's rank in the group; all processes call its methods, in the same order."""
 
     rank: int = 0
     local_rank: int = 0
@@ -45,15 +45,15 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks for all: logs, shows progress, holds the run folder."""
+        """Whether this is the main process, which logs, shows progress and owns the run folder."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         self.agree(0)
 
     def agree(self, value: int) -> int:
-        """Return the largest `value` of all processes; between CPUs, so that no device has to be waited for."""
+        """Return the largest `value` of all processes; communicates between CPUs, without a device sync."""
         if self.size == 1:
             return value
         shared = torch.tensor(value)
@@ -69,7 +69,7 @@ class World:
         return shared.item()
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of `value`, a tensor on this world's device, over all processes; the host does not wait."""
+        """Return the mean of `value`, a tensor on this world's device, over all processes, without a sync."""
         if self.size == 1:
             return value
         total = value.clone()
@@ -77,7 +77,7 @@ class World:
         return total / self.size
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Return to all processes what `make()` returns in the first one; what it raises there, all raise."""
+        """Call `make()` in the first process; return its result, or raise its error, in all processes."""
         result: list[T | None] = [None]
         with self.together():
             if self.is_first:
@@ -88,10 +88,10 @@ class World:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Fail in every process if one of them raises a user's error or an error of the operating system in here.
+        """Fail in every process if one of them raises a user error or an operating system error in the context.
 
-        Without it the others would wait for one that is gone. They raise `PeerError`. The context must not wait for
-        other processes itself.
+        The other processes raise `PeerError`, instead of waiting for a process that has ended. The context must not
+        wait for other processes itself.
         """
         if self.size == 1:
             yield
@@ -111,16 +111,16 @@ class World:
 
 
 def restarts() -> int:
-    """Return how often torchrun has started this run's processes again after one of them failed."""
+    """Return how often torchrun has restarted this run's processes after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def end_process(code: int) -> NoReturn:
-    """End a process that has been one of several with this exit code, as `sys.exit` would, but for the teardown.
+    """Exit a distributed process with this exit code, without interpreter teardown.
 
-    DDP keeps the threads of its group until the process is gone. One of them may still be letting go of the last
-    collective, for which it takes the interpreter's lock, and a thread that asks for it while the interpreter is torn
-    down aborts the process ("terminate called without an active exception").
+    DDP keeps the threads of its group until the process ends. One of them may still be releasing the last collective,
+    for which it takes the interpreter's lock; a thread that requests the lock during interpreter teardown aborts the
+    process ("terminate called without an active exception").
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -130,10 +130,10 @@ def end_process(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
-    """Join the processes that torchrun started with this one; leave in good order when the context ends.
+    """Join the process group that torchrun started; leave it cleanly when the context ends.
 
-    On CUDA each process takes the device of its local rank. `timeout` is how long one waits for the others, at
-    the start and later.
+    On CUDA each process uses the device of its local rank. `timeout` limits the wait for other processes, at the
+    start and later.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(device=device)
@@ -155,9 +155,9 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"  # the CPUs agree over gloo, beside what the devices do
+        backend = "cpu:gloo,cuda:nccl"  # CPU collectives use gloo, independently of the devices
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    # After a restart the launcher's store still holds the addresses of the processes that are gone.
+    # After a restart the launcher's store still holds the addresses of the old processes.
     store = dist.PrefixStore(f"start_{restarts()}", store)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timeout,
@@ -167,11 +167,11 @@ def join_world(device: torch.device, *, timeout: timedelta) -> Iterator[World]:
     in_good_order = False
     try:
         yield world
-        # A process that leaves early takes the connections with it that another one may still read from.
+        # A process that leaves early closes connections that another one may still read from.
         world.barrier()
         in_good_order = True
     finally:
-        # Threads of the group that live on at the interpreter's exit can abort it. But after a failure NCCL would
-        # wait here for the others, who may wait for this one.
+        # Threads of the group that are still alive at the interpreter's exit can abort it. But after a failure NCCL
+        # would wait here for other processes, which may wait for this one.
         if in_good_order or device.type != "cuda":
             dist.destroy_process_group()

@@ -1,11 +1,11 @@
-"""How the processes of a run share its work: each trains on its rows of the batch, and their gradients are averaged.
+"""Data parallelism: each process trains on its rows of the batch, and the gradients are averaged.
 
     ddp     every process has the whole model; gradients are averaged while the backward pass still runs
-    fsdp    every process has a piece of each weight, gradient and moment; a block's weights are gathered just
-            before it computes and dropped after it; its gradients are averaged and cut up again
+    fsdp    every process has a shard of each weight, gradient and moment; a block's weights are gathered just
+            before it computes and freed after it; its gradients are averaged and sharded again
 
     batch of B rows ─┬─▶ rank 0: the first B/N rows ─▶ mean loss ─▶ gradient ─┐
-                     └─▶ rank 1: the next B/N rows  ─▶ mean loss ─▶ gradient ─┴─▶ mean: that of the whole batch
+                     └─▶ rank 1: the next B/N rows  ─▶ mean loss ─▶ gradient ─┴─▶ mean over the whole batch
 
 Every process has the same number of tokens, so the mean over processes of their means is the mean over the batch.
 DDP: Li et al. 2020, "PyTorch Distributed". FSDP: Zhao et al. 2023, "PyTorch FSDP"; here its second version,
@@ -33,21 +33,21 @@ _SHARE_OF_MEMORY = 0.5  # the rest is for activations
 
 @dataclass(frozen=True)
 class Parallelism:
-    """A strategy and the processes that follow it; `single` for a world of one."""
+    """A strategy and its processes; `single` for a world of one."""
 
     world: World = field(default_factory=World)
     strategy: Strategy = "single"
 
     @property
     def sharded(self) -> bool:
-        """Whether each process has but a piece of every parameter."""
+        """Whether each process has only a shard of every parameter."""
         return self.strategy == "fsdp"
 
     def wrap(self, loss: nn.Module, dtype: torch.dtype) -> nn.Module:
         """Return the module to call in a training step instead of `loss`, which maps a batch to its loss.
 
         `loss` keeps its parameters under their names; with `fsdp` they become DTensors, so the optimizer is built after
-        this, and activation checkpointing and compilation of blocks come before. `dtype` is that of the products.
+        this, and activation checkpointing and compilation of blocks come before. `dtype` is the products' type.
         """
         if self.strategy == "ddp":
             return _replicate(loss)
@@ -56,9 +56,9 @@ class Parallelism:
         return loss
 
     def accumulation(self, wrapped: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return the context for forward and backward of one piece of the batch.
+        """Return the context for forward and backward of one micro-batch.
 
-        Gradients add up in each process, and are averaged over processes with the last piece, once for all.
+        Gradients accumulate in each process, and are averaged over processes once, with the last micro-batch.
         """
         if self.strategy == "ddp" and not last:
             return wrapped.no_sync()  # type: ignore[operator]
@@ -67,7 +67,7 @@ class Parallelism:
         return contextlib.nullcontext()
 
     def norm(self, tensors: list[Tensor], norm_of: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        """Return `norm_of(tensors)`, their joint L2 norm; of sharded tensors, over the pieces of all processes."""
+        """Return `norm_of(tensors)`, their joint L2 norm; for sharded tensors, over the shards of all processes."""
         if not self.sharded or not tensors:
             return norm_of(tensors)
         return norm_over_processes(norm_of([local_piece(tensor) for tensor in tensors]), tensors[0])
@@ -77,7 +77,7 @@ ALONE = Parallelism()
 
 
 def choose_strategy(wanted: Literal["auto", "ddp", "fsdp"], world: World, num_parameters: int) -> Strategy:
-    """Return what `wanted` means here; `auto` shards a model whose training state would fill half of a GPU."""
+    """Return the strategy for `wanted`; `auto` shards a model whose training state would fill half of a GPU."""
     if world.size == 1:
         return "single"
     if wanted != "auto":
@@ -91,13 +91,13 @@ def choose_strategy(wanted: Literal["auto", "ddp", "fsdp"], world: World, num_pa
 def _replicate(loss: nn.Module) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
-    with warnings.catch_warnings():  # torch 2.13 has another word for this, which older ones do not know
+    with warnings.catch_warnings():  # torch 2.13 has a new name for this, which older versions lack
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         # The buffers are the rotary tables, the same in every process.
         wrapped = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
-    # DDP sends its first gradients in other buckets than all later ones, in the order in which the first came. With
-    # three processes or more the same numbers are then added in another order, and a resumed run would differ in the
-    # last digit from one that never stopped. So the first gradients are those of a rehearsal.
+    # DDP rebuilds its buckets after the first backward pass, in the order in which gradients were ready. With three or
+    # more processes this changes the order of sums, and a resumed run would differ in the last digit from one that
+    # was never interrupted. So run a dummy backward pass first.
     ids = torch.zeros(1, 2, dtype=torch.int64, device=next(loss.parameters()).device)
     with torch.compiler.set_stance("force_eager"):  # nothing is compiled for these shapes
         wrapped(ids, ids).backward()
@@ -111,7 +111,7 @@ def _shard(loss: nn.Module, dtype: torch.dtype, world: World) -> None:
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if dtype != torch.float32:  # weights are rounded before they are sent, gradients widened before they are averaged
+    if dtype != torch.float32:  # weights are rounded before communication, gradients widened before averaging
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in loss.modules():
         if isinstance(module, Block):

@@ -1,8 +1,8 @@
 """Keep freed memory instead of giving it back to the system, on Linux with glibc.
 
-A training step frees its activations and takes as much again in the next. By default glibc maps each large block
-afresh and unmaps it when it is freed, so that the kernel must clear every page in every step. Measured on two cores, a
-step takes 10 to 20 % less time without that.
+A training step frees its activations, and the next step allocates as much again. By default glibc maps each large
+block anew and unmaps it when it is freed, so the kernel must clear every page in every step. Measured on two cores,
+a step takes 10 to 20 % less time without that.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees; return whether it will.
 
     Call it at the start of a command that trains, before torch allocates. Safe: it changes when memory goes back to the
-    system, nothing else. The price is that a process stays as large as it has ever been, so it is not for a library to
-    do unasked, nor for a server. Does nothing elsewhere, nor where
-    the user has chosen: by `MALLOC_…` or `GLIBC_TUNABLES` in the environment, or another allocator by `LD_PRELOAD`.
+    system, nothing else. But the process never shrinks, so a library should not do this unasked, and a server should
+    not do it at all. Does nothing on other systems, or if the user has configured the allocator: with `MALLOC_…` or
+    `GLIBC_TUNABLES` in the environment, or another allocator in `LD_PRELOAD`.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or _set_by_user():
         return False

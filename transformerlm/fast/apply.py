@@ -1,6 +1,6 @@
-"""Switches on the faster versions of the core: every replacement is made in `make_fast`, in the order that matters.
+"""Switches on the faster versions of the core: `make_fast` makes every replacement, in the required order.
 
-Names, hooks and parameters of the model stay as they are; what shards the model comes after.
+Names, hooks and parameters of the model do not change; sharding comes after this.
 """
 
 import functools
@@ -90,7 +90,7 @@ def _can_attend_in_blocks(model: nn.Module, device: torch.device, *, compiled: b
 
 
 def _checkpointed(forward: Any) -> Any:
-    """Return a `forward` that keeps only its inputs, and computes the rest again in the backward pass.
+    """Return a `forward` that keeps only its inputs, and recomputes the rest in the backward pass.
 
     "Training Deep Nets with Sublinear Memory Cost" (Chen et al. 2016): a third more arithmetic, and memory for the
     activations of one block instead of all.

@@ -1,4 +1,4 @@
-"""Same results as `models.attention.grouped_attention` and `models.layers.rotate_pairs`, but for the order of sums.
+"""Same results as `models.attention.grouped_attention` and `models.layers.rotate_pairs`, up to the order of sums.
 
 Tested in tests/models/test_attention.py and tests/models/test_layers.py. PyTorch's attention kernel never holds all
 scores in memory. In eager mode the complex product is about four times as fast as the real form, which torch.compile

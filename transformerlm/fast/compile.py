@@ -1,15 +1,15 @@
-"""`torch.compile`: whether it pays, where its results are kept, and how it compiles once and never again.
+"""`torch.compile`: when to use it, where to cache its results, and how to avoid recompilation.
 
-What is compiled                                  for which shapes
+Compiled                                          for these shapes
     each block's forward and backward pass        the training batch's; blocks are alike, so all share one compilation
     the loss of a chunk of logits                 a chunk's
     AdamW's update of a parameter                 a vector of any length
 
-Everything else is a product of large matrices, or done once a step. The model is not compiled as one graph, in which
-each block would be compiled by itself.
+Everything else is a product of large matrices, or runs once per step. The model is not compiled as one graph, in which
+each block would be compiled separately.
 
-A compiled function is compiled again when a type, a shape or a number that it was given as a plain Python value is
-another one. So the learning rate is a tensor, validation batches have the training batch's shape, and gradients are
+A compiled function is recompiled when a type, a shape or a Python number among its arguments changes.
+So the learning rate is a tensor, validation batches have the training batch's shape, and gradients are
 enabled in validation too (but not computed).
 """
 
@@ -28,18 +28,18 @@ from transformerlm.utils.errors import ConfigError
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
-# A run is compiled if its arithmetic would keep the device busy for so long. Measured on two cores in float32:
-# compiling takes 40 seconds, 10 with what the cache has, and a step then takes about 20 % less time.
+# A run is compiled if its arithmetic would keep the device busy for this long. Measured on two cores in float32:
+# compilation takes 40 seconds, 10 with a warm cache, and a step then takes about 20 % less time.
 LONG_ENOUGH_SECONDS = 300
-# Arithmetic that a step gets through without, FLOP/s: on a CPU for each thread (measured: 7 to 8e10 of float32 with
-# AVX-512), on a GPU in all. A guess that is too low by half compiles a run that wins back little more than it pays.
+# Throughput of a step without compilation, FLOP/s: per thread on a CPU (measured: 7 to 8e10 in float32 with AVX-512),
+# in total on a GPU. If this is 2× too low, a run that barely repays compilation is compiled.
 _CPU_THREAD_FLOPS = 6e10
 _CUDA_FLOPS = 2e14
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """Whether a run is compiled; `problem` says why not, where it should have been."""
+    """Whether a run is compiled; if it should be but cannot, `problem` says why."""
 
     active: bool
     problem: str = ""
@@ -63,9 +63,9 @@ def decide(setting: Literal["auto"] | bool, device: torch.device, run_flops: flo
 def decide_together(
     setting: Literal["auto"] | bool, device: torch.device, run_flops: float, world: World
 ) -> Compilation:
-    """Return the same decision in all processes of `world`: to compile, if each of them would (see `decide`).
+    """Return the same decision in all processes of `world`: compile if each of them would (see `decide`).
 
-    Steps of compiled processes differ from those of others in the collectives around them, and in their last digits.
+    Compiled steps differ from eager ones in the collectives around them, and in their last digits.
     """
     with world.together():
         own = decide(setting, device, run_flops)
@@ -96,7 +96,7 @@ def _is_long(device: torch.device, run_flops: float) -> bool:
 
 
 def _missing_compiler(device: torch.device) -> str:
-    """Say what is plainly missing, without the seconds that it takes to load the compiler."""
+    """Return an obvious problem, without loading the compiler, which takes seconds."""
     command = os.environ.get("CXX", "g++")
     if device.type == "cpu" and not (shutil.which(command) or shutil.which("clang++")):
         return f"there is no C++ compiler here ({command})"
@@ -104,10 +104,10 @@ def _missing_compiler(device: torch.device) -> str:
 
 
 def _failure() -> str:
-    """Compile a line and run it; return what went wrong, or nothing. It costs no time that would not be spent later."""
+    """Compile and run one line; return the problem, if any. A run that compiles needs this start-up time anyway."""
     from torch._dynamo.exc import TorchDynamoException  # loading it takes seconds
 
-    # A torch that was built for CUDA warns, where there is none, of something that nobody asked for.
+    # A CUDA build of torch prints an irrelevant warning on a machine without CUDA.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     try:
@@ -118,23 +118,23 @@ def _failure() -> str:
 
 
 def _choose_cache_folder() -> None:
-    """Keep what is compiled in the user's cache folder, unless the user has named another place for it.
+    """Keep compiled code in the user's cache folder, unless the user has configured another folder.
 
-    Left alone it would lie among the temporary files, which do not outlive a restart of the machine.
+    The default is a temporary folder, which does not survive a restart of the machine.
     """
     folder = user_cache_folder()
     if CACHE_VARIABLE in os.environ or folder is None:
         return
     try:
         (folder / "inductor").mkdir(parents=True, exist_ok=True)
-    except OSError:  # no place of the user's own to write to: the temporary files will do
+    except OSError:  # no writable cache folder: use torch's temporary folder
         return
     if os.access(folder / "inductor", os.W_OK):
         os.environ[CACHE_VARIABLE] = str(folder / "inductor")
 
 
 def compile_fixed_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` compiled for the shapes it is first called with; for others it would be compiled again."""
+    """Return `function` compiled for the shapes it is first called with; other shapes recompile it."""
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 

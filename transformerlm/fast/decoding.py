@@ -1,12 +1,12 @@
-"""The step that gives every row of a batch one more token, compiled: at small sizes launching operators costs most.
+"""The compiled decode step, one token per row: at small sizes, launching operators costs most.
 
     ids, positions (B,) ──one compiled graph: embeddings, blocks with their cache, logits──▶ logits (B, V)
 
-It is compiled once for each of a few batch sizes, at the start, and never again: a batch is filled up to the next size,
-and the length that attention looks at is a symbol, so that it may grow.
+It is compiled at the start, once for each of a few batch sizes: a batch is padded to the next size, and the length of
+attention is a dynamic dimension.
 
-On a CPU a product of few rows with a matrix of weights takes the time in which the weights are read, or widened. So
-compiled steps write it as sums, of which the compiler makes one loop over the weights for all rows. It reads as fast as
+On a CPU, a product of few rows with a weight matrix is bound by reading, or widening, the weights. So compiled steps
+write it as sums, which the compiler fuses into one loop over the weights for all rows. It reads as fast as
 the machine can; the kernels of torch's library (Intel's MKL) for few rows do so on Intel's processors, and on AMD's
 reach a quarter of it. There eager steps give each thread its share of the outputs, by which MKL takes other kernels.
 
@@ -40,12 +40,12 @@ from transformerlm.utils.errors import ConfigError
 _ROWS_TOGETHER = 8  # more running sums than that do not fit the registers
 _FEW_ROWS = 32  # up to which a product for each thread was measured to be faster
 _COLUMNS_TOGETHER = 64  # a multiple of what torch's kernel for bytes reads at a time, whether it is there or not
-_SHORTEST = 2  # the compiler takes a length of 1 for a number of its own
+_SHORTEST = 2  # torch.compile specialises on size 1, so a dynamic length starts at 2
 
 
 @final
 class CompiledStep:
-    """One token more for rows of a cache."""
+    """Compiled decode steps for the rows of a cache."""
 
     def __init__(self, model: TransformerLM, cache: KVCache, *, batch_sizes: Sequence[int], int8: bool = False) -> None:
         """Compile for these batch sizes, which takes up to half a minute each, seconds when it was done before.
@@ -63,17 +63,17 @@ class CompiledStep:
             self(self._ids_B[:size], self._positions_B[:size], _SHORTEST)
 
     def batch_size(self, num_rows: int) -> int:
-        """Return the smallest size that so many rows fit into."""
+        """Return the smallest compiled batch size for this number of rows."""
         return next(size for size in self._sizes if size >= num_rows)
 
     @torch.inference_mode()
     def __call__(self, ids_B: Tensor, positions_B: Tensor, length: int) -> Tensor:
         """Return the logits (B, V) after the ids of the first B rows, for a B that `batch_size` has returned.
 
-        `positions_B` are those of the ids, below `length`.
+        `positions_B` are the positions of the ids, below `length`.
         """
         size = len(ids_B)
-        # Tensors of one make: those of inference mode and others are compiled for apart.
+        # Copies, because torch.compile compiles inference-mode and normal tensors separately.
         ids, positions = self._ids_B[:size].copy_(ids_B), self._positions_B[:size].copy_(positions_B)
         slots_L = self._slots_L[: max(length, _SHORTEST)]
         torch._dynamo.mark_dynamic(slots_L, 0)
@@ -94,7 +94,7 @@ def _prepared(model: TransformerLM, *, int8: bool) -> TransformerLM:
 def attend_from_one(
     q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Attend from one token for each row, written as sums, of which the compiler makes loops over keys and values."""
+    """Attend from one token per row, written as sums, which the compiler fuses into loops over keys and values."""
     assert not is_causal
     q_BGRK = q_BH1K.squeeze(-2).unflatten(1, (k_BGSK.shape[1], -1))  # R query heads share a key-value head
     scores_BGRS = (q_BGRK.unsqueeze(-2) * k_BGSK.unsqueeze(-3)).sum(dim=-1) / math.sqrt(q_BGRK.shape[-1])
@@ -112,15 +112,15 @@ def _compiled(model: TransformerLM) -> Callable[..., Tensor]:
         features_B1D = model.run_blocks(ids_B1, rotation, cache.layers(ids_B1.shape, positions_B1))
         return model.logits(features_B1D)[:, -1]
 
-    # Dynamo caches compiled code by code object: a code object for each step keeps two models apart. And this model is
-    # not changed any more, so its modules need not be guarded at every step.
+    # Dynamo caches compiled code by code object: a code object per step keeps two models apart. This model no
+    # longer changes, so its modules need no guards.
     own = types.FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
     options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def with_int8_weights(model: TransformerLM) -> TransformerLM:
-    """Return a copy whose matrices are rounded to bytes; what is not a matrix is shared.
+    """Return a copy whose matrices are rounded to bytes; all other parameters are shared.
 
     A tied model's output projection is rounded, its embeddings are not: they are looked up, not multiplied.
     """
@@ -157,7 +157,7 @@ def for_few_rows(model: TransformerLM) -> TransformerLM:
 
 
 def eager_is_slow_for_few_rows(weight: Tensor) -> bool:
-    """Whether eager steps of `for_few_rows` are faster than those of a model with such weights."""
+    """Whether `for_few_rows` makes eager steps of a model with such weights faster."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and _is_mkl_on_amd()
 
 
@@ -198,7 +198,7 @@ class FewRowsLinear(nn.Module):
 
 def _sums(rows_NI: Tensor, weight_OI: Tensor) -> Tensor:
     """Return the products (N, O) of rows and weights, written as sums, in the type of the rows."""
-    # The compiler computes what a view of strides is taken of before, and not again for each output of the loop.
+    # as_strided makes Inductor materialise `rows` once instead of recomputing it for each output.
     rows_NI = rows_NI.as_strided(rows_NI.shape, (rows_NI.shape[1], 1))
     products = []
     for some_NI in rows_NI.split(_ROWS_TOGETHER):
@@ -229,13 +229,13 @@ class Int8Linear(nn.Module):
         self.register_buffer("_ones", torch.ones_like(scale, dtype=torch.bfloat16), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out) without ever holding the widened weights."""
+        """Map (..., in) to (..., out) without materialising the widened weights."""
         rows_NI = x.flatten(0, -2)
         if self._padding:
             rows_NI = nn.functional.pad(rows_NI, (0, self._padding))
         if torch.compiler.is_compiling():
             products_NO = _sums(rows_NI.to(torch.float32), self.weight)
-        else:  # the scales are kept out of it: in bfloat16 each would be wrong by up to 0.2 %, for all rows alike
+        else:  # the scales are applied outside: in bfloat16 each would be wrong by up to 0.2 %, for all rows
             products_NO = torch.ops.aten._weight_int8pack_mm(rows_NI.to(torch.bfloat16), self.weight, self._ones)
         y_NO = products_NO * self.scale
         if self.bias is not None:
@@ -245,7 +245,7 @@ class Int8Linear(nn.Module):
 
 @final
 class _Int8Attention(SelfAttention):
-    """Attention with rounded weights, those of queries, keys and values as one matrix."""
+    """Attention with rounded weights; one matrix for queries, keys and values."""
 
     def __init__(self, attn: SelfAttention) -> None:
         nn.Module.__init__(self)
@@ -262,7 +262,7 @@ class _Int8Attention(SelfAttention):
 
 @final
 class _Int8SwiGLU(nn.Module):
-    """SwiGLU with rounded weights, those of gate and up as one matrix."""
+    """SwiGLU with rounded weights; one matrix for gate and up."""
 
     def __init__(self, ffn: SwiGLU) -> None:
         super().__init__()

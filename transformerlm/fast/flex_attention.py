@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
-"""Tokens a side of FlexAttention's blocks: its own default."""
+"""Tokens per side of FlexAttention's blocks: its default."""
 
 SMALLEST_HEAD = 16
-"""Size of a head that FlexAttention's compiled kernels need at least."""
+"""Smallest head size for FlexAttention's compiled kernels."""
 
 
 def block_mask(ids_BT: Tensor, end_of_text_id: int) -> "BlockMask":
     """Return the same mask for FlexAttention, without having a boolean for each pair of tokens.
 
-    The numbers of documents grow along a row, so a block's first and last say all: a block of queries attends to
-    something in an earlier block of keys if that ends in the document in which it begins itself, and to all of it if no
-    other document is in either.
+    Document indices grow along a row, so a block's first and last are enough: a block of queries attends to part of an
+    earlier block of keys if the keys end in the document in which the queries begin, and to all of it if both blocks
+    contain only this document.
     """
     from torch.nn.attention.flex_attention import BlockMask  # takes seconds to load
 

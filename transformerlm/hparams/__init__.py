@@ -1,9 +1,9 @@
-"""Typed settings of the library's parts: one frozen class a table of a TOML file.
+"""Typed settings of the library's parts: one frozen class per table of a TOML file.
 
 Defaults, meanings and limits live here and nowhere else. A part receives its own section
-(`Trainer` a `TrainingHparams`, say), never a whole configuration. Single values are checked by
-pydantic; what only shows in combination is listed by `problems`, so that a loader can report
-everything that is wrong at once. Importing this module does not import torch.
+(`Trainer` gets `TrainingHparams`), never a whole configuration. Pydantic checks single values;
+`problems` lists invalid combinations, so that a loader can report all problems at once.
+Importing this module does not import torch.
 """
 
 from transformerlm.hparams.inference import EvaluationHparams, SamplingHparams

@@ -1,4 +1,4 @@
-"""What a trained model is used for: writing, and scoring what is written."""
+"""Settings for the use of a trained model: generation and evaluation."""
 
 from collections.abc import Iterator
 from typing import Literal

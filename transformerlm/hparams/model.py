@@ -14,7 +14,7 @@ ROPE_SCALING_NUMBERS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
 }
-"""The numbers that each way of scaling rotary positions has."""
+"""The settings of each kind of rotary scaling."""
 
 
 def swiglu_width(d_model: int) -> int:
@@ -22,7 +22,7 @@ def swiglu_width(d_model: int) -> int:
     return math.ceil(8 * d_model / 3 / 64) * 64
 
 
-# A model beyond these sizes is a mistake or an attack: files of others name sizes too, and they multiply.
+# A larger model is a mistake or an attack: sizes also come from untrusted files, and they multiply.
 _MOST, _MOST_WIDE = 1 << 24, 1 << 20
 _MOST_ANGLES = 1 << 28  # a gigabyte of cosines and sines
 

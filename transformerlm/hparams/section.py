@@ -1,4 +1,4 @@
-"""What sections of settings are made of: the base class, what it reports, and types of fields."""
+"""The base class of settings sections, the problems it reports, and types of fields."""
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
@@ -46,29 +46,29 @@ def _not_empty(value: object) -> object:
 
 
 class Problem(NamedTuple):
-    """A combination of settings that cannot work: where, what to do, and the value found."""
+    """An invalid combination of settings: the key, what to do, and the value found."""
 
     key: str
     message: str
     got: object
     hint: str = ""
-    """What would work, `; try 12`."""
+    """A suggestion that would work, such as `; try 12`."""
 
 
 class Section(BaseModel):
-    """A table of settings: immutable, typed strictly, unknown keys refused."""
+    """A table of settings: immutable and strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is impossible in combination; keys are the section's field names."""
+        """Yield invalid combinations of settings; keys are the section's field names."""
         return iter(())
 
     @classmethod
     def checked(cls, **values: Any) -> Self:
-        """Return the section with these values, of which None is left out.
+        """Return the section with these values; values of None are left out.
 
-        Raises `ConfigError` with a line for each that is unknown, out of range, or does not fit the others.
+        Raises `ConfigError` with one line for each value that is unknown, out of range, or does not fit the others.
         """
         try:
             section = cls(**{name: value for name, value in values.items() if value is not None})
@@ -86,9 +86,9 @@ def describe_errors(
     suggest: Callable[[str], str] | None = None,
     allow_missing: bool = False,
 ) -> Iterator[tuple[str, str]]:
-    """Yield each wrong key of a section with what is wrong about it.
+    """Yield each invalid key of a section with its problem.
 
-    `suggest` returns what to try instead of an unknown key; with `allow_missing` keys without a value are passed over.
+    `suggest` returns a replacement for an unknown key; with `allow_missing`, keys without a value are skipped.
     """
     items = error.errors(include_url=False)
     parents = {item["loc"][:-1] for item in items}
@@ -118,14 +118,14 @@ def describe_errors(
 
 
 def describe_problem(problem: Problem, *, is_given: bool = True) -> str:
-    """Return what is wrong, what to do, and the value found."""
+    """Return the problem, what to do, and the value found."""
     if is_given or problem.got is None:
         return _with_value(problem.message, problem.got) + problem.hint
     return f"{problem.message} (it is {problem.got!r} unless it is set){problem.hint}"
 
 
 def suggestion(name: str, known: Mapping[str, Any]) -> str:
-    """Return which known name was probably meant, or all of them."""
+    """Return the known name that was probably meant, or all of them."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
 

@@ -106,12 +106,12 @@ class ScheduleHparams(Section):
             )
 
     def decay_iters(self, steps: int) -> int:
-        """Return how many of `steps` steps a wsd schedule's decay takes: in a short run, what the warm-up leaves."""
+        """Return the number of decay steps of a wsd schedule; in a short run, at most the steps after the warm-up."""
         return min(round(self.decay_fraction * steps), steps - self.warmup_iters)
 
 
 class TrainingHparams(Section):
-    """The run: how long, how many sequences a step, where, and with what numbers."""
+    """The run: its length, sequences per step, device, and number type."""
 
     steps: int = Field(default=1000, gt=0, description="Optimizer steps.")
     batch_size: int = Field(default=16, gt=0, description="Sequences an optimizer step.")
@@ -180,7 +180,7 @@ class TrainingHparams(Section):
 
 
 class ParallelHparams(Section):
-    """Several processes, started by torchrun: how they share the work."""
+    """How several processes, started by torchrun, share the work."""
 
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",

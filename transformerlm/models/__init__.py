@@ -1,7 +1,6 @@
 """The model: layers, attention, the Transformer language model and its key-value cache.
 
-Pure math on tensors. Nothing here chooses a device, casts, compiles, shards, logs or prints: whoever uses a
-model does that from outside.
+Pure math on tensors. The model does not choose a device, cast, compile, shard, log or print: its callers do.
 """
 
 from transformerlm.models.attention import scaled_dot_product_attention

@@ -1,7 +1,7 @@
 """Causal multi-head self-attention with rotary positions, written out.
 
 Shapes: B rows, T tokens, S keys, D = d_model, H query heads, G key-value heads, K head size (D / H, unless given).
-Without a cache any leading dimensions will do in place of B.
+Without a cache, any leading dimensions can replace B.
 """
 
 import math
@@ -17,8 +17,8 @@ from transformerlm.models.layers import Linear, RMSNorm, rotate_pairs
 from transformerlm.utils.dtypes import at_least_float32
 
 AttentionMask: TypeAlias = Any
-"""Which token may attend to which: a boolean tensor, broadcastable to (B, H, T, S), True = attend. A faster attention
-function may want it in another form."""
+"""Which tokens a token attends to: a boolean tensor, broadcastable to (B, H, T, S), True = attend. A faster attention
+function may need another form."""
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionMask | None, bool], Tensor]
 """Maps queries (B, H, T, K), keys and values (B, G, S, K), a mask or None, and whether the mask is the causal one
@@ -33,14 +33,14 @@ def scaled_dot_product_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor |
 
     Args:
         Q, K, V: (..., T, d_k), (..., S, d_k) and (..., S, d_v).
-        mask: boolean, broadcastable to (..., T, S); True means "attend". A query that may attend to
-            nothing gets zeros, as in PyTorch.
+        mask: boolean, broadcastable to (..., T, S); True means "attend". A query with no key to
+            attend to gets zeros, as in PyTorch.
     """
     scores = at_least_float32(Q @ K.transpose(-2, -1)) / math.sqrt(Q.shape[-1])
     if mask is None:
         return torch.softmax(scores, dim=-1).to(V.dtype) @ V
-    # The lowest number rather than -inf: a row with nothing to attend to then has a softmax, and finite
-    # gradients, before its weights are set to zero.
+    # The lowest number instead of -inf: a fully masked row then has a finite softmax and finite gradients
+    # before its weights are set to zero.
     lowest = torch.finfo(scores.dtype).min
     weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1).masked_fill(~mask, 0)
     return weights.to(V.dtype) @ V
@@ -80,7 +80,7 @@ def document_mask(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
 
 
 def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
-    """Return for each token (B, T) the number of its document in the row, int32, counted from 0."""
+    """Return, for each token (B, T), the index of its document in the row, int32."""
     ends_BT = (ids_BT == end_of_text_id).to(torch.int32)
     return ends_BT.cumsum(-1, dtype=torch.int32) - ends_BT
 
@@ -88,12 +88,12 @@ def document_numbers(ids_BT: Tensor, end_of_text_id: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Causal self-attention: project, rotate queries and keys by position, attend, project back.
 
-    Of the settings it reads `d_model`, `num_heads`, `d_head`, and `num_kv_heads`: where there are fewer of them than
-    query heads, groups of query heads share one (GQA). With `qk_norm` queries and keys pass an RMS norm over the head
-    size before the rotation, as in Qwen3 (Henry et al. 2020 introduced the idea). With `qkv_bias` the three input
+    It reads the settings `d_model`, `num_heads`, `d_head` and `num_kv_heads`. With fewer key-value heads than query
+    heads, groups of query heads share one (GQA). With `qk_norm`, an RMS norm over the head size is applied to queries
+    and keys before the rotation, as in Qwen3 (Henry et al. 2020 introduced the idea). With `qkv_bias` the three input
     projections have biases, as in Qwen2 (Yang et al. 2024, section 2.2.1).
 
-    `attend` and `rotate` are the functions used for attention and rotation; `fast` has quicker ones.
+    `attend` and `rotate` are the functions used for attention and rotation; `fast` has faster ones.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class SelfAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotation: Rotation, cache: LayerCache | None = None, mask: AttentionMask | None = None
     ) -> Tensor:
-        """Let each token attend to itself and those before it: (B, T, D) to (B, T, D).
+        """Let each token attend to itself and all earlier tokens: (B, T, D) to (B, T, D).
 
-        With a cache the tokens before include those in the cache. Without one, `mask` may say which tokens attend to
-        which: boolean, (T, T) or (B, 1, T, T), True = attend, or whatever form `attend` takes.
+        With a cache, the earlier tokens include the cached ones. Without a cache, `mask` may replace the causal mask:
+        boolean, (T, T) or (B, 1, T, T), True = attend, or any form that `attend` accepts.
         """
         q_BTHK, k_BTGK, v_BTGK = (part.unflatten(-1, (-1, self.d_head)) for part in self.project(x_BTD))
         if self.q_norm is not None and self.k_norm is not None:

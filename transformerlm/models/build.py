@@ -1,4 +1,4 @@
-"""From settings to a model."""
+"""Builds a model from settings."""
 
 import torch
 
@@ -32,7 +32,7 @@ def build_model(
 def state_shapes(hparams: ModelHparams) -> dict[str, torch.Size]:
     """Return the shape of every weight of the model that `hparams` describe, without building all its layers.
 
-    Raises `ConfigError` as `build_model`.
+    Raises `ConfigError` like `build_model`.
     """
     one = build_model(hparams.model_copy(update={"num_layers": 1, "context_length": 1}), device="meta")
     shapes: dict[str, torch.Size] = {}

@@ -1,12 +1,12 @@
-"""How large a model is and how much arithmetic a token costs: the numbers behind "FLOP utilisation"."""
+"""The size of a model and its arithmetic per token, from which "FLOP utilisation" is computed."""
 
 from transformerlm.models.transformer import Block, TransformerLM
 
 
 def num_parameters(model: TransformerLM, non_embedding: bool = False) -> int:
-    """Count the parameters; with `non_embedding` without the embedding table and the output projection.
+    """Count the parameters; with `non_embedding`, without the embedding table and the output projection.
 
-    The latter is the N of Kaplan et al. 2020, "Scaling Laws", section 2.1.
+    The second number is the N of Kaplan et al. 2020, "Scaling Laws", section 2.1.
     """
     count = sum(parameter.numel() for parameter in model.parameters())
     if non_embedding:
@@ -20,9 +20,9 @@ def flops_per_token(model: TransformerLM, seq_len: int | None = None) -> int:
 
     6 N + 12 · layers · heads · head size · seq_len (Chowdhery et al. 2022, PaLM, appendix B): a weight costs
     one multiplication and one addition forward and twice that backward; attention scores and sums cost the
-    second term, counted in full although causality halves what is needed, as is customary. N holds every
-    matrix a token is multiplied with: the output projection (tied or not), not the embedding look-up.
-    `seq_len` defaults to the context length. A forward alone costs a third.
+    second term, counted in full, as is customary, although causality halves the work. N includes every matrix
+    that multiplies a token: the output projection (tied or not), but not the embedding look-up.
+    `seq_len` defaults to the context length. A forward pass alone costs a third.
     """
     seq_len = model.context_length if seq_len is None else seq_len
     first = model.layers[0]

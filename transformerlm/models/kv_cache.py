@@ -1,13 +1,13 @@
-"""The key-value cache: what attention needs of the tokens before, kept between forward passes.
+"""The key-value cache: keys and values of earlier tokens, kept between forward passes.
 
 One rule makes it simple: **the slot in the cache is the token's position**. A query at position p
-attends to the slots 0 … p and no others. So rows of one batch may have different lengths: pad on the
-right and start every row at 0; a padding token's slot lies after the row's last real token, is never
-attended to, and is overwritten when the row grows into it.
+attends to the slots 0 … p only. So rows of one batch may have different lengths: pad on the right and
+start every row at 0. The slots of padding tokens come after the row's last real token; they are never
+attended to, and are overwritten when the row grows into them.
 
-The cache knows one number on the host, `length`: no slot at or after it matters. A forward of T tokens
-reads and writes the slots before `length + T` only, and then adds T; so no step waits for the device to
-learn where it is. Setting `length` back forgets the tokens after it.
+The host keeps one number, `length`: slots from there on are unused. A forward pass of T tokens reads and
+writes only the slots before `length + T`, and then adds T; so no step needs a host–device sync. Reducing
+`length` discards the tokens after it.
 
 Shapes: B rows, G key-value heads, T new tokens, L slots, K head size.
 """
@@ -22,7 +22,7 @@ from transformerlm.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's slots, (B, G, max_len + 1, K), during one forward, and who may attend to which of the first `end`."""
+    """One layer's slots, (B, G, max_len + 1, K), during one forward pass, and the mask for the first `end` of them."""
 
     keys: Tensor
     values: Tensor
@@ -33,7 +33,7 @@ class LayerCache:
     is_causal: bool
 
     def update(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new tokens' keys and values at their positions; return those of the first `end` slots."""
+        """Write the new tokens' keys and values at their positions; return the first `end` slots of both."""
         if k_BGTK.requires_grad:
             raise ConfigError("a key-value cache is for inference only: call the model under torch.no_grad()")
         for slots, new in ((self.keys, k_BGTK), (self.values, v_BGTK)):
@@ -59,7 +59,7 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        # One slot that is never used: those in use are then never all, which a compiler would take for another case.
+        # One spare slot, so the slots in use are never the whole buffer (torch.compile would recompile for that).
         shape = (batch_size, num_kv_heads, max_len + 1, d_head)
         # Zeros, not empty: a masked slot has weight 0, and 0 times a stray NaN would be NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(num_layers)]
@@ -70,19 +70,19 @@ class KVCache:
 
     @classmethod
     def of(cls, keys: list[Tensor], values: list[Tensor], *, length: int) -> "KVCache":
-        """Return a cache over such tensors, of which the first `length` slots are in use."""
+        """Return a cache over tensors of that shape, with the first `length` slots in use."""
         cache = object.__new__(cls)
         cache.keys, cache.values, cache.length = keys, values, length
         cache.batch_size, cache.max_len = keys[0].shape[0], keys[0].shape[2] - 1
         return cache
 
     def rows(self, begin: int, end: int) -> "KVCache":
-        """Return some rows as a cache of their own, with nothing in use; what is written to it is written here."""
+        """Return some rows as an empty cache that shares the memory of this one."""
         keys, values = ([slots[begin:end] for slots in part] for part in (self.keys, self.values))
         return KVCache.of(keys, values, length=0)
 
     def layers(self, shape_BT: torch.Size, token_positions: Tensor | None = None) -> list[LayerCache]:
-        """Return each layer's slots for a forward of ids of shape (B, T).
+        """Return each layer's slots for a forward pass of ids of shape (B, T).
 
         `token_positions`, of shape (T,) or (B, T), must be below `length + T`; by default the tokens
         follow the slots in use. Raises `ConfigError` if they do not fit into the cache.
@@ -108,7 +108,7 @@ class KVCache:
         ]
 
     def _mask(self, num_tokens: int, token_positions: Tensor | None) -> Tensor | None:
-        """Return `slot <= position` as (T, L) or (B, 1, T, L); None where every slot may be attended to."""
+        """Return `slot <= position` as (T, L) or (B, 1, T, L); None if every slot may be attended to."""
         if token_positions is None and num_tokens == 1:
             return None
         slots_L = torch.arange(self.length + num_tokens, device=self.keys[0].device)

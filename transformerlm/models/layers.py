@@ -23,9 +23,8 @@ def require_positive(**sizes: int) -> None:
 class Linear(nn.Module):
     """`y = W x`, or `y = W x + b` with `bias`; `weight` has shape (out_features, in_features).
 
-    The product is computed in the type of `x`, to which the weight is rounded first. The rounding is a step of the
-    forward pass like any other, so the gradient arrives in the type of the weight: float32 weights can be trained
-    with bfloat16 products.
+    The weight is rounded to the type of `x`, in which the product is computed. Autograd sees the rounding, so the
+    gradient has the type of the weight: float32 weights can be trained with bfloat16 products.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class RMSNorm(nn.Module):
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (..., d_model) to root mean square one, times the gains."""
+        """Scale (..., d_model) to root mean square one, then multiply by the gains."""
         wide = at_least_float32(x)
         inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return (wide * inverse_rms * self.weight).to(x.dtype)
@@ -131,11 +130,11 @@ class SwiGLU(nn.Module):
 class RotaryPositionalEmbedding(nn.Module):
     """Rotate pair i of the vector at position m by m · theta^(-2i / d_k) (Su et al. 2021, RoFormer, eq. 34).
 
-    A pair is two neighbours, (x[2i], x[2i + 1]). `frequencies` (P,), in radians per position, replaces those powers of
-    `theta`; `rope_scaling` has some for contexts longer than the original one.
+    A pair is two neighbours, (x[2i], x[2i + 1]). `frequencies` (P,), in radians per position, replaces the powers of
+    `theta`; `rope_scaling` computes frequencies for contexts longer than the original one.
 
-    The cosines and sines are float32 tables that are not saved with the model. They are computed again whenever the
-    module moves, so neither `model.to(torch.bfloat16)` nor `to_empty` after the meta device can spoil them.
+    The cosines and sines are float32 tables that are not saved with the model. They are recomputed whenever the
+    module moves, so they stay correct after `model.to(torch.bfloat16)` and `to_empty`.
     """
 
     cos: Tensor
@@ -171,7 +170,7 @@ class RotaryPositionalEmbedding(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryPositionalEmbedding":  # noqa: ARG002
         device = fn(self.cos.new_empty(0)).device
-        # The layers of a model share one embedding, and each of them comes here: its tables are built once.
+        # The layers of a model share one embedding, and each of them calls this: the tables are built once.
         if device != self.cos.device:
             self._build_tables(device)
         return self
@@ -180,8 +179,8 @@ class RotaryPositionalEmbedding(nn.Module):
         """Return the cosines and sines of `num_positions` positions, for `rotate_pairs`.
 
         Without `token_positions` (integers, shape (..., T)) the positions are `start`, `start` + 1, …, and the rows
-        are views of the tables. Raises `ConfigError` for positions past the end of the tables; `token_positions` on a
-        device other than the CPU are not checked, since reading them back would stall it.
+        are views of the tables. Raises `ConfigError` for positions past the end of the tables; `token_positions` are
+        checked on the CPU only, since on another device it would take a host–device sync.
         """
         if token_positions is None:
             end = start + num_positions

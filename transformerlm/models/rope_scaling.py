@@ -1,4 +1,4 @@
-"""Slower rotary positions, for contexts longer than the one a model was first trained with.
+"""Slower rotary positions, for contexts longer than in the original training.
 
 Shapes: P rotated pairs.
 """
@@ -12,7 +12,7 @@ from transformerlm.hparams import ModelHparams
 
 
 def scaled_frequencies(plain_P: Tensor, settings: ModelHparams) -> Tensor:
-    """Return the frequencies (P,), in radians per position, that `settings.rope_scaling` makes of the plain ones.
+    """Return the frequencies (P,), in radians per position, after `settings.rope_scaling`.
 
     `linear` divides all by `rope_factor` (Chen et al. 2023, "Extending Context Window … via Positional Interpolation",
     eq. 4). For `llama3` see `slowed_in_parts`.
@@ -35,9 +35,9 @@ def slowed_in_parts(
 ) -> Tensor:
     """Return Llama 3.1's frequencies.
 
-    A pair with frequency f turns c = original_context · f / 2π times in the original context. One that turns often
-    (c ≥ high_freq_factor) tells neighbours apart and stays; one that turns seldom (c ≤ low_freq_factor) is slowed to
-    f / factor; between the two the share of f in their mix rises linearly:
+    A pair with frequency f turns c = original_context · f / 2π times in the original context. A fast pair
+    (c ≥ high_freq_factor) distinguishes neighbours and does not change; a slow pair (c ≤ low_freq_factor) is slowed to
+    f / factor; in between, the frequency is a linear mix of the two:
 
         s = (c − low_freq_factor) / (high_freq_factor − low_freq_factor),   f ← (1 − s) · f / factor + s · f
 

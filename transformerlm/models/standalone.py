@@ -1,4 +1,4 @@
-"""Attention and block by themselves, with rotary tables of their own: for lessons, experiments and comparisons.
+"""Attention and block as separate modules, with their own rotary tables: for lessons, experiments and comparisons.
 
 A `TransformerLM` has one pair of tables for all of its blocks, and computes their rows once per forward pass.
 """
@@ -41,7 +41,7 @@ class MultiheadSelfAttentionRoPE(SelfAttention):
 
 
 class TransformerBlock(Block):
-    """A pre-norm block on x (..., T, d_model); arguments and errors as of `MultiheadSelfAttentionRoPE`."""
+    """A pre-norm block on x (..., T, d_model); arguments and errors as in `MultiheadSelfAttentionRoPE`."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The decoder-only Transformer language model: token ids in, logits of the next token out.
 
-Pre-norm blocks as in LLaMA (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, and no biases except, if asked
-for, those of queries, keys and values. The same `forward` trains and decodes; the key-value cache is an argument.
+Pre-norm blocks as in LLaMA (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, and no biases except the
+optional ones of queries, keys and values. The same `forward` trains and decodes; the key-value cache is an argument.
 
 Shapes: B rows, T tokens, D = d_model, V vocabulary.
 """
@@ -58,8 +58,8 @@ class TransformerLM(nn.Module):
     too (Press & Wolf 2017). A tied model has no `lm_head` (it is None) and no `lm_head.weight` in its state: one
     parameter stays one parameter when it is moved, sharded or saved.
 
-    Weights are held in `dtype` (float32 by default). Matrix products run in the type of the activations, which is that
-    of the weights unless `compute_dtype` is set.
+    Weights are stored in `dtype` (float32 by default). Matrix products run in the type of the activations: the type of
+    the weights unless `compute_dtype` is set.
 
     Raises `ConfigError` for settings that are out of range or do not fit together.
     """
@@ -108,12 +108,12 @@ class TransformerLM(nn.Module):
         self._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw every weight afresh, from `generator` if given (else from torch's global one).
+        """Initialise every weight, from `generator` if given (else from torch's global one).
 
-        What writes to the residual stream is divided by sqrt(2 · num_layers), so that the variance of the stream does
-        not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Embeddings have variance 1, the scale of what the
-        blocks add to them; tied ones 1 / d_model, so that the first logits, which are their products with features of
-        variance 1, have variance 1 as well.
+        Matrices that write to the residual stream are divided by sqrt(2 · num_layers), so that the variance of the
+        stream does not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Embeddings have variance 1, the scale
+        of the blocks' outputs. Tied embeddings have variance 1 / d_model, so that the first logits, their products with
+        features of variance 1, have variance 1 as well.
         """
         tied_std = self.settings.d_model**-0.5
         init_weights(
@@ -146,9 +146,9 @@ class TransformerLM(nn.Module):
         """Return the features (B, T, D) after the final norm, from which `logits` are computed.
 
         `token_positions`, (T,) or (B, T), default to 0, 1, …, or with a cache to the positions after the slots in use;
-        see `kv_cache` for which positions are allowed there. `mask`, boolean of shape (T, T) or (B, 1, T, T), says
-        which tokens (True) a token attends to, instead of itself and all before it. Raises `ConfigError` for more than
-        `context_length` positions, and for a mask beside a cache, which has its own.
+        `kv_cache` says which positions are allowed there. `mask`, boolean of shape (T, T) or (B, 1, T, T), replaces the
+        causal mask; True means "attend". Raises `ConfigError` for more than `context_length` positions, and for a mask
+        together with a cache, which has its own.
         """
         if mask is not None and cache is not None:
             raise ConfigError("a mask cannot be given with a key-value cache, which determines who attends to what")

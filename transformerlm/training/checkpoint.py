@@ -28,7 +28,7 @@ def save_checkpoint(
 def load_checkpoint(
     src: str | os.PathLike[str] | IO[bytes], model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> int:
-    """Load what `save_checkpoint` wrote into model and optimizer; return the iteration.
+    """Load a file of `save_checkpoint` into model and optimizer; return the iteration.
 
     Raises `CheckpointError` if the file is missing or damaged, or does not fit the model.
     """

@@ -12,7 +12,7 @@ class CombinedOptimizer(Optimizer):
         parts          Muon ─┘       └── AdamW ──┘        do the work on their groups
         state          {parameter: …}                     one dictionary, which the parts share
 
-    The parts keep their own rules for settings and state; `state_dict()` looks like that of any optimizer.
+    The parts keep their own rules for settings and state; `state_dict()` has the format of any optimizer.
     """
 
     def __init__(self, *parts: Optimizer) -> None:
@@ -26,7 +26,7 @@ class CombinedOptimizer(Optimizer):
             part.step(**options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned, bit for bit; `ValueError` if it does not fit, and then nothing loads."""
+        """Load a `state_dict()`, bit for bit; raise `ValueError`, and load nothing, if it does not fit."""
         groups = state_dict["param_groups"]
         if len(groups) != len(self.param_groups):
             raise ValueError(

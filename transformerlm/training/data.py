@@ -1,11 +1,11 @@
-"""Batches of token ids, as a pure function of (seed, step, place in the batch).
+"""Batches of token ids, as a pure function of (seed, step, row in the batch).
 
 An epoch cuts the data into windows of `context_length + 1` ids that overlap by one (the last target of a
 window is the first input of the next) and goes through them in the order of a permutation. The permutation
-is computed, not stored: a Feistel network over the window's number, so that a corpus of any size needs no
-list in memory, and any step's batch can be had without the steps before it.
+is computed, not stored: a Feistel network over the window's number. So a corpus of any size needs no list in
+memory, and the batch of any step can be computed without the steps before it.
 
-Of several data sets, `mixture` says which one a window is taken from; each goes through its own epochs.
+With several data sets, `mixture` chooses the data set of each window; each data set has its own epochs.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from transformerlm.utils.errors import ConfigError, DataError
 
 
 class Tokens(Protocol):
-    """Ids in a row: a `TokenStream`, or an array of shape (num_tokens,)."""
+    """A sequence of ids: a `TokenStream`, or an array of shape (num_tokens,)."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> npt.NDArray[Any]: ...
@@ -33,20 +33,20 @@ def get_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random windows (inputs, targets), both int64 of shape (batch_size, context_length).
 
-    Targets are the inputs moved on by one. The windows come from numpy's global generator; training
+    Targets are the inputs shifted by one. The windows come from numpy's global generator; training
     itself uses `BatchLoader`. Raises `DataError` if the data is shorter than one window.
     """
     num_starts = len(dataset) - context_length
     if num_starts < 1:
         raise DataError(f"{len(dataset)} tokens hold no window of {context_length} + 1; shorten context_length")
-    starts = np.random.randint(0, num_starts, size=batch_size)  # so that np.random.seed governs it
+    starts = np.random.randint(0, num_starts, size=batch_size)  # reproducible with np.random.seed
     return _to_device(_windows(dataset, starts, context_length), torch.device(device))
 
 
 class WindowOrder:
-    """The windows of a data set in the order in which a run uses them: all of them once, then all once more, ….
+    """The order in which a run uses the windows of a data set: one epoch after the other.
 
-    Each epoch has another order, and cuts the data elsewhere. `number` is that of the data set among several.
+    Each epoch has a different order and a different offset. `number` is the index of the data set in a mixture.
     """
 
     def __init__(self, num_tokens: int, *, context_length: int, seed: int, number: int = 0) -> None:
@@ -54,11 +54,11 @@ class WindowOrder:
         self.context_length = context_length
         self.seed = seed
         self.number = number
-        # One less than fit, so that each epoch can start at another offset and cut the text elsewhere.
+        # One less than would fit, so that each epoch can start at a different offset.
         self.windows_in_epoch = max(1, (num_tokens - 1) // context_length - 1)
 
     def starts(self, uses: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the first ids' places of the windows that are used as number `uses`, counted from 0."""
+        """Return the start offsets of the windows with the indices `uses` (from 0) in the order of the run."""
         epochs, numbers = np.divmod(uses, self.windows_in_epoch)
         starts = np.empty_like(uses)
         for epoch in np.unique(epochs):
@@ -74,9 +74,9 @@ class WindowOrder:
 
 
 class BatchLoader:
-    """The training batches: a row of one depends on seed, step and its place in the batch alone.
+    """The training batches; each row depends only on the seed, the step and its index in the batch.
 
-    Of `world_size` processes, number `rank` gets its share of each batch: together they see what a single one sees.
+    Rank `rank` of `world_size` gets its share of each batch. Together all ranks see the rows of a single process.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class BatchLoader:
         world_size: int = 1,
         weights: Sequence[float] | None = None,
     ) -> None:
-        """`tokens` are those of a data set, or of a list of several, mixed by `weights` (none: by their tokens).
+        """`tokens` is one data set, or a list of several, mixed by `weights` (default: their numbers of tokens).
 
-        `batch_size` is that of all processes together; `ConfigError` if they cannot share it evenly, or a weight is
-        too small beside the others.
+        `batch_size` counts the rows of all processes. Raises `ConfigError` if they cannot share it evenly, or if a
+        weight is too small relative to the others.
         """
         if batch_size % world_size:
             raise ConfigError(f"batch_size must be divisible by the {world_size} processes (got {batch_size})")
@@ -112,11 +112,11 @@ class BatchLoader:
         self.device = device
 
     def epoch(self, step: int) -> float:
-        """Return how often the data has been read before `step`, about (an epoch's offset may cost a window)."""
+        """Return the approximate number of epochs before `step` (an epoch's offset may cost a window)."""
         return step * self.batch_size / sum(order.windows_in_epoch for order in self.orders)
 
     def epochs(self, step: int) -> list[float]:
-        """Return the same for each data set by itself."""
+        """Return the same for each data set separately."""
         quotas = zip(self.mixture.quotas, self.orders, strict=True)
         return [step * self.batch_size * quota / PERIOD / order.windows_in_epoch for quota, order in quotas]
 
@@ -130,7 +130,7 @@ class BatchLoader:
         return _to_device(rows, self.device)
 
     def places(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return for each row of a step's batch the number of its data set, and the first id's place in that."""
+        """Return, for each row of a step's batch, the index of its data set and its start offset there."""
         rows = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * rows
         numbers, uses = self.mixture.assign(np.arange(first, first + rows))
@@ -144,7 +144,7 @@ class BatchLoader:
 def validation_windows(
     tokens: Tokens, *, windows: int, batch_size: int, context_length: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the same batches every time: at most `windows` windows, evenly spread over `tokens`."""
+    """Return at most `windows` windows, evenly spread over `tokens`, in batches; the same in every call."""
     all_windows = SlidingWindows(len(tokens), context_length, stride=context_length)
     fitting = all_windows.num_full
     starts = np.arange(min(windows, fitting)) * fitting // min(windows, fitting) * all_windows.stride
@@ -160,7 +160,7 @@ def _windows(tokens: Tokens, starts: npt.NDArray[np.int64], context_length: int)
 
 def _to_device(rows: npt.NDArray[np.int64], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     windows = torch.from_numpy(rows)
-    if device.type == "cuda":  # copied while the device still computes the steps before: the host need not wait
+    if device.type == "cuda":  # asynchronous copy: the host does not wait for the device
         windows = windows.pin_memory()
     windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1], windows[:, 1:]

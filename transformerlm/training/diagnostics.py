@@ -1,4 +1,4 @@
-"""Norms of activations and weights, measured from outside: the model has no code for it."""
+"""Norms of activations and weights, measured with hooks: the model itself has no code for it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from transformerlm.distributed.dtensor import whole
 def activation_norms(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Record the root mean square of every block's output while the context is open.
 
-    Yields a dict that the forward passes fill, `layers.N` → scalar tensor (of the last pass). Nothing is
-    attached outside the context, so that it costs nothing when it is not used.
+    Yields a dict that the forward passes fill: `layers.N` → scalar tensor (of the last pass). The hooks are
+    removed when the context ends, so there is no cost otherwise.
     """
     norms: dict[str, torch.Tensor] = {}
 

@@ -1,7 +1,7 @@
 """The training loop: a generator of records.
 
-It trains, validates and saves; whoever iterates over it writes the records to a log and draws the progress. So
-the library neither prints nor logs, and a caller may stop at any record.
+It trains, validates and saves; the caller iterates over it, logs the records and shows the progress. So the
+library neither prints nor logs, and a caller may stop at any record.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _MAX_PENDING = 100  # read results at least this often, even without logging
 
 @dataclass
 class TrainingRun:
-    """The parts of a run, and the loop over them. Build it, `resume` if wished, then iterate over `run`."""
+    """The parts of a run, and its loop. Build it, optionally call `resume`, then iterate over `run`."""
 
     trainer: Trainer
     loader: BatchLoader
@@ -38,7 +38,7 @@ class TrainingRun:
     valid_bytes_per_token: float
     store: CheckpointStore | GroupCheckpointStore
     identity: Mapping[str, Any]
-    """What must be the same for a run to be continued: data, tokenizer, shape, seed."""
+    """The settings that must match for a run to be resumed: data, tokenizer, shape, seed."""
     logging: TrainLoggingHparams
     validation: ValidationHparams
     checkpoint: CheckpointHparams
@@ -47,13 +47,13 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     _saved_step: int = 0
     _began: float = 0.0
-    """Reading of the clock at which the run would have begun, had one process done all of it."""
+    """Clock reading at which the run would have begun if it had never been interrupted."""
 
     def resume(self, checkpoint: Checkpoint, *, force: bool = False) -> list[str]:
-        """Continue from `checkpoint`; return what differs from the run that made it, which `force` allows.
+        """Resume from `checkpoint`; return the differences from the run that saved it.
 
-        Raises `OtherRunError` with that list without `force`, and `CheckpointError` if the weights or the optimizer's
-        state do not fit.
+        Without `force` any difference raises `OtherRunError`. Raises `CheckpointError` if the weights or the
+        optimizer's state do not fit.
         """
         progress, differing = saved_progress(checkpoint, self.identity, self._tokens_per_step, force=force)
         load_trainer(self.trainer, checkpoint)
@@ -62,7 +62,7 @@ class TrainingRun:
         return differing
 
     def counters(self, step: int | None = None) -> Record:
-        """Return what every record has: time spent in the run so far, and tokens seen up to `step` (None: now)."""
+        """Return the fields of every record: time spent in the run so far, tokens seen up to `step` (None: now)."""
         late = 0 if step is None else self.progress.step - step
         return {
             "metrics.elapsed_seconds": self.progress.elapsed_seconds,
@@ -70,10 +70,10 @@ class TrainingRun:
         }
 
     def run(self) -> Iterator[Record]:
-        """Train to the last step; yield a record of everything worth logging.
+        """Train to the last step; yield the records to log.
 
-        Raises `DivergenceError` after `max_nonfinite_steps` steps in a row that were skipped, or whose model had
-        collapsed.
+        Raises `DivergenceError` after `max_nonfinite_steps` steps in a row that were skipped or had a collapsed
+        model.
         """
         self._began = time.perf_counter() - self.progress.elapsed_seconds
         for record in self._records():
@@ -123,7 +123,7 @@ class TrainingRun:
         pending.clear()
 
     def _step(self, step: int) -> tuple[StepResult, Record]:
-        """Take a step, with the norms that are due."""
+        """Take a step, and record the norms if they are due."""
         batch = self.loader.batch(step - 1)
         with contextlib.ExitStack() as stack:
             activations = {}
@@ -170,7 +170,7 @@ class TrainingRun:
         }
 
     def _save(self) -> Iterator[Record]:
-        """Save this step once, with its validation loss, so that the best checkpoint is known."""
+        """Save this step, at most once, with its validation loss, which decides the best checkpoint."""
         progress = self.progress
         if progress.valid_step != progress.step:
             yield self._validate()

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy between logits and the token that came next."""
+"""The training loss: cross-entropy between logits and the next token."""
 
 from collections.abc import Callable
 
@@ -14,8 +14,8 @@ from transformerlm.utils.errors import ConfigError
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return `-log softmax(logits)[target]` in nats at every position, in float32.
 
-    `.mean()` of it is the loss; `exp` of that the perplexity. The largest logit is subtracted before
-    exponentiation (inside `log_softmax`), so that logits of any size neither overflow nor lose the loss.
+    Its `.mean()` is the loss, and `exp` of the loss is the perplexity. `log_softmax` subtracts the largest
+    logit before exponentiation, so large logits do not overflow.
 
     Args:
         logits: (..., V).
@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class NextTokenLoss(nn.Module):
     """A model and its loss as one module, which can be wrapped and sharded for several devices.
 
-    If `make_mask` is given, it makes the attention mask of each batch of inputs, once for all layers.
+    If given, `make_mask` computes the attention mask of each batch of inputs, once for all layers.
     """
 
     def __init__(self, model: TransformerLM, make_mask: Callable[[Tensor], AttentionMask] | None = None) -> None:

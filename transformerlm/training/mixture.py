@@ -1,11 +1,11 @@
-"""Which of several data sets each window of a run comes from: by weight, and a pure function of (seed, slot).
+"""Choose the data set of each window of a run by weight, as a pure function of (seed, slot).
 
     slot        0 1 2 3 4 5 6 7 8 9 │ 10 …       slot = step · batch size + row
     data set    a b a a c a b a a b │ b a …      a period: each data set has its quota of slots, in seeded order
     use         0 0 1 2 0 3 1 4 5 2 │ 3 6 …      how often the data set was used before: counts on without a gap
 
-So after every period each data set has had exactly its share, and its windows come in the order in which they
-would come alone.
+So each period contains exactly the share of each data set, and the windows of a data set have the same order as
+when it is used alone.
 """
 
 import functools
@@ -27,12 +27,12 @@ Numbers = npt.NDArray[np.int64]
 def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     """Return how many of `PERIOD` slots each of the positive `weights` gets, by the method of largest remainders.
 
-    Raises `ConfigError` if one gets none.
+    Raises `ConfigError` if a weight gets no slot.
     """
-    relative = [weight / max(weights) for weight in weights]  # the sum of large ones could overflow
+    relative = [weight / max(weights) for weight in weights]  # the sum of large weights could overflow
     exact = np.array(relative) / math.fsum(relative) * PERIOD
     found = np.floor(exact).astype(np.int64)
-    largest = np.argsort(found - exact, kind="stable")  # of equal remainders the first comes first
+    largest = np.argsort(found - exact, kind="stable")  # stable: ties go to the first
     found[largest[: PERIOD - found.sum()]] += 1
     for number, quota in enumerate(found):
         if quota == 0:
@@ -44,15 +44,15 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 class Mixture:
-    """Gives slots of a run to data sets."""
+    """Assigns the slots of a run to data sets."""
 
     def __init__(self, weights: Sequence[float], *, seed: int) -> None:
-        """Raises `ConfigError` for a weight that is too small beside the others."""
+        """Raises `ConfigError` for a weight that is too small relative to the others."""
         self.quotas = quotas(weights)
         self.seed = seed
 
     def assign(self, slots: Numbers) -> tuple[Numbers, Numbers]:
-        """Return for each slot the number of its data set, and how often that one was used before."""
+        """Return, for each slot, the index of its data set and how often that data set was used before."""
         periods, places = np.divmod(slots, PERIOD)
         sources, uses = np.empty_like(slots), np.empty_like(slots)
         for period in np.unique(periods):
@@ -69,9 +69,9 @@ class _Pattern(NamedTuple):
     """Within the period."""
 
 
-@functools.lru_cache(maxsize=2)  # a batch may lie in two periods, and the next one lies in the second
+@functools.lru_cache(maxsize=2)  # a batch may span two periods; the next batch starts in the second
 def _pattern(quotas: tuple[int, ...], seed: int, period: int) -> _Pattern:
-    # The seeds of the data sets' own orders end in their number: a 1 after a 0 makes another one of this.
+    # The seeds of the data sets' own orders end in the data set's index; the extra 1 makes this seed different.
     order = permuted(np.arange(PERIOD), PERIOD, seed=(seed, period, 0, 1))
     ends = np.cumsum(quotas)
     sources = np.searchsorted(ends, order, side="right")

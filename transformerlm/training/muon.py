@@ -1,12 +1,12 @@
-"""Muon: momentum made orthogonal, for the hidden matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: orthogonalised momentum, for the hidden matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-A gradient matrix is dominated by a few directions; a step along it leaves the others almost alone. Muon takes the
-same step in all of them: it replaces the momentum by the nearest (semi-)orthogonal matrix.
+A gradient matrix is dominated by a few directions; a step along it hardly changes the others. Muon takes an equal
+step in all directions: it replaces the momentum by the nearest (semi-)orthogonal matrix.
 
     gradient ──momentum──▶ M = U S Vᵀ ──five matrix polynomials──▶ O ≈ U Vᵀ ──▶ W ← W − lr · scale · O
 
-Only matrices that map activations to activations are meant for it. Embeddings, the output layer and gains belong
-to AdamW; `param_groups.build_optimizer` parts them.
+It is only for matrices that map activations to activations. Embeddings, the output layer and gains use AdamW;
+`param_groups.build_optimizer` assigns the parameters.
 """
 
 import math
@@ -29,17 +29,17 @@ _BATCH_ELEMENTS = 2**25  # matrices stacked at a time: enough to fill a GPU, 128
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return about `U Vᵀ` for each matrix `U S Vᵀ` of a batch (N, R, C), in `dtype`.
+    """Return an approximation of `U Vᵀ` for each matrix `U S Vᵀ` of a batch (N, R, C), in `dtype`.
 
     The Newton–Schulz iteration of Jordan et al. 2024: `X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X` applies the odd polynomial
-    `a s + b s³ + c s⁵` to every singular value s and leaves U and V as they are. Its coefficients give up convergence
-    to exactly 1 for a steep start: after five rounds singular values from 0.002 to 1 lie between 0.68 and 1.21
-    (1 is the largest after division by the Frobenius norm). bfloat16 is precise enough and, where it is fast, the
-    authors' choice. A matrix of zeros stays one.
+    `a s + b s³ + c s⁵` to every singular value s and does not change U and V. Its coefficients trade convergence to
+    exactly 1 for a steep start: after five rounds, singular values from 0.002 to 1 are between 0.68 and 1.21
+    (1 is the largest after division by the Frobenius norm). bfloat16 is precise enough; the authors use it where it
+    is fast. A matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    wide = matrices.mT if tall else matrices  # so that X Xᵀ is the smaller of the two products
+    wide = matrices.mT if tall else matrices  # X Xᵀ is then the smaller of the two products
     x = (wide / (torch.linalg.matrix_norm(at_least_float32(wide), keepdim=True) + _EPS)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -49,12 +49,12 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def update_scale(rows: int, columns: int) -> float:
-    """Return what an orthogonal matrix is multiplied with: 0.2 · sqrt(max(rows, columns)).
+    """Return the factor that scales an orthogonal matrix to an update: 0.2 · sqrt(max(rows, columns)).
 
-    Its elements have a root mean square of `1 / sqrt(max(rows, columns))`, so that those of the update have 0.2
-    whatever the shape: about what AdamW's have (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4). So one
-    learning rate and one weight decay mean the same to both. Jordan's own scale, `sqrt(max(1, rows / columns))`,
-    needs a learning rate of its own; for a square matrix of width d it is this one with `lr · 0.2 · sqrt(d)`.
+    The elements of an orthogonal matrix have a root mean square of `1 / sqrt(max(rows, columns))`, so the update has
+    0.2 for any shape, about as AdamW's updates (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4). So both
+    optimizers can share a learning rate and a weight decay. Jordan's own scale, `sqrt(max(1, rows / columns))`, needs
+    a separate learning rate; for a square matrix of width d it is equal to this scale with `lr · 0.2 · sqrt(d)`.
     """
     return 0.2 * math.sqrt(max(rows, columns))
 
@@ -69,9 +69,9 @@ class Muon(Optimizer):
         W ← W − lr · weight_decay · W
         W ← W − lr · update_scale · O
 
-    Matrices of one shape, lying or standing, are orthogonalised as one batch, in `dtype`; the momentum is float32 at
-    least, whatever the parameters are. A matrix that is sharded over processes (a DTensor) is gathered, orthogonalised
-    by each of them, and each keeps its shard. Raises `ConfigError` for settings out of range or what is no matrix.
+    Matrices of the same shape, up to transposition, are orthogonalised as one batch, in `dtype`; the momentum is at
+    least float32. A matrix that is sharded over processes (a DTensor) is gathered and orthogonalised by every process,
+    which keeps its shard. Raises `ConfigError` for settings out of range and for a parameter that is not a matrix.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class Muon(Optimizer):
                 param.sub_(local_piece(update) * (group["lr"] * update_scale(rows, columns) * taken))
 
     def _direction(self, param: Tensor, decay: float, gradient_scale: Tensor | None) -> Tensor:
-        """Move the momentum of `param` on, if the step is taken; return what lies one step ahead of it (Nesterov)."""
+        """Update the momentum of `param`, unless the step is skipped; return the Nesterov direction."""
         assert param.grad is not None
         momentum = self._momentum(param)
         grad, taken = scaled_gradient(local_piece(param.grad), gradient_scale)
         local_piece(momentum).lerp_(grad, (1 - decay) * taken)
-        direction = torch.empty_like(momentum, dtype=self.dtype)  # sharded as it is
+        direction = torch.empty_like(momentum, dtype=self.dtype)  # with the same sharding
         local_piece(direction).copy_(grad.lerp(local_piece(momentum), decay))
         return direction
 
@@ -132,7 +132,7 @@ class Muon(Optimizer):
         return state["momentum"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned, bit for bit; `ValueError` if it is of another kind of optimizer."""
+        """Load a `state_dict()`, bit for bit; raise `ValueError` if it is from another kind of optimizer."""
         if any("momentum" not in saved for saved in state_dict["state"].values()):
             raise ValueError("the state is not Muon's: it lacks momentum")
         super().load_state_dict(state_dict)
@@ -149,7 +149,7 @@ def _momentum_dtype(param: Tensor) -> torch.dtype:
 
 
 def _batches(params: Sequence[Tensor]) -> list[list[int]]:
-    """Return the indices of `params` in batches: of one shape when laid on their long side, and not too large."""
+    """Return batches of indices of `params`: the same shape up to transposition, and limited in size."""
     of_shape: dict[tuple[int, ...], list[int]] = {}
     for i, param in enumerate(params):
         of_shape.setdefault(tuple(sorted(param.shape)), []).append(i)

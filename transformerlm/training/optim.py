@@ -1,7 +1,7 @@
 """AdamW and gradient clipping.
 
-Norms, scales, step counts and the decision to skip a step are tensors on the device, so that the host never waits for
-it. The learning rate is a tensor too: compiled for a Python number, the update would be compiled again for the next.
+Norms, scales, step counts and the decision to skip a step are tensors on the device, which avoids host–device syncs.
+The learning rate is a tensor too: the compiled update would be recompiled for each new Python number.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -31,8 +31,8 @@ class AdamW(Optimizer):
         θ ← θ − lr · weight_decay · θ
         θ ← θ − lr · m / (1 − β₁ᵗ) / (sqrt(v / (1 − β₂ᵗ)) + eps)
 
-    The moments are float32 at least, whatever the parameters are. Every group's `lr` is read at each step. `update`
-    does this arithmetic for one parameter. Raises `ConfigError` for settings out of range.
+    The moments are at least float32. Every group's `lr` is read at each step. `update` does this arithmetic for one
+    parameter. Raises `ConfigError` for settings out of range.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class AdamW(Optimizer):
     def step(self, *, gradient_scale: Tensor | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient.
 
-        Gradients are multiplied by `gradient_scale`, a scalar on their device. Where that is zero, the step changes
-        nothing, not even the step counts, whatever the gradients are.
+        Gradients are multiplied by `gradient_scale`, a scalar on their device. If it is zero, the step changes nothing,
+        not even the step counts, for any gradients.
         """
         for group, params in with_gradients(self.param_groups):
             lr = torch.full((), group["lr"], device=params[0].device)
@@ -79,7 +79,7 @@ class AdamW(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned, bit for bit; `ValueError` if it is of another kind of optimizer."""
+        """Load a `state_dict()`, bit for bit; raise `ValueError` if it is from another kind of optimizer."""
         if any(moment not in saved for saved in state_dict["state"].values() for moment in _MOMENTS):
             raise ValueError(f"the state is not AdamW's: it lacks {' or '.join(_MOMENTS)}")
         super().load_state_dict(state_dict)
@@ -110,7 +110,7 @@ def adamw_update(
 ) -> None:
     """Do the arithmetic of `AdamW` for one parameter, in place; `decay` is lr · weight_decay.
 
-    A skipped step (see `scaled_gradient`) has taken = 0, and then multiplies by 1 and adds 0 everywhere.
+    For a skipped step (see `scaled_gradient`) taken = 0, so that everything is multiplied by 1 and 0 is added.
     """
     (beta1, beta2), (g, taken) = betas, scaled_gradient(grad, gradient_scale)
     step.add_(taken)
@@ -125,7 +125,7 @@ def adamw_update(
 def scaled_gradient(grad: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return `grad · scale` in at least float32, and 1.0 as a tensor; for a scale of zero, zeros and 0.0.
 
-    Even a gradient that is not finite becomes zero then.
+    A scale of zero also turns a gradient that is not finite into zeros.
     """
     grad, taken = at_least_float32(grad), torch.ones((), device=grad.device)
     if scale is None:
@@ -135,7 +135,7 @@ def scaled_gradient(grad: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]
 
 
 def with_gradients(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
-    """Yield each group of an optimizer with its parameters that have a gradient, unless there are none."""
+    """Yield each group of an optimizer with its parameters that have a gradient; groups without any are left out."""
     for group in param_groups:
         params = [p for p in group["params"] if p.grad is not None]
         if params:
@@ -143,7 +143,7 @@ def with_gradients(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[st
 
 
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
-    """Return 1 − βᵗ to float32's last digits: the difference of the two would lose four of them at β = 0.999."""
+    """Return 1 − βᵗ in full float32 precision: plain subtraction would lose four digits at β = 0.999."""
     return -torch.expm1(steps * (math.log(beta) if beta else -math.inf))
 
 
@@ -155,9 +155,9 @@ def _moment_dtype(param: Tensor) -> torch.dtype:
 def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tensor:
     """Scale all gradients in place so that their joint L2 norm is at most `max_l2_norm`.
 
-    Returns the norm before clipping, a scalar of at least float32 on the gradients' device: nothing waits for it
-    here (Pascanu et al. 2013, algorithm 1). Parameters without a gradient are skipped. If the norm is
-    not finite neither are the gradients afterwards: look at the norm before stepping.
+    Returns the norm before clipping, a scalar of at least float32 on the gradients' device, without a sync
+    (Pascanu et al. 2013, algorithm 1). Parameters without a gradient are skipped. If the norm is not finite,
+    the gradients are not finite afterwards either: check the norm before stepping.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     total = gradient_norm(grads)

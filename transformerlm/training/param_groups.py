@@ -1,4 +1,4 @@
-"""Which parameter is updated by which rule, with which learning rate and weight decay.
+"""Choose the update rule, learning rate and weight decay of each parameter.
 
     role         what                                          decays   learning rate          muon   adamw
     hidden       matrices from activations to activations      yes      × 1                    Muon   AdamW
@@ -6,10 +6,10 @@
     head         the output layer                              yes      × 1                    AdamW  AdamW
     vectors      gains of the norms, biases                    no       × 1                    AdamW  AdamW
 
-Decay shrinks what is multiplied with activations; a norm's gains belong near one, not zero, and biases multiply
-nothing. A row of the token table sees a gradient only when its token occurs, so embeddings bear, and want, a higher
-rate than matrices that see one at every position (Yang et al. 2022, "Tensor Programs V", table 3: with Adam only the
-latter's falls with the width).
+Weight decay is for weights that multiply activations: a norm's gains should stay near one, not zero, and biases
+multiply nothing. A row of the token table gets a gradient only when its token occurs, so embeddings tolerate, and
+need, a higher learning rate than matrices, which get one at every position (Yang et al. 2022, "Tensor Programs V",
+table 3: with Adam, only the rate of matrices falls with the width).
 """
 
 from collections.abc import Callable
@@ -46,9 +46,9 @@ def parameter_roles(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, embedding_lr_scale: float = 1.0) -> list[dict[str, Any]]:
-    """Return the optimizer's groups, one a role, without empty ones.
+    """Return the optimizer's groups, one per role, without empty ones.
 
-    Besides what optimizers read, each has its `role` and an `lr_scale`, which multiplies the schedule's learning rate.
+    Each group also has its `role` and an `lr_scale`, which multiplies the schedule's learning rate.
     """
     return [
         {
@@ -71,7 +71,7 @@ def build_optimizer(
 ) -> AdamW | CombinedOptimizer:
     """Return the optimizer that `hparams` describe; `set_learning_rate` gives it its learning rates.
 
-    `dtype` is that of the matrix products, in Muon too. `update` is AdamW's arithmetic.
+    `dtype` is the type of the matrix products, also in Muon. `update` is AdamW's arithmetic.
     """
     groups = parameter_groups(model, hparams.weight_decay, embedding_lr_scale=hparams.embedding_lr_scale)
     hidden = [group for group in groups if group["role"] == "hidden"]
@@ -92,9 +92,9 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Load the state of a run that goes on, but keep the present settings, as schedule and batches do.
+    """Load the state of a resumed run, but keep the present settings.
 
-    `Optimizer.load_state_dict` alone would bring back the weight decay, say, that the run was saved with.
+    `Optimizer.load_state_dict` alone would restore the saved settings too, such as the weight decay.
     """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state_dict)

@@ -9,8 +9,8 @@ _FEISTEL_ROUNDS = 4  # Luby and Rackoff 1988: four rounds of a random function a
 def permuted(numbers: npt.NDArray[np.int64], size: int, *, seed: tuple[int, ...]) -> npt.NDArray[np.int64]:
     """Return where a seeded permutation of range(size) sends `numbers`, all of them in range(size).
 
-    A Feistel network permutes the numbers of 2b bits; one that lands at `size` or beyond goes through it
-    again until it lands inside ("cycle walking": Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains).
+    A Feistel network permutes the numbers of 2b bits; a result of `size` or more goes through it again until
+    it is smaller ("cycle walking": Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains).
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)

@@ -69,11 +69,11 @@ def lr_wsd_schedule(
 
 
 def learning_rate(step: int, schedule: ScheduleHparams, steps: int) -> float:
-    """Return the learning rate of a step of a run of `steps` steps. They count from 1, so that the first one learns.
+    """Return the learning rate of a step of a run of `steps` steps. Steps count from 1, so the first rate is not 0.
 
-    A function of these three alone: a resumed run goes on as if it had been planned with the present settings. With
-    more steps than before a cosine goes up to that of the longer run. A wsd schedule stays where it is if its decay
-    has not begun, and else goes up to the stable rate: lengthen such a run from a checkpoint before the decay.
+    It depends only on the arguments, so a resumed run follows the present settings. If a run is lengthened, a cosine
+    rises to the curve of the longer run. A wsd schedule does not change if its decay has not begun, and else rises to
+    the stable rate: lengthen such a run from a checkpoint before the decay.
     """
     high, low, warmup = schedule.max_learning_rate, schedule.min_learning_rate, schedule.warmup_iters
     if schedule.name == "wsd":

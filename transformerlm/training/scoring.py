@@ -1,17 +1,17 @@
-"""What validation inside training and evaluation afterwards share: windows over a stream of ids, and units.
+"""Windows over a stream of ids, and units of the loss, for validation and evaluation.
 
-A window is as long as the model's context. Windows overlap, so that a token is scored with context, and each token is
-scored in one of them only. With a context of 4 and a stride of 2 (`·` is seen, `×` is scored as well; a token is
-scored where it is the *next* one, so the first of the stream, which nothing comes before, is not):
+A window is as long as the model's context. Windows overlap so that tokens are scored with context, and each token is
+scored in exactly one window. With a context of 4 and a stride of 2 (`·` is input only, `×` is scored as well; a token
+is scored as the *next* token, so the first of the stream is not scored):
 
     ids          0 1 2 3 4 5 6 7 8 9
-    window 0     · × × × ×              what is scored has 1 to 4 tokens before it,
+    window 0     · × × × ×              scored tokens have 1 to 4 tokens before them,
     window 1         · · · × ×          from here on 3 or 4: at least context − stride + 1
     window 2             · · · × ×
     window 3                 · · · ×    the last one may be shorter
 
-A stride as long as the context is the plainest case, in which windows only touch: each token is seen once, and those
-at the beginning of a window have hardly any context. Validation inside training draws its windows from these.
+With a stride as long as the context, windows do not overlap: each token is an input once, and tokens at the beginning
+of a window have hardly any context. Validation during training uses a subset of these windows.
 """
 
 import math
@@ -23,19 +23,19 @@ from transformerlm.utils.errors import ConfigError
 
 
 class Span(NamedTuple):
-    """A window: inputs are the ids from `begin` to `end`, targets those one further on."""
+    """A window: the inputs are the ids from `begin` to `end`, the targets are shifted by one."""
 
     begin: int
     end: int
     first_scored: int
-    """Place in the window of the first input whose next id is scored; those before it are context only."""
+    """Index in the window of the first input whose next id is scored; earlier inputs are context only."""
 
 
 @dataclass(frozen=True)
 class SlidingWindows:
     """The windows over a stream of `num_ids` ids: all but the first id are scored once, in order.
 
-    `stride` is how far each window lies after the one before it. Raises `ConfigError` unless
+    `stride` is the distance between the starts of consecutive windows. Raises `ConfigError` unless
     1 <= stride <= context_length.
     """
 
@@ -52,7 +52,7 @@ class SlidingWindows:
 
     @property
     def num_full(self) -> int:
-        """How many windows have `context_length` inputs."""
+        """Number of windows with `context_length` inputs."""
         return max(0, (self.num_ids - 1 - self.context_length) // self.stride + 1)
 
     def __len__(self) -> int:
@@ -72,13 +72,13 @@ class SlidingWindows:
 
 
 def perplexity(loss: float) -> float:
-    """Return e to the loss, which is in nats a token; what would overflow is cut off at e^700."""
+    """Return `exp(loss)` of a loss in nats per token; the exponent is limited to 700 to avoid overflow."""
     return math.exp(min(loss, 700.0))
 
 
 def bits_per_byte(nats: float, num_bytes: float) -> float:
-    """Return bits a byte of text, of nats and bytes of the same text: of all of it, or of a token on average.
+    """Return bits per byte, from the nats and bytes of the same text: totals, or averages per token.
 
-    Unlike the loss it does not depend on how many bytes a token of this or that tokenizer stands for.
+    Unlike the loss, it does not depend on the average number of bytes per token of the tokenizer.
     """
     return nats / math.log(2) / num_bytes

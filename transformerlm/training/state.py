@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformerlm.training.trainer import Trainer
 
 _MODEL_DEFAULTS = {f"model.{key}": field.default for key, field in ModelHparams.model_fields.items()}
-"""The values of model settings that an older checkpoint, made before they existed, does not name."""
+"""Defaults of model settings that are missing in checkpoints older than the settings."""
 
 
 class OtherRunError(CheckpointError):
@@ -34,10 +34,10 @@ class Progress:
 
     step: int = 0
     nonfinite_steps: int = 0
-    """Steps in a row that were skipped, or whose model had collapsed."""
+    """Consecutive steps that were skipped or had a collapsed model."""
     tokens_seen: int = 0
     elapsed_seconds: float = 0.0
-    """Time spent in `TrainingRun.run`, summed over all processes that continued the run."""
+    """Time spent in `TrainingRun.run`, summed over all resumptions of the run."""
     valid_loss: float | None = None
     valid_step: int | None = None
     best_loss: float | None = None
@@ -47,9 +47,9 @@ class Progress:
 def saved_progress(
     checkpoint: Checkpoint, identity: Mapping[str, Any], tokens_per_step: int, *, force: bool
 ) -> tuple[Progress, list[str]]:
-    """Return the progress of the run that saved `checkpoint`, and what in its identity differs from `identity`.
+    """Return the progress of the run that saved `checkpoint`, and the differences of its identity from `identity`.
 
-    Raises `OtherRunError` with these differences, unless `force` allows them.
+    Raises `OtherRunError` with these differences unless `force` is set.
     """
     state = checkpoint.run_state()
     saved, progress = _identity_and_progress(checkpoint, state)
@@ -69,7 +69,7 @@ def saved_progress(
 
 
 def _identity_and_progress(checkpoint: Checkpoint, state: Mapping[str, Any]) -> tuple[dict[str, Any], Progress]:
-    """Return identity and progress from `state.json`; `CheckpointError` if it is not of a run."""
+    """Return identity and progress from `state.json`; raise `CheckpointError` if no run has written it."""
     try:
         progress = TypeAdapter(Progress).validate_python(state.get("progress"))
     except ValidationError:
@@ -88,7 +88,7 @@ def _or_default(identity: Mapping[str, Any], key: str) -> Any:
 
 
 def environment(trainer: "Trainer") -> dict[str, str | int | bool]:
-    """Return what a bit-exact repetition of the run depends on."""
+    """Return the properties of the environment that a bit-exact repetition of the run depends on."""
     parallelism = trainer.parallelism
     processes = {"processes": parallelism.world.size, "strategy": parallelism.strategy}
     compiled = {"dtype": dtype_name(trainer.dtype), "compiled": trainer.compilation.active}
@@ -117,14 +117,14 @@ def load_trainer(trainer: "Trainer", checkpoint: Checkpoint) -> None:
 
 
 def load_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
-    """Load the weights of a checkpoint, whatever their type, and nothing else.
+    """Load only the weights of a checkpoint, of any type.
 
-    Raises `CheckpointError` if they do not fit the model, or if this code computes other logits with them than the
-    code that saved them.
+    Raises `CheckpointError` if they do not fit the model, or if this code computes different logits from them than
+    the code that saved them.
     """
     like = _like(trainer)
     state = checkpoint.model_state(like)
-    # Sharded weights are checked by the first process; all raise what it raises.
+    # The first process checks sharded weights; all processes raise its error.
     trainer.parallelism.world.from_first(lambda: checkpoint.require_same_code(state if like is None else None))
     load_model_state(trainer.model, state)
 

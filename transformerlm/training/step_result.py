@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class StepResult:
-    """The result of one step. Its numbers stay on the device until one of them is read; only then the host waits."""
+    """The result of one step. Its numbers stay on the device until one is read, which is a host–device sync."""
 
     def __init__(self, numbers: Tensor, learning_rate: float) -> None:
         self._numbers = numbers
@@ -24,7 +24,7 @@ class StepResult:
 
     @property
     def applied(self) -> bool:
-        """False if loss or gradient was not finite, so that the step changed nothing."""
+        """False if the step was skipped because loss or gradient was not finite."""
         return self._read[2] > 0
 
     @functools.cached_property

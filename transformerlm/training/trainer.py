@@ -61,8 +61,8 @@ class Trainer:
     def step(self, step: int, batch: Batch) -> StepResult:
         """Take optimizer step number `step` (from 1) on (inputs, targets), each of shape (B, T).
 
-        The batch goes through the model `micro_batch_size` rows at a time; the gradients are accumulated. Each of
-        several processes is given its own rows; loss and gradient are averaged over all processes.
+        The batch goes through the model `micro_batch_size` rows at a time; the gradients are accumulated. Each
+        process passes its own rows; loss and gradient are averaged over all processes.
         A step whose loss or gradient is not finite changes nothing.
         """
         rate = self.learning_rate(step)
@@ -71,25 +71,25 @@ class Trainer:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = self.parallelism.norm(gradients, gradient_norm)
         finite = loss.isfinite() & norm.isfinite()
-        # Decided on the device, without waiting for it: a scale of zero means "skip this step".
+        # Decided on the device, without a sync: a scale of zero means "skip this step".
         scale = torch.where(finite, clipping_scale(norm, self.training.max_grad_norm), 0)
         self.optimizer.step(gradient_scale=scale)
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(torch.stack((loss, norm.to(loss), finite.to(loss))), rate)
 
     def evaluate(self, batches: list[Batch]) -> float:
-        """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights stay as they are.
+        """Return the mean loss per token, in nats, over (inputs, targets) batches; the weights do not change.
 
-        Processes share the work. All are given the same batches, and all return the same loss.
+        Processes share the work. All pass the same batches, and all return the same loss.
         """
         world = self.parallelism.world
         pieces = list(self._in_training_shape(batches)) if self.compilation.active else batches
         own = pieces[world.rank :: world.size]
-        # With FSDP the weights of a block are gathered by all processes: each takes the same number of forward passes.
+        # With FSDP all processes gather the weights of a block, so each must run the same number of forward passes.
         idle = pieces[:1] if world.rank >= len(pieces) % world.size > 0 else []
         self.loss.eval()
         try:
-            # With gradients disabled a compiled model would be compiled again.
+            # With gradients disabled, a compiled model would be recompiled.
             with torch.set_grad_enabled(self.compilation.active):
                 losses = [self.loss(inputs, targets).detach() for inputs, targets in own + idle]
         finally:
@@ -104,7 +104,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _in_training_shape(self, batches: list[Batch]) -> Iterator[Batch]:
-        """Yield the rows of `batches` in pieces as long as in training; the last one's inputs are padded with zeros."""
+        """Yield `batches` as micro-batches of the training size; the inputs of the last are padded with zeros."""
         share = self.training.batch_size // self.parallelism.world.size
         rows = min(self.training.micro_batch_size or share, share)
         all_inputs, all_targets = (torch.cat(tensors) for tensors in zip(*batches, strict=True))

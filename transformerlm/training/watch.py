@@ -13,11 +13,11 @@ _KNOWN_BY_HEART = 1e-3  # nats per token; below it a gradient may be rounded to 
 
 
 class DivergenceError(TransformerLMError):
-    """Several steps in a row had a loss or gradient that was not finite, or a model that no longer learns."""
+    """Several consecutive steps had a loss or gradient that was not finite, or a model that no longer learns."""
 
 
 def count_failed_steps(trainer: Trainer, step: int, result: StepResult, before: int) -> int:
-    """Return how many steps in a row have failed with this one, `before` those before it.
+    """Return the number of consecutive failed steps after this one; `before` is the number before it.
 
     A step fails if its loss or gradient is not finite, or if the model no longer learns. Raises `DivergenceError` when
     `max_nonfinite_steps` of them have failed.
@@ -43,9 +43,9 @@ def count_failed_steps(trainer: Trainer, step: int, result: StepResult, before: 
 def has_collapsed(trainer: Trainer, step: int, result: StepResult) -> bool:
     """Return whether the model no longer learns, although all numbers are finite.
 
-    Either no parameter has any gradient, although the loss is not that of a model that knows every token; or, after the
-    warm-up, the loss is exactly that of equal logits, ln(vocabulary), which a model that still learns does not hit in
-    several batches in a row.
+    Either all gradients are zero although the loss is not close to zero; or, after the warm-up, the loss is exactly
+    ln(vocabulary), the loss of equal logits. A model that still learns does not have this loss in several consecutive
+    batches.
     """
     if result.grad_norm == 0 and result.loss > _KNOWN_BY_HEART:
         return True
@@ -56,7 +56,7 @@ def has_collapsed(trainer: Trainer, step: int, result: StepResult) -> bool:
 
 
 class StepClock:
-    """Seconds per step over the time spent in steps since the last reading, smoothed over readings."""
+    """Measures seconds per step since the last reading, smoothed over readings."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -72,7 +72,7 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time that the context takes."""
+        """Exclude the time spent in the context."""
         start = time.perf_counter()
         yield
         self._time += time.perf_counter() - start

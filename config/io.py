@@ -39,7 +39,7 @@ OTHER_NAMES = {
     "n_layer": "model.num_layers",
     "max_tokens": "sampling.max_new_tokens",
 }
-"""What other projects call some settings."""
+"""Names that other projects use for some settings."""
 
 
 def load_config(
@@ -64,7 +64,7 @@ def load_config(
             section[key] = value
 
     def origin(table: str, key: str) -> str:
-        setting = (table, key.partition(".")[0])  # of a list, the key goes on with the item's number
+        setting = (table, key.partition(".")[0])  # in a list, the key is followed by the item's index
         typed = setting in overrides if key else table not in tables_of_file
         return COMMAND_LINE if path is None or typed else str(path)
 
@@ -176,7 +176,7 @@ def _with_table_defaults(field: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """Return the words that an annotation with a `Literal` admits, of a list those of its items; else nothing."""
+    """Return the words that a `Literal` in an annotation allows, also inside a list; otherwise nothing."""
     if get_origin(annotation) is Literal:
         return tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in get_args(annotation))
     return tuple(word for part in get_args(annotation) for word in choices_of(part))

@@ -111,7 +111,7 @@ def _on_questions(evaluator: "Evaluator", path: Path, questions: "list[Question]
 def _harness() -> "Callable[[Evaluator, Sequence[str], Path | None], list[TaskResult]]":
     """Return the function that runs the harness' tasks; raise an error if the extra is not installed."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, as ours, are for terminals
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars only on terminals
     try:
         from transformerlm.evaluation.harness import HarnessModel, run_tasks
     except ModuleNotFoundError as error:
@@ -182,7 +182,7 @@ def _require_new(out: Path) -> None:
 
 def _show(record: Record) -> None:
     """Show a result as a table on stderr."""
-    from rich import box  # imported here: it takes as long as the rest of a command's start
+    from rich import box  # imported here, since it would double a command's start-up time
     from rich.console import Console
     from rich.table import Table
 

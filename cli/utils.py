@@ -1,8 +1,8 @@
 """Shared by all commands: command-line parsing from a schema, one-line errors, exit codes.
 
-stdout carries data only (the asked-for text, or JSON lines); words for people go to stderr. Exit codes:
-0 done, 2 a mistake of the user (said in one line each), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 the
-reader of stdout has gone.
+stdout carries data only (generated text or JSON lines); messages go to stderr. Exit codes:
+0 success, 2 user error (one line per problem), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 stdout was
+closed by its reader.
 Importing this module loads neither torch nor numpy, so that `--help` and `--print-config` answer at once.
 """
 

@@ -1,7 +1,7 @@
 """Read a configuration, check all of it, write it back.
 
-Everything that is wrong is collected before anything is said: unknown keys and wrong types of every
-table, then what is impossible within a table, then, if the tables stand, what is impossible between them.
+All problems are collected before any is reported: unknown keys and wrong types of every table, then conflicts
+within a table and, if all tables are valid, conflicts between tables.
 """
 
 import difflib
@@ -71,7 +71,7 @@ def load_config(
     sections, problems = _check_tables(schema, tables, incomplete=incomplete)
     if incomplete and not problems:
         return schema.model_construct(None, **sections)
-    if len(sections) == len(schema.model_fields):  # every table has been read, if not found fitting
+    if len(sections) == len(schema.model_fields):  # every table has been read, but may be invalid
         config = schema(**sections)
         for problem in config.problems():
             table, key = problem.key.split(".", 1)
@@ -97,12 +97,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(config: BaseModel) -> str:
-    """Return the configuration as TOML; what is unset (None), TOML leaves out."""
+    """Return the configuration as TOML; unset settings (None) are left out."""
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
 def to_json(config: Config) -> str:
-    """Return the configuration as indented JSON; a setting that is missing is null, as one that is unset."""
+    """Return the configuration as indented JSON; missing and unset settings are null."""
     dumped = config.model_dump(mode="json", warnings=False)
     sections = {name: type(getattr(config, name)).model_fields for name in dumped}
     tables = {name: {key: dumped[name].get(key) for key in fields} for name, fields in sections.items()}

@@ -1,4 +1,4 @@
-"""`training.init_from`: a run that begins with the weights of a checkpoint, which tells it its model too."""
+"""`training.init_from`: a run initialised from the weights and the model settings of a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformerlm.training import Checkpoint, TrainingRun
 
 CONTEXT = "context_length"
-"""The weights are the same for any context: a shorter one may be given, a longer one with other rotary settings."""
+"""No weight's shape depends on it: it may be smaller, or larger with other rotary settings."""
 
 
 def run_dir_of(config: TrainConfig) -> Path:
@@ -25,17 +25,17 @@ def run_dir_of(config: TrainConfig) -> Path:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The checkpoint that says what model a run has."""
+    """The checkpoint that defines a run's model."""
 
     checkpoint: "Checkpoint"
     is_new: bool
-    """Whether the run is to begin with its weights: not, if it has checkpoints of its own to go on from."""
+    """Whether the run starts with its weights; false if the run resumes from its own checkpoints."""
 
     @classmethod
     def find(cls, config: TrainConfig, world: "World") -> "Beginning | None":
-        """Return where the run of `config` begins, if `training.init_from` says so; all processes call this.
+        """Return the checkpoint of `training.init_from`, or None if it is unset; all processes call this.
 
-        Raises `CheckpointError` if that checkpoint is missing or damaged; a run that goes on does not need it.
+        Raises `CheckpointError` if that checkpoint is missing or damaged; a resumed run does not need it.
         """
         from transformerlm.training import Checkpoint
 
@@ -48,9 +48,9 @@ class Beginning:
         return cls(Checkpoint(world.from_first(lambda: Checkpoint.open(named).path)), is_new=True)
 
     def completed(self, config: TrainConfig, *, origin: str) -> TrainConfig:
-        """Return `config` with the checkpoint's model; raise `ConfigError` that lists what was given and contradicts.
+        """Return `config` with the checkpoint's model; raise `ConfigError` listing contradicting settings.
 
-        A shorter context contradicts nothing; nor does a longer one with rotary settings that reach so far.
+        A shorter context is allowed, and a longer one if the rotary settings are changed to support it.
         """
         model, given = self.checkpoint.model_hparams(), config.model
         rotary = {key for key in given.model_fields_set if key.startswith("rope_") and not _agrees(key, given, model)}
@@ -79,7 +79,7 @@ class Beginning:
         return config.model_copy(update={"model": model})
 
     def require_tokenizer(self, config: TrainConfig, data: RunData) -> None:
-        """Raise `DataError` unless the data's ids are those of the checkpoint's tokenizer, if it has one."""
+        """Raise `DataError` unless the data was made with the checkpoint's tokenizer, if it has one."""
         from transformerlm.checkpoint.folder import TOKENIZER_FILES
         from transformerlm.tokenizer import Tokenizer
 
@@ -94,7 +94,7 @@ class Beginning:
             )
 
     def load(self, run: "TrainingRun") -> None:
-        """Give the model of a run the checkpoint's weights, and say so."""
+        """Load the checkpoint's weights into the model of a run, and log it."""
         from transformerlm.training.state import load_weights
 
         load_weights(run.trainer, self.checkpoint)
@@ -106,7 +106,7 @@ def _agrees(key: str, given: "ModelHparams", model: "ModelHparams") -> bool:
 
 
 def _own_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest checkpoint of the run folder that says what model it has; whether it is whole is seen later."""
+    """Return the newest checkpoint of the run folder with readable model settings; its integrity is checked later."""
     from transformerlm.checkpoint.folder import checkpoint_folders
     from transformerlm.training import Checkpoint
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on, and what it is validated on; all of one tokenizer."""
+    """The training and validation data of a run, all made with one tokenizer."""
 
     train: tuple["TokenDataset", ...]
     valid: "TokenDataset"
@@ -30,7 +30,7 @@ class RunData:
 
 
 def open_data(config: TrainConfig, *, verify: bool) -> RunData:
-    """Open all token files; raise `DataError` if they are not of one tokenizer, the one of `data.tokenizer`."""
+    """Open all token files; raise `DataError` unless all were made with `data.tokenizer`."""
     from transformerlm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -91,7 +91,7 @@ def batch_loader(
 
 
 def data_identity(config: TrainConfig, train: Sequence["TokenDataset"], loader: "BatchLoader") -> dict[str, Any]:
-    """Return what must stay the same of the data for a run to be continued."""
+    """Return the properties of the data that must not change when a run is resumed."""
     hashes = [dataset.info.data_sha256 for dataset in train]
     identity: dict[str, Any] = {"data": hashes[0]}
     if len(hashes) > 1:
@@ -102,7 +102,7 @@ def data_identity(config: TrainConfig, train: Sequence["TokenDataset"], loader: 
 
 
 def epochs_text(config: TrainConfig, loader: "BatchLoader") -> str:
-    """Say how often a run goes through its data."""
+    """Describe how many epochs a run makes over its data."""
     epochs = [f"{epochs:.2f}" for epochs in loader.epochs(config.training.steps)]
     if len(epochs) == 1:
         return f"{epochs[0]} epochs"

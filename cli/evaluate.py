@@ -1,4 +1,4 @@
-"""`transformerlm-eval`: how good a checkpoint is, one JSON record a result on stdout and a table on stderr."""
+"""`transformerlm-eval`: evaluate a checkpoint; one JSON record per result on stdout, a table on stderr."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def _run(invocation: Invocation[EvaluateConfig]) -> int:
 
 
 def evaluate(config: EvaluateConfig) -> Iterator[Record]:
-    """Load the model, and yield a record of each result. What can be checked before is checked first."""
+    """Load the model and yield one record per result; inputs are checked first where possible."""
     asked = config.evaluation
     run_harness = _harness() if asked.tasks else None
     from transformerlm.evaluation import Evaluator, read_questions
@@ -109,9 +109,9 @@ def _on_questions(evaluator: "Evaluator", path: Path, questions: "list[Question]
 
 
 def _harness() -> "Callable[[Evaluator, Sequence[str], Path | None], list[TaskResult]]":
-    """Return the function that runs the harness' tasks, or say how to install what it needs."""
+    """Return the function that runs the harness' tasks; raise an error if the extra is not installed."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, as ours, are for terminals
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars only on terminals
     try:
         from transformerlm.evaluation.harness import HarnessModel, run_tasks
     except ModuleNotFoundError as error:
@@ -174,7 +174,7 @@ def _task_record(params: Record, found: "TaskResult") -> Record:
 
 
 def _require_new(out: Path) -> None:
-    """Raise `DataError` unless the results can be written when they are there, over nothing."""
+    """Raise `DataError` unless the results file does not exist and can be written."""
     if out.exists():
         raise DataError(f"{out}: is there already; remove it, or choose another --out")
     require_writable(out.parent, "--out")
@@ -182,7 +182,7 @@ def _require_new(out: Path) -> None:
 
 def _show(record: Record) -> None:
     """Show a result as a table on stderr."""
-    from rich import box  # imported here: it takes as long as the rest of a command's start
+    from rich import box  # imported here, since it would double a command's start-up time
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`transformerlm-export`: a checkpoint to a Hugging Face folder or a GGUF file."""
+"""`transformerlm-export`: export a checkpoint to a Hugging Face folder or a GGUF file."""
 
 import json
 import sys
@@ -50,7 +50,7 @@ def export(settings: ExportSection) -> "Written":
 
 
 def _tell(written: "Written") -> None:
-    """Say what was written, and how it is loaded."""
+    """Log what was written and how to load it."""
     from transformerlm.utils.files import size_text
 
     say(

@@ -1,4 +1,4 @@
-"""`transformerlm-import`: a Hugging Face folder of the Llama family to a checkpoint of ours."""
+"""`transformerlm-import`: import a Llama-family model from a Hugging Face folder."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def _run(invocation: Invocation[ImportConfig]) -> int:
 
 
 def import_model(settings: ImportSection) -> "Imported":
-    """Make the checkpoint that `settings` describe, and say on stderr what is going on; return what was written."""
+    """Write the checkpoint that `settings` describe, with progress on stderr; return what was written."""
     from transformerlm.interop.huggingface_import import read_huggingface, write_checkpoint
     from transformerlm.interop.output import check_output
     from transformerlm.utils.files import size_text

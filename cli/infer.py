@@ -1,7 +1,7 @@
-"""`transformerlm-infer`: a checkpoint and prompts to text.
+"""`transformerlm-infer`: generate text from a checkpoint and prompts.
 
-Prompts typed as `--prompt` are a person's question: the text goes to stdout as it is generated. Prompts from a
-configuration are a job: one JSON record a prompt goes to the logging backends.
+With `--prompt`, the text is streamed to stdout. For prompts from a configuration, one JSON record per prompt goes
+to the logging backends.
 """
 
 import sys
@@ -59,7 +59,7 @@ def _prepare(predictor: "Predictor", config: InferConfig, *, batch_size: int) ->
 
 
 def print_texts(predictor: "Predictor", prompts: Sequence[str], config: InferConfig) -> None:
-    """Print each prompt and its continuation on stdout as it comes, and a line about it on stderr."""
+    """Print each prompt and its continuation on stdout as it is generated, and a summary line on stderr."""
     completions = predictor.start(prompts)
     _prepare(predictor, config, batch_size=1)
     for number, completion in enumerate(completions):

@@ -1,4 +1,4 @@
-"""`transformerlm-inspect-data`: what is in a token file, and what a training will see of it."""
+"""`transformerlm-inspect-data`: show the contents of a token file, and what a training run sees of it."""
 
 import json
 import sys
@@ -48,20 +48,20 @@ def _run(invocation: Invocation[InspectDataConfig]) -> int:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in a token file."""
+    """The results of inspecting a token file."""
 
     path: Path
     info: "TokenFileInfo"
     longest: "list[Document]"
     training: "Training | None"
     window: Passage | None
-    """The window that was asked for."""
+    """The requested window."""
     batch: tuple[Passage, ...]
-    """The rows of the step that was asked for."""
+    """The rows of the requested step's batch."""
     settings: InspectSection
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain values; what was not asked for is left out."""
+        """Return everything as plain values, without parts that were not requested."""
         info = self.info
         shards = [{"name": shard.name, "tokens": shard.num_tokens} for shard in info.shards]
         found: dict[str, Any] = {
@@ -86,7 +86,7 @@ class Findings:
         return found
 
     def lines(self) -> Iterator[str]:
-        """Yield the same as lines for people."""
+        """Yield the same as human-readable lines."""
         info = self.info
         yield f"{self.path}"
         yield _line("tokens", f"{info.num_tokens:,}")
@@ -112,7 +112,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Training:
-    """A training configuration, with the data that it mixes."""
+    """A training configuration with its training data."""
 
     path: Path
     config: TrainConfig
@@ -134,13 +134,13 @@ class Training:
         return cls(path, config, datasets, batch_loader(config, datasets, device=torch.device("cpu")))
 
     def epochs(self, data: Path) -> float | None:
-        """Return how often the training goes through `data`; None if that is not among what it trains on."""
+        """Return the number of epochs over `data`; None if it is not part of the training data."""
         epochs = self.loader.epochs(self.config.training.steps)
         names = [dataset.path.resolve() for dataset in self.datasets]
         return epochs[names.index(data.resolve())] if data.resolve() in names else None
 
     def text(self, data: Path) -> str:
-        """Say the same for people."""
+        """Return the same as human-readable text."""
         epochs = self.epochs(data)
         if epochs is None:
             return f"none: {self.path} trains on {', '.join(str(path) for path in self.config.data.train)}"
@@ -150,7 +150,7 @@ class Training:
         )
 
     def batch(self, step: int, tokenizer: "Tokenizer") -> tuple[Passage, ...]:
-        """Return the rows of a step's batch: inputs, and the last target."""
+        """Return the rows of a step's batch: the inputs and the last target."""
         numbers, starts = self.loader.places(step - 1)
         rows = zip((self.datasets[number] for number in numbers.tolist()), starts.tolist(), strict=True)
         return tuple(
@@ -167,7 +167,7 @@ class Training:
 
 
 def inspect_data(settings: InspectSection) -> Findings:
-    """Look at a token file; everything that was asked for is checked before anything is read at length."""
+    """Inspect a token file; all settings are checked before any long read."""
     from transformerlm.token_files.documents import document_begins, longest_documents
     from transformerlm.token_files.index import read_info
     from transformerlm.token_files.stream import TokenStream
@@ -192,7 +192,7 @@ def inspect_data(settings: InspectSection) -> Findings:
 
 
 def _load_tokenizer(settings: InspectSection, info: "TokenFileInfo", training: Training | None) -> "Tokenizer | None":
-    """Return the tokenizer that is named, if one is; raise `DataError` if data was made by another."""
+    """Return the configured tokenizer or None; raise `DataError` if the data was made with another."""
     from transformerlm.tokenizer import Tokenizer
 
     if settings.tokenizer is not None:
@@ -215,7 +215,7 @@ def _window(
     training: Training | None,
     tokenizer: "Tokenizer",
 ) -> Passage:
-    """Return a window of the data as it lies there, one after another, each with the first id of the next."""
+    """Return one of the consecutive windows of the data, with the first id of the next window."""
     assert settings.window is not None
     model = ModelHparams() if training is None else training.config.model
     length = settings.context_length or model.context_length
@@ -236,7 +236,7 @@ def _window(
 
 
 def _check_step(settings: InspectSection, training: Training) -> None:
-    """Raise `ConfigError` if the training has no such step, or does not train on this data."""
+    """Raise `ConfigError` if the run has no such step, or does not train on this data."""
     assert settings.step is not None
     if settings.step > training.config.training.steps:
         raise ConfigError(

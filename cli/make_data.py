@@ -1,4 +1,4 @@
-"""`transformerlm-make-data`: text to token files with sidecars."""
+"""`transformerlm-make-data`: turn text into token files with sidecars."""
 
 import sys
 import time
@@ -50,7 +50,7 @@ def make_data(config: MakeDataConfig) -> int:
     start = time.perf_counter()
     try:
         report = _build(config, sources, valid_sources, tokenizer)
-    except (KeyboardInterrupt, SystemExit):  # the latter of SIGTERM
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM raises SystemExit
         from databuilder.build_directory import build_folder
 
         say(f"stopped; what is finished is kept in {build_folder(settings.train)}, and the same command continues")
@@ -60,7 +60,7 @@ def make_data(config: MakeDataConfig) -> int:
 
 
 def _tokenizer_folder(path: Path) -> Path:
-    """Return `path`, or if it is a run folder or its folder of checkpoints, the newest checkpoint in it."""
+    """Return `path`, or the newest checkpoint in it if it is a run folder or its checkpoints folder."""
     if "checkpoints" in (path.name, *(file.name for file in path.glob("*"))):
         from transformerlm.training import Checkpoint
 
@@ -102,7 +102,7 @@ def _build(
 
 
 def _shown_by(update: Update) -> "Callable[[Progress], None]":
-    """Return a function that shows progress, with the speed since the first call of each phase."""
+    """Return a function that shows progress, with the mean speed of the current phase."""
     first: dict[str, tuple[float, int]] = {}
 
     def show(progress: "Progress") -> None:
@@ -119,7 +119,7 @@ def _shown_by(update: Update) -> "Callable[[Progress], None]":
 
 
 def _tell(settings: DatasetOutputSection, report: "BuildReport", seconds: float) -> None:
-    """Say what was written and what was left out."""
+    """Log what was written and what was left out."""
     from cli.sources import say_left_out
 
     for path, info in ((settings.train, report.train), (settings.valid, report.valid)):

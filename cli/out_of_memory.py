@@ -1,4 +1,4 @@
-"""Out of memory, on a CPU or a GPU, as one line: what was needed, what there was, and the settings that help."""
+"""Out-of-memory errors of CPU or GPU as one line: memory needed, memory free, and the settings that help."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ _HINTS = {
 
 
 def out_of_memory_message(error: BaseException, prog: str) -> str | None:
-    """Return one line about `error` and what helps in the command `prog`; None if it is about something else."""
+    """Return a one-line message with a hint for command `prog`; None if memory is not the cause."""
     text = str(error)
     lacks_memory = (
         isinstance(error, MemoryError)
@@ -29,7 +29,7 @@ def out_of_memory_message(error: BaseException, prog: str) -> str | None:
         or (isinstance(error, RuntimeError | ImportError) and _SIGNS.search(text) is not None)
     )
     if not lacks_memory:
-        if error.__cause__ is not None:  # a compiler or a worker process that wraps what happened to it
+        if error.__cause__ is not None:  # a compiler or worker process wraps the original error
             return out_of_memory_message(error.__cause__, prog)
         return None
     needed = re.search(r"allocate (\d[\d.]* ?(?:bytes|[KMGT]i?B))", text)
@@ -45,7 +45,7 @@ def _readable(amount: str) -> str:
 
 
 def _free_memory() -> str:
-    """Return the least of what the machine has free and what the limit of this process leaves it."""
+    """Return the smaller of the machine's free memory and what this process's limit leaves."""
     free: list[int] = []
     with contextlib.suppress(OSError):
         free.append(_kilobytes(Path("/proc/meminfo"), "MemAvailable"))

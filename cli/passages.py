@@ -1,4 +1,4 @@
-"""Text out of token files for a terminal: ends of documents are marked, and nothing in it moves the cursor."""
+"""Text from token files for a terminal: document ends are marked, control characters are escaped."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Passage:
-    """Some ids of a token file as text, cut where documents end."""
+    """A range of ids of a token file as text, split where documents end."""
 
     path: Path
     begin: int
     end: int
     begins_inside: bool
-    """Whether the first document has begun before."""
+    """Whether the first document started before `begin`."""
     documents: tuple[tuple[str, bool], ...]
-    """Texts, each with whether its document ends there."""
+    """(text, whether the document ends there) for each document."""
 
     @classmethod
     def read(
@@ -33,7 +33,7 @@ class Passage:
         num_tokens: int,
         end_of_text_id: int | None,
     ) -> "Passage":
-        """Decode up to `num_tokens` ids from `begin` on."""
+        """Decode up to `num_tokens` ids, starting at `begin`."""
         ids = stream[begin : begin + num_tokens].tolist()
         before = stream[max(0, begin - 1) : begin].tolist()
         documents: list[tuple[str, bool]] = []
@@ -47,7 +47,7 @@ class Passage:
         return cls(path, begin, begin + len(ids), bool(before) and before[0] != end_of_text_id, tuple(documents))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the passage as plain values, texts as they are."""
+        """Return the passage as plain values, with unescaped text."""
         return {
             "data": str(self.path),
             "begin": self.begin,
@@ -57,7 +57,7 @@ class Passage:
         }
 
     def lines(self, title: str) -> Iterator[str]:
-        """Yield lines for a terminal: those of the text begin with "│"."""
+        """Yield lines for a terminal; text lines start with "│"."""
         yield f"── {title}: ids {self.begin:,} to {self.end - 1:,} of {self.path}"
         if self.begins_inside:
             yield "… inside a document"
@@ -67,9 +67,9 @@ class Passage:
 
 
 def visible(text: str) -> str:
-    """Return `text` with what is not printed as itself, but for line ends, written as in Python: `\\x1b`, `\\u202e`.
+    """Return `text` with unprintable characters except newlines escaped as in Python: `\\x1b`, `\\u202e`.
 
-    A terminal acts on some of these characters, and a reader would not see the others.
+    Some of these characters control the terminal; the others would be invisible.
     """
     return "".join(
         character

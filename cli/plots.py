@@ -18,7 +18,7 @@ def plot_loss(run_dir: Path) -> Path:
     """Draw training and validation loss over steps; return the path of the PNG, `loss.png` in the run folder."""
     import matplotlib
 
-    matplotlib.use("Agg")  # no window system
+    matplotlib.use("Agg")  # needs no window system
     import matplotlib.pyplot as plt
 
     records = read_records(run_dir)
@@ -28,7 +28,7 @@ def plot_loss(run_dir: Path) -> Path:
         ("validation", "metrics.valid_loss", "validation", {"linewidth": 2, "marker": "o"}),
     ):
         chosen = [record for record in records if record.get("event") == event]
-        losses = [float(record[key]) for record in chosen]  # of the text "NaN" too: it leaves a gap
+        losses = [float(record[key]) for record in chosen]  # float("NaN") is valid too, and leaves a gap in the curve
         axes.plot([record["step"] for record in chosen], losses, label=label, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=run_dir.name)
     axes.grid(alpha=0.3)

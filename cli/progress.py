@@ -1,4 +1,4 @@
-"""Words and bars for people, on stderr: a live bar on a terminal, else a plain line now and then."""
+"""Messages and progress on stderr: a live bar on a terminal, otherwise an occasional plain line."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 _BAR_UNITS = 10_000  # rich counts in whole numbers
 
 Update = Callable[[float, str], None]
-"""Called with the share done, 0 to 1, and a few words about the work."""
+"""Called with the fraction done, 0 to 1, and a short status text."""
 
 
 def speaks() -> bool:
-    """Whether this process speaks to people: of those that torchrun starts together only the first does."""
+    """Whether this process prints messages; under torchrun only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -25,13 +25,13 @@ def say(text: str) -> None:
 
 
 def say_compiling(what: str) -> None:
-    """Say why nothing happens for a while."""
+    """Announce a compilation, which takes a while."""
     say(f"compiling {what}: up to a minute, less when it is in the cache")
 
 
 @contextlib.contextmanager
 def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Update]:
-    """Show the progress of the work in the context; yields the function that moves it."""
+    """Show progress while the context is open; yields the function that updates it."""
     if not (enabled and speaks()):
         yield lambda _share, _words: None
     elif sys.stderr.isatty():
@@ -43,7 +43,7 @@ def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Update]:
 
 @contextlib.contextmanager
 def _live_bar(label: str) -> Iterator[Update]:
-    from rich.console import Console  # imported here: it takes as long as the rest of a command's start
+    from rich.console import Console  # imported here, since it would double a command's start-up time
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -55,7 +55,7 @@ def _live_bar(label: str) -> Iterator[Update]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # What is printed to a terminal goes above the bar; elsewhere stdout is data, and stays where it is.
+    # Lines printed to a terminal appear above the bar; a redirected stdout is data and is left alone.
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(label, total=_BAR_UNITS, words="")
         last: float | None = None

@@ -1,7 +1,7 @@
 """`transformerlm-quickstart`: from nothing to generated stories, in four stages.
 
 Each stage is the command of the same name with a shipped configuration. A stage whose settings, inputs and
-outputs are as its last run left them is skipped; an interrupted training is continued.
+outputs are unchanged since its last run is skipped; an interrupted training run is resumed.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def _run(invocation: Invocation[QuickstartConfig]) -> int:
 def _check_hand_over(
     tokenizer: TrainTokenizerConfig, data: MakeDataConfig, training: TrainConfig, inference: InferConfig
 ) -> None:
-    """Raise `ConfigError` where a stage would not read what the one before it writes."""
+    """Raise `ConfigError` if a stage does not read the previous stage's output."""
     run_dir = training.training.runs_dir / training.logging.run_name
     pairs = (
         ("data: output.tokenizer", data.output.tokenizer, "tokenizer: tokenizer.output", tokenizer.tokenizer.output),
@@ -121,7 +121,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
 
     run_dir = config.training.runs_dir / config.logging.run_name
     token_files = [*config.data.train, config.data.valid]
-    # Without records on stdout, which is for the stories.
+    # No records on stdout, which is for the stories.
     quiet = config.model_copy(update={"logging": config.logging.model_copy(update={"backend": ("noop",)})})
 
     def run() -> int:
@@ -143,7 +143,7 @@ def _training_stage(config: TrainConfig, *, origin: str, force: bool) -> "Stage"
 
 
 def _is_of_this_code(run_dir: Path, *, say: Callable[[str], None] = lambda _line: None) -> bool:
-    """Whether this code computes what the code that trained the newest checkpoint did; `say` gets the reason if not."""
+    """Whether the newest checkpoint was trained by equivalent code; logs the reason if not."""
     from transformerlm.checkpoint.folder import Checkpoint, checkpoint_folders
     from transformerlm.checkpoint.integrity import DamagedCheckpointError
 
@@ -160,7 +160,7 @@ def _is_of_this_code(run_dir: Path, *, say: Callable[[str], None] = lambda _line
 
 
 def _files_of(token_files: Sequence[Path]) -> list[Path]:
-    """Return the sidecars and shards of token files; of one that is not there or not whole, the sidecar alone."""
+    """Return the sidecars and shards of token files; only the sidecar if a file is missing or incomplete."""
     from transformerlm.token_files.index import read_info, shard_paths, sidecar_path
 
     files: list[Path] = []

@@ -1,4 +1,4 @@
-"""How a training command goes on from what its run folder holds."""
+"""Resume a training run from the checkpoints in its run folder."""
 
 import tomllib
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def resume_newest(run: "TrainingRun", config: TrainConfig) -> list[str]:
-    """Load the newest whole checkpoint, if the run folder has one; return what has changed since, a sentence each.
+    """Load the newest intact checkpoint, if any; return one sentence per change since it was saved.
 
-    Newer ones that are damaged are named and set aside, but only when the run is sure to
-    go on without them.
+    Damaged newer checkpoints are logged and set aside, but only once the run has resumed
+    without them.
     """
     from transformerlm.checkpoint.folder import checkpoint_folders
     from transformerlm.checkpoint.integrity import DamagedCheckpointError
@@ -41,14 +41,14 @@ def resume_newest(run: "TrainingRun", config: TrainConfig) -> list[str]:
 
 
 def _changes(checkpoint: "Checkpoint", run: "TrainingRun", config: TrainConfig) -> list[str]:
-    """Return the settings, the learning rate and the environment that are not as they were, a sentence each."""
+    """Return one sentence per change of settings, learning rate and environment."""
     from transformerlm.training.state import environment
 
     changes: list[str] = []
     try:
         tables = tomllib.loads((checkpoint.path / "config.toml").read_text(encoding="utf-8"))
         former = TrainConfig.model_validate(tables)
-    except ValueError as error:  # no TOML, or settings of another version
+    except ValueError as error:  # invalid TOML, or settings of another version
         return [f"the checkpoint's settings cannot be compared: {' '.join(str(error).split())}"]
     old, new = former.model_dump(mode="json"), config.model_dump(mode="json")
     for table, settings in new.items():
@@ -67,7 +67,7 @@ def _changes(checkpoint: "Checkpoint", run: "TrainingRun", config: TrainConfig) 
 
 
 def _schedule_change(run: "TrainingRun", former: TrainConfig, config: TrainConfig) -> str:
-    """Say what the learning rate does where the run continues."""
+    """Describe how the learning rate changes where the run resumes."""
     from transformerlm.training.schedule import learning_rate
 
     step = run.progress.step

@@ -1,4 +1,4 @@
-"""`transformerlm-serve`: a checkpoint to a server that OpenAI's clients can talk to, and a page to play with."""
+"""`transformerlm-serve`: serve a checkpoint over an OpenAI-compatible API, with a web page to try it."""
 
 import os
 import sys
@@ -41,14 +41,14 @@ def _run(invocation: Invocation[ServeConfig]) -> int:
         predictor, name=name, slots=config.model.slots, server=config.server, limits=config.limits, token=token
     )  # fmt: skip
     server = Server(app, config.server, config.limits)
-    say(_how_to_try(server.address, name, token))  # clients are let in from now on, and answered in a moment
+    say(_how_to_try(server.address, name, token))  # the socket is open; requests are answered once the server runs
     with log_to_stderr():
         server.run()
     return EXIT_OK
 
 
 def _load(config: ServeConfig) -> tuple["Predictor", str]:
-    """Return the model with its tokenizer, and what clients call it."""
+    """Return the model with its tokenizer, and its name in the API."""
     from transformerlm.inference.predictor import Predictor
     from transformerlm.utils.devices import set_threads
 

@@ -1,4 +1,4 @@
-"""Text sources, with a bar on stderr while the built-in corpus is written."""
+"""Resolve text sources, with a progress bar while the built-in corpus is written."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from databuilder.sources import FormatSetting, SourceFile, builtin_corpus_path, 
 
 
 def find_sources(names: Sequence[str], *, format: FormatSetting = "auto") -> list[SourceFile]:
-    """Return the files that `names` stand for, after writing the built-in corpus if it is named and not there.
+    """Return the files that `names` match; the built-in corpus is written first if named and missing.
 
     Raises the errors of `resolve_sources`.
     """
@@ -21,12 +21,12 @@ def find_sources(names: Sequence[str], *, format: FormatSetting = "auto") -> lis
 
 
 def reading_of(settings: InputSection) -> Reading:
-    """Return how the sources of a configuration are read."""
+    """Return the reading settings of a configuration."""
     return Reading(settings.separator, settings.text_field, settings.errors, settings.skip_null)
 
 
 def say_left_out(text: Mapping[str, int]) -> None:
-    """Say what of a text is not used, and what was replaced in it; `text` is that of `TextCounts.to_json`."""
+    """Log what was left out and replaced; `text` is the result of `TextCounts.to_json`."""
     numbers = (
         (text["documents_not_utf8"], f"documents ({text['bytes_not_utf8'] / 1e6:,.1f} MB) that are not UTF-8"),
         (text["documents_empty"], "empty documents"),

@@ -1,4 +1,4 @@
-"""Stages of a longer job that are skipped while their settings, inputs and outputs are as they were left."""
+"""Stages of a pipeline, skipped while their settings, inputs and outputs are unchanged."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the way: what it is given and makes, and the stamp file that says what it was last given and made."""
+    """A stage: its inputs and outputs, and the stamp file that records them for its last run."""
 
     title: str
     config: Config
     inputs: "Callable[[], Sequence[Path | SourceFile]]"
-    """Files, when the stages before have run; a remote one counts by what its server says of it."""
+    """Input files, valid once the earlier stages have run; remote files count by size and version."""
     outputs: Callable[[], Sequence[Path]]
     stamp: Path
     run: Callable[[], int]
     """Does the work; returns an exit code."""
     is_usable: Callable[[], bool] = lambda: True
-    """Whether the outputs, untouched, can still be used."""
+    """Whether unchanged outputs can still be used."""
 
     def is_up_to_date(self) -> bool:
-        """Whether the stage's last run finished, with the same settings and inputs, and its outputs are untouched."""
+        """Whether the last run finished with the same settings and inputs, and its outputs are unchanged."""
         is_untouched = self._stamped() == {"given": self._given(), "made": _checksums(self.outputs())}
         return is_untouched and self.is_usable()
 
     def is_same_work(self) -> bool:
-        """Whether the stage was last begun, perhaps not finished, with the same settings and inputs."""
+        """Whether the last run, finished or not, had the same settings and inputs."""
         return (self._stamped() or {}).get("given") == self._given()
 
     def stamp_begun(self) -> None:
-        """Note what the stage is given, before a run that could be continued."""
+        """Record the settings and inputs before a run that can be resumed."""
         write_json(self.stamp, {"given": self._given(), "made": None})
 
     def stamp_finished(self) -> None:
-        """Note what the stage was given and made, after a run."""
+        """Record the settings, inputs and outputs after a run."""
         write_json(self.stamp, {"given": self._given(), "made": _checksums(self.outputs())})
 
     def _stamped(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""`transformerlm-train`: token files to a trained model in a run folder."""
+"""`transformerlm-train`: train a model on token files, in a run folder."""
 
 import contextlib
 import os
@@ -45,16 +45,16 @@ def main() -> int:
 
 
 def _run(invocation: Invocation[TrainConfig]) -> int:
-    # A bar would break the lines of JSON that were asked for on a terminal.
+    # A progress bar would break JSON lines on a terminal.
     json_on_terminal = invocation.config.logging.format == "json" and sys.stdout.isatty()
     origin = str(invocation.config_path or COMMAND_LINE)
     return train(invocation.config, origin=origin, show_bar=not json_on_terminal)
 
 
 def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
-    """Train the model that `config` describes, from the newest checkpoint of its run folder if there is one.
+    """Train the model of `config`, resuming from the newest checkpoint of its run folder if there is one.
 
-    Returns the exit code. `origin` is where the configuration came from, for errors to name.
+    Returns the exit code. `origin` names the source of the configuration in errors.
     """
     keep_freed_memory()
     run_dir = run_dir_of(config)
@@ -90,7 +90,7 @@ def train(config: TrainConfig, *, origin: str, show_bar: bool) -> int:
 
 
 def _settle(config: TrainConfig, world: "World", *, origin: str) -> tuple[TrainConfig, RunData, Beginning | None]:
-    """Open what the run is made of; return the configuration with what that says of the model."""
+    """Open checkpoint and data; return the configuration with the model settings they determine."""
     beginning = Beginning.find(config, world)
     with world.together():
         if beginning is not None:
@@ -111,16 +111,16 @@ def _train_logged(
     exit_code: Callable[[], int | None],
     show_bar: bool,
 ) -> int:
-    """Train, and send the records to the logging backends; return the exit code."""
+    """Train and send the records to the logging backends; return the exit code."""
     from logger import NoopLogger, make_logger
 
     run_dir, world = run_dir_of(config), run.trainer.parallelism.world
-    # Weights and at most two moments a weight: better no first step than no first checkpoint.
+    # Check disk space before training: a checkpoint is the weights plus up to two moments each.
     run.store.prepare(3 * sum(parameter.nbytes for parameter in run.trainer.model.parameters()))
     log = NoopLogger()
     if world.is_first:
         log = make_logger(config.logging, config.wandb, run_dir=run_dir, resume_step=run.progress.step)
-    code = 1  # what the logger is told if an exception ends the run
+    code = 1  # reported to the logger if an exception ends the run
     try:
         if world.is_first:
             atomic_write_text(run_dir / "config.toml", to_toml(config))
@@ -160,7 +160,7 @@ def _start_record(run: "TrainingRun", config: TrainConfig, changes: list[str]) -
 
 
 def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":
-    """Return the context in which this process belongs to those that torchrun started with it, if it did."""
+    """Return the context in which this process is part of its torchrun group, if any."""
     from transformerlm.distributed.group import join_world
     from transformerlm.utils.devices import select_device
 
@@ -169,7 +169,7 @@ def _join_world(config: TrainConfig) -> "AbstractContextManager[World]":
 
 
 def _require_even_shares(config: TrainConfig, world: "World", origin: str) -> None:
-    """Raise `ConfigError` unless every process gets as many sequences of a batch, in equal pieces."""
+    """Raise `ConfigError` unless the batch splits evenly into processes and micro-batches."""
     training = config.training
     batch, piece = training.batch_size, training.micro_batch_size
     rows, rest = divmod(batch, world.size)
@@ -183,7 +183,7 @@ def _require_even_shares(config: TrainConfig, world: "World", origin: str) -> No
 
 @contextlib.contextmanager
 def _held_by_first(run_dir: Path, world: "World") -> Iterator[Callable[[], None]]:
-    """Let the first process hold the run folder for all while the context is open; yields as `exclusive` does."""
+    """Let the first process lock the run folder for all processes; yields what `exclusive` yields."""
     with contextlib.ExitStack() as stack:
         check: Callable[[], None] = lambda: None  # noqa: E731
         with world.together():
@@ -193,7 +193,7 @@ def _held_by_first(run_dir: Path, world: "World") -> Iterator[Callable[[], None]
 
 
 def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_stop: Callable[[], bool]) -> "TrainingRun":
-    """Build the parts of a run. Nothing is created on disk."""
+    """Build the parts of a run, without writing to disk."""
     import torch
 
     from transformerlm.checkpoint.group_store import GroupCheckpointStore
@@ -206,7 +206,7 @@ def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_sto
 
     settings, device = config.training, world.device
     set_threads(settings.threads)
-    torch.manual_seed(settings.seed)  # torch draws a seed of its own otherwise, and its state is in the checkpoints
+    torch.manual_seed(settings.seed)  # otherwise torch picks a random seed, and checkpoints hold its state
     model = build_model(config.model, device=device, seed=settings.seed)
     strategy = choose_strategy(config.parallel.strategy, world, sum(p.numel() for p in model.parameters()))
     parallelism = Parallelism(world, strategy)
@@ -246,7 +246,7 @@ def _build_run(config: TrainConfig, data: RunData, world: "World", *, should_sto
         validation=config.validation,
         checkpoint=config.checkpoint,
         flops_per_token=flops_per_token(model),
-        should_stop=lambda: world.agree(should_stop()) > 0,  # so that all save the same step
+        should_stop=lambda: world.agree(should_stop()) > 0,  # so all processes save the same step
     )
 
 
@@ -265,7 +265,7 @@ def _announce(run: "TrainingRun", config: TrainConfig, first_step: int) -> None:
 
 
 def _compile(run: "TrainingRun") -> None:
-    """Compile the step before the first one, if it is to be, and say how long it took."""
+    """Compile the training step before the first step, if enabled, and log how long it took."""
     trainer = run.trainer
     if trainer.compilation.problem:
         say(f"not compiled, which would be faster: {trainer.compilation.problem}")
@@ -284,7 +284,7 @@ def _devices(run: "TrainingRun") -> str:
 
 
 def _with_vocabulary(model: ModelHparams, data: RunData, *, origin: str) -> ModelHparams:
-    """Take the vocabulary size from the data where it is unset; raise `ConfigError` where it is too small."""
+    """Take an unset vocabulary size from the data; raise `ConfigError` if it is too small."""
     needed = data.train[0].info.vocab_size
     if model.vocab_size is None:
         return model.model_copy(update={"vocab_size": needed})

@@ -1,4 +1,4 @@
-"""`transformerlm-train-tokenizer`: text to vocab.json and merges.txt."""
+"""`transformerlm-train-tokenizer`: train a tokenizer on text; writes vocab.json and merges.txt."""
 
 import sys
 import time

@@ -1,8 +1,8 @@
-"""What every command shares: the command line made from a schema, one-line errors, exit codes.
+"""Shared by all commands: command-line parsing from a schema, one-line errors, exit codes.
 
-stdout carries data only (the asked-for text, or JSON lines); words for people go to stderr. Exit codes:
-0 done, 2 a mistake of the user (said in one line each), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 the
-reader of stdout has gone.
+stdout carries data only (generated text or JSON lines); messages go to stderr. Exit codes:
+0 success, 2 user error (one line per problem), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 stdout was
+closed by its reader.
 Importing this module loads neither torch nor numpy, so that `--help` and `--print-config` answer at once.
 """
 
@@ -42,16 +42,16 @@ _OUTSIDE_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT,
     errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG,
 }  # fmt: skip
-"""Errors of the operating system that a user can mend; others keep their traceback."""
+"""Operating system errors that a user can fix; others keep their traceback."""
 
 
 _LIST_IN_A_WORD = re.compile(r"""\[\s*["'].*["']\s*\]|\[.*,.*\]""")
-"""A list as in JSON or Python, or with its quotes eaten by the shell."""
+"""A list as in JSON or Python, or with its quotes removed by the shell."""
 
 
 @dataclass(frozen=True)
 class Invocation(Generic[ConfigType]):
-    """A parsed command line: the configuration, and which settings were typed rather than read."""
+    """A parsed command line: the configuration, and which settings were given on the command line."""
 
     config: ConfigType
     config_path: Path | None
@@ -60,7 +60,7 @@ class Invocation(Generic[ConfigType]):
 
 @dataclass(frozen=True)
 class CommandLine(Generic[ConfigType]):
-    """What was typed, and not checked yet."""
+    """A parsed command line whose values are not checked yet."""
 
     schema: type[ConfigType]
     config_path: Path | None
@@ -68,12 +68,12 @@ class CommandLine(Generic[ConfigType]):
     print_config: bool
 
     def load(self) -> Invocation[ConfigType]:
-        """Return the checked configuration; raise `ConfigError` that lists every problem of file and command line."""
+        """Return the checked configuration; raise `ConfigError` listing all problems."""
         config = load_config(self.schema, self.config_path, self.overrides)
         return Invocation(config, self.config_path, frozenset(self.overrides))
 
     def print_settings(self) -> None:
-        """Print the resolved settings as JSON. Without a file, those that have no default may be missing."""
+        """Print the resolved settings as JSON. Without a file, settings without a default may be missing."""
         config = load_config(self.schema, self.config_path, self.overrides, incomplete=self.config_path is None)
         missing = [
             f"{table}.{key}"
@@ -94,7 +94,7 @@ def run_command(
     epilog: str = "",
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv`, run `action`, and return the exit code; a user's mistake becomes one line on stderr each."""
+    """Parse `argv`, run `action`, and return the exit code; user errors become one line each on stderr."""
     before = signal.signal(signal.SIGTERM, _terminate), warnings.showwarning
     warnings.showwarning = _show_warning
     try:
@@ -103,14 +103,14 @@ def run_command(
             words.print_settings()
             return EXIT_OK
         code = action(words.load())
-        sys.stdout.flush()  # here, where a reader that has gone is still handled
+        sys.stdout.flush()  # here, where a closed pipe is still handled
         return code
     except TransformerLMError as error:
         for line in str(error).splitlines():
             say(f"error: {line}")
         return EXIT_USER_ERROR
     except BrokenPipeError:
-        # The reader of stdout has gone, as in `| head -1`: nothing is left to say to it.
+        # The reader of stdout has exited, as in `| head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -119,7 +119,7 @@ def run_command(
             return EXIT_USER_ERROR
         if error.errno not in _OUTSIDE_ERRORS:
             raise
-        name = error.filename2 or error.filename or prog  # of a rename, where it was to go
+        name = error.filename2 or error.filename or prog  # for a rename, its target
         say(f"error: {name}: {error.strerror}")
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError, ImportError) as error:
@@ -137,7 +137,7 @@ def run_command(
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Print a warning of ours as one line, and others as Python does."""
+    """Print the project's own warnings as one line, and others as Python does."""
     if issubclass(category, TransformerLMWarning):
         say(f"warning: {message}")
     else:
@@ -145,14 +145,14 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any) 
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave through every `finally`, so that temporary files and worker processes go too."""
+    """Exit by an exception, so every `finally` removes temporary files and worker processes."""
     raise SystemExit(EXIT_TERMINATED)
 
 
 def parse_command_line(
     schema: type[ConfigType], *, prog: str, epilog: str = "", argv: Sequence[str] | None = None
 ) -> CommandLine[ConfigType]:
-    """Return the words of a command line by setting; raise `ConfigError` if they cannot be told apart."""
+    """Parse a command line into values per setting; raise `ConfigError` if it cannot be parsed."""
     parser = make_parser(schema, prog=prog, epilog=epilog)
     flags = {flag for action in parser._actions for flag in action.option_strings}
     arguments = [_with_dashes(argument, flags) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -189,7 +189,7 @@ def make_parser(schema: type[Config], *, prog: str, epilog: str = "") -> argpars
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are those of any other setting: one line, without the usage."""
+    """A parser that raises `ConfigError` with one line, instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"command line: {message} (a value that begins with a dash needs =, as in --table.key=-1)")
@@ -197,9 +197,9 @@ class _Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Turn Ctrl-C and SIGTERM into a request while the context is open.
+    """Turn Ctrl-C and SIGTERM into a stop request while the context is open.
 
-    Yields a function that gives the exit code asked for, or None. A second Ctrl-C interrupts at once.
+    Yields a function that returns the requested exit code, or None. A second Ctrl-C interrupts at once.
     """
     requested: list[int] = []
 
@@ -207,7 +207,7 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
         if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         requested.append(number)
-        if speaks():  # by os.write, since a handler may interrupt a print to the same stream
+        if speaks():  # os.write, since the handler may interrupt a print to the same stream
             os.write(2, b"\nstopping after this step (Ctrl-C again: at once, without saving)\n")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -225,7 +225,7 @@ def _add_option(group: Any, name: str, field: FieldInfo, default: str) -> None:
     types, choices = _leaf_types(field.annotation), "|".join(choices_of(field.annotation))
     help_text = f"{field.description} {default}".replace("%", "%%")
     convert = _converter(types)
-    if tuple in types and len(flags) > 1:  # texts, one a flag: words that someone forgot to quote must not count
+    if tuple in types and len(flags) > 1:  # one text per flag, so unquoted words are an error
         group.add_argument(*flags, dest=name, action="append", type=convert, metavar="X", help=help_text)
     elif tuple in types:
         metavar = choices or "X"
@@ -242,7 +242,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 
 def _leaf_types(annotation: Any) -> set[type]:
-    """Return the plain types that a setting's annotation admits; a tuple stands with its elements."""
+    """Return the plain types that a setting's annotation allows: for a tuple, `tuple` and its element types."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _leaf_types(get_args(annotation)[0])
@@ -256,9 +256,9 @@ def _leaf_types(annotation: Any) -> set[type]:
 
 
 def _converter(types: set[type]) -> Callable[[str], Any]:
-    """Return a function from a word of the command line to a value; what does not fit stays a word.
+    """Return a function that converts a command-line word to a value; a word that does not fit stays a string.
 
-    The schema then reports it together with all other problems.
+    The schema then reports it with all other problems.
     """
 
     def convert(word: str) -> Any:
@@ -307,7 +307,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _check_lists(schema: type[Config], overrides: Mapping[tuple[str, str], Any]) -> None:
-    """Raise `ConfigError` for lists typed in one word, as in JSON or with commas."""
+    """Raise `ConfigError` for lists given as one word, as in JSON or with commas."""
     problems = []
     for (table, key), value in overrides.items():
         option = f"--{table}.{key}".replace("_", "-")
@@ -328,7 +328,7 @@ def _check_lists(schema: type[Config], overrides: Mapping[tuple[str, str], Any])
 def _unknown_overrides(
     words: list[str], parser: argparse.ArgumentParser, schema: type[Config]
 ) -> dict[tuple[str, str], Any]:
-    """Pass `--table.key value` on, for the schema to name its neighbour; refuse anything else here."""
+    """Pass unknown `--table.key value` on to the schema, which suggests a setting; reject anything else."""
     overrides: dict[tuple[str, str], Any] = {}
     known = [flag for action in parser._actions for flag in action.option_strings]
     for position, word in enumerate(words):

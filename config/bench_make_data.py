@@ -32,6 +32,6 @@ class BenchMakeDataSection(BenchTextSection):
 
 
 class BenchMakeDataConfig(Config):
-    """Measure how fast text becomes token files, beside other tokenizers and the tokenizer alone."""
+    """Measure how fast text becomes token files, compared with other tokenizers and the tokenizer alone."""
 
     benchmark: BenchMakeDataSection = Field(default_factory=BenchMakeDataSection)

@@ -73,6 +73,6 @@ class BenchTokenizerSection(BenchTextSection):
 
 
 class BenchTokenizerConfig(Config):
-    """Measure tokenizer training, encoding and decoding beside other tokenizers."""
+    """Measure tokenizer training, encoding and decoding, compared with other tokenizers."""
 
     benchmark: BenchTokenizerSection = Field(default_factory=BenchTokenizerSection)

@@ -19,7 +19,7 @@ PEERS: tuple[ToolName, ...] = (
 
 
 class TrainSize(ModelHparams):
-    """The shape of a model, and of the batches it is trained on."""
+    """The shape of a model and of its training batches."""
 
     batch_size: int = Field(default=16, gt=0, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(

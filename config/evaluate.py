@@ -17,7 +17,7 @@ from transformerlm.hparams import (
 
 
 class EvaluationSection(EvaluationHparams, ExecutionSection):
-    """Which model, on what, and how."""
+    """Which model to evaluate, on what data, and how."""
 
     checkpoint: PathSetting = Field(
         description="Checkpoint folder, or a run folder (its newest checkpoint).",
@@ -57,7 +57,7 @@ class EvaluationSection(EvaluationHparams, ExecutionSection):
 
 
 class TextSection(InputSection):
-    """Text to evaluate on besides, encoded with the checkpoint's tokenizer."""
+    """More text to evaluate on, encoded with the checkpoint's tokenizer."""
 
     sources: Strings = Field(
         default=(), description="Files, globs, folders or URLs, as of transformerlm-make-data; documents as there."

@@ -12,7 +12,7 @@ GGUF_SUFFIX = ".gguf"
 
 
 class ExportSection(Section):
-    """Which model, and what to write it as."""
+    """Which model to export, and in what format."""
 
     checkpoint: PathSetting = Field(
         description="Checkpoint folder, or a run folder (its newest checkpoint).",

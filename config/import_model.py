@@ -9,7 +9,7 @@ from transformerlm.hparams import PathSetting, Section
 
 
 class ImportSection(Section):
-    """Which model, and what becomes of it."""
+    """Which model to import, and the checkpoint to write."""
 
     hf: PathSetting = Field(
         description="Folder of a Llama, Mistral, Qwen2 or Qwen3 model, as transformers saves it.",

@@ -7,7 +7,7 @@ from transformerlm.hparams import LoggingHparams, PathSetting, SamplingHparams, 
 
 
 class InferenceSection(DecodingSection):
-    """Which model, and what to continue."""
+    """Which model, and the prompts to continue."""
 
     checkpoint: PathSetting = Field(
         description="Checkpoint folder, or a run folder (its newest checkpoint).",

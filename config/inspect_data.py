@@ -10,7 +10,7 @@ from transformerlm.hparams import PathSetting, Problem, Section
 
 
 class InspectSection(Section):
-    """What to look at."""
+    """What to inspect."""
 
     data: PathSetting = Field(
         description="Token file, or the name of an index of many.", json_schema_extra={"flag": "--data"}
@@ -39,6 +39,6 @@ class InspectSection(Section):
 
 
 class InspectDataConfig(Config):
-    """Look at what a model is trained on."""
+    """Inspect the data that a model is trained on."""
 
     inspect: InspectSection

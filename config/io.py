@@ -1,7 +1,7 @@
 """Read a configuration, check all of it, write it back.
 
-Everything that is wrong is collected before anything is said: unknown keys and wrong types of every
-table, then what is impossible within a table, then, if the tables stand, what is impossible between them.
+All problems are collected before any is reported: unknown keys and wrong types of every table, then conflicts
+within a table and, if all tables are valid, conflicts between tables.
 """
 
 import difflib
@@ -39,7 +39,7 @@ OTHER_NAMES = {
     "n_layer": "model.num_layers",
     "max_tokens": "sampling.max_new_tokens",
 }
-"""What other projects call some settings."""
+"""Names that other projects use for some settings."""
 
 
 def load_config(
@@ -64,14 +64,14 @@ def load_config(
             section[key] = value
 
     def origin(table: str, key: str) -> str:
-        setting = (table, key.partition(".")[0])  # of a list, the key goes on with the item's number
+        setting = (table, key.partition(".")[0])  # in a list, the key is followed by the item's index
         typed = setting in overrides if key else table not in tables_of_file
         return COMMAND_LINE if path is None or typed else str(path)
 
     sections, problems = _check_tables(schema, tables, incomplete=incomplete)
     if incomplete and not problems:
         return schema.model_construct(None, **sections)
-    if len(sections) == len(schema.model_fields):  # every table has been read, if not found fitting
+    if len(sections) == len(schema.model_fields):  # every table has been read, but may be invalid
         config = schema(**sections)
         for problem in config.problems():
             table, key = problem.key.split(".", 1)
@@ -97,12 +97,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(config: BaseModel) -> str:
-    """Return the configuration as TOML; what is unset (None), TOML leaves out."""
+    """Return the configuration as TOML; unset settings (None) are left out."""
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
 def to_json(config: Config) -> str:
-    """Return the configuration as indented JSON; a setting that is missing is null, as one that is unset."""
+    """Return the configuration as indented JSON; missing and unset settings are null."""
     dumped = config.model_dump(mode="json", warnings=False)
     sections = {name: type(getattr(config, name)).model_fields for name in dumped}
     tables = {name: {key: dumped[name].get(key) for key in fields} for name, fields in sections.items()}
@@ -176,7 +176,7 @@ def _with_table_defaults(field: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """Return the words that an annotation with a `Literal` admits, of a list those of its items; else nothing."""
+    """Return the words that a `Literal` in an annotation allows, also inside a list; otherwise nothing."""
     if get_origin(annotation) is Literal:
         return tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in get_args(annotation))
     return tuple(word for part in get_args(annotation) for word in choices_of(part))

@@ -1,4 +1,4 @@
-"""The base of all configurations, and the tables that are shared by commands or unknown to the library."""
+"""The base class of all configurations, and the tables used by several commands or only by the application."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -19,22 +19,22 @@ from transformerlm.hparams import (
 
 
 class Config(BaseModel):
-    """What one command is told: a few tables of settings, each a `Section`."""
+    """The settings of one command: several tables, each a `Section`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what cannot work between tables; keys are `table.key`. Tables list their own."""
+        """Yield conflicts between tables; keys are `table.key`. Each table yields its own problems."""
         return iter(())
 
     @classmethod
     def completed_later(cls, tables: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003
-        """Return the tables of which the rest is in a file that the settings name, so that now they need not fit."""
+        """Return the tables to validate later, because a file that the settings name completes them."""
         return frozenset()
 
 
 class InputSection(Section):
-    """The text, and how it falls into documents."""
+    """The text, and how it is split into documents."""
 
     sources: Strings = Field(
         min_length=1,
@@ -103,7 +103,7 @@ class TokenizerTrainingSection(WorkSection):
 
 
 class DatasetInputSection(InputSection):
-    """The text, and what of it is for validation."""
+    """The text, and the part of it used for validation."""
 
     valid_sources: Strings = Field(
         default=(), description="Text for validation (unset: valid_fraction of the documents of `sources`)."
@@ -145,7 +145,7 @@ class ExecutionSection(Section):
 
 
 class DecodingSection(ExecutionSection):
-    """Where a model runs, and how its steps are made faster."""
+    """Where a model runs, and how decoding is made faster."""
 
     compile: bool = Field(
         default=False,

@@ -8,7 +8,7 @@ from transformerlm.serving.settings import LimitsHparams, ServerHparams
 
 
 class ServedModelSection(DecodingSection):
-    """Which model, and how many texts it writes at a time."""
+    """Which model to serve, and how many sequences it decodes at a time."""
 
     checkpoint: PathSetting = Field(
         description="Checkpoint folder, or a run folder (its newest checkpoint).",

@@ -37,7 +37,7 @@ class TrainConfig(Config):
 
     @classmethod
     def completed_later(cls, tables: Mapping[str, Any]) -> frozenset[str]:
-        """The model of a run that begins with a checkpoint's weights is that checkpoint's."""
+        """With `training.init_from`, the checkpoint completes the model settings."""
         training = tables.get("training")
         return frozenset({"model"} if isinstance(training, dict) and "init_from" in training else ())
 

@@ -269,7 +269,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path | str, *, context_length:
     texts = {name: json.dumps(content, ensure_ascii=False) + "\n" for name, content in files.items()}
     for name, text in texts.items():
         if (path / name).exists() and (path / name).read_bytes() != text.encode("utf-8"):
-            raise InteropError(f"{path / name}: is there already, with other content; choose another folder")
+            raise InteropError(f"{path / name}: already exists, with other content; choose another folder")
     for name, text in texts.items():
         atomic_write_text(path / name, text)
 

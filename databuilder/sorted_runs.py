@@ -286,18 +286,18 @@ def read_index(
 
     Only the pages of the index that are needed are read.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        for segment in segments:
-            count = segment.num_documents
-            keys = np.frombuffer(mapped, "<u8", count, segment.index_at)
-            ends = np.frombuffer(mapped, "<u8", count, segment.index_at + count * WORD_BYTES)
-            low, high = _place(keys, first_key), _place(keys, last_key)
-            begin = int(ends[low - 1]) if low else 0
-            rows_ends = ends[low:high].astype(np.int64)
-            lengths = np.diff(rows_ends, prepend=begin)
-            rows = IndexRows(keys[low:high].astype(np.uint64), segment.ids_at + (rows_ends - lengths) * width, lengths)
-            del keys, ends  # they must be gone before their memory map is closed
-            yield rows
+    with path.open("rb") as file:
+        # Not closed here: the last array closes it, and a profiler's thread may keep one alive a little longer.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for segment in segments:
+        count = segment.num_documents
+        keys = np.frombuffer(mapped, "<u8", count, segment.index_at)
+        ends = np.frombuffer(mapped, "<u8", count, segment.index_at + count * WORD_BYTES)
+        low, high = _place(keys, first_key), _place(keys, last_key)
+        begin = int(ends[low - 1]) if low else 0
+        rows_ends = ends[low:high].astype(np.int64)
+        lengths = np.diff(rows_ends, prepend=begin)
+        yield IndexRows(keys[low:high].astype(np.uint64), segment.ids_at + (rows_ends - lengths) * width, lengths)
 
 
 def _place(keys: Index, key: int) -> int:
